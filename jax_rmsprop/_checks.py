@@ -1,0 +1,125 @@
+"""Bad input gets one line that names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Schedule = Callable[[Any], Any]
+Number = float | jax.Array
+NumberOrSchedule = Number | Schedule
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    high: float = math.inf,
+    schedule: bool = False,
+) -> NumberOrSchedule:
+    """Check one hyperparameter, which must lie in [0, `high`] and be finite.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what the caller passed.
+      high: the largest allowed value.
+      schedule: whether a function step -> number is allowed too.
+
+    Returns:
+      A Python float for a concrete value, in whatever type it came; a tracer or a
+      schedule as it is, since neither has a value yet.
+
+    Raises:
+      TypeError: not a scalar number (nor a schedule, where one is allowed).
+      ValueError: a concrete value out of range, or NaN.
+    """
+    allowed = "a finite number >= 0" if high == math.inf else f"in [0, {high:g}]"
+    if schedule:
+        allowed += " or a schedule (a function from step to number)"
+        if callable(value):
+            return value
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    if is_array and value.shape != () and _is_real(value.dtype):
+        raise TypeError(
+            f"`{name}` must be a scalar, got an array of shape {value.shape}; "
+            "to run several values at once, use jax.vmap"
+        )
+    if not (is_array and _is_real(value.dtype)) and type(value) not in (int, float):
+        raise TypeError(f"`{name}` must be {allowed}, got {value!r}")
+    if isinstance(value, jax.core.Tracer):
+        return value
+    concrete = float(value)
+    if not (0 <= concrete <= high and math.isfinite(concrete)):
+        raise ValueError(f"`{name}` must be {allowed}, got {concrete!r}")
+    return concrete
+
+
+def flag(name: str, value: Any) -> bool:
+    """Check an option that is on or off.
+
+    Raises:
+      TypeError: not a bool, for instance a traced one: it decides what is compiled.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return bool(value)
+
+
+def floating(params: Any) -> None:
+    """Check that every leaf is floating point or complex.
+
+    Raises:
+      TypeError: naming the path of the first leaf that is not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"RMSProp needs floating-point or complex leaves, but "
+                f"{_name(path)} is {leaf.dtype}; leave it out with optax.masked "
+                "or by filtering the tree"
+            )
+
+
+def match(updates: Any, nu: Any) -> None:
+    """Check that the gradients have the tree and the shapes of the state.
+
+    Raises:
+      ValueError: naming the first leaf that differs, which of the two trees it is
+        in, and both shapes.
+    """
+    gradient = {
+        _name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    state = {_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(nu)}
+    for path in gradient | state:
+        if path not in state:
+            what = f"has shape {gradient[path]}, the state has no such leaf"
+        elif path not in gradient:
+            what = f"has no such leaf, the state has one of shape {state[path]}"
+        elif gradient[path] != state[path]:
+            what = f"has shape {gradient[path]}, the state has shape {state[path]}"
+        else:
+            continue
+        raise ValueError(
+            f"the gradient does not match the optimizer state at {path}: "
+            f"the gradient {what}"
+        )
+    trees = jax.tree.structure(updates), jax.tree.structure(nu)
+    if trees[0] != trees[1]:
+        raise ValueError(
+            "the gradient does not match the optimizer state: the leaves agree, the "
+            f"containers do not; the gradient is {trees[0]}, the state is {trees[1]}"
+        )
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "the root"

@@ -1,0 +1,217 @@
+"""The optimizer: Optax's own parts chained around `scale_by_rmsprop`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_rmsprop import _checks
+from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop._transform import (
+    at_precision,
+    average_arguments,
+    compiled,
+    place_like,
+    rmsprop_state,
+    state_dtype,
+    uncompiled_scale_by_rmsprop,
+)
+
+
+def rmsprop(
+    learning_rate: NumberOrSchedule,
+    gamma: NumberOrSchedule = 0.9,
+    eps: Number = 1e-6,
+    *,
+    eps_in_sqrt: bool = True,
+    initial_scale: Number = 0.0,
+    centered: bool = False,
+    bias_correction: bool = False,
+    momentum: Number | None = None,
+    nesterov: bool = False,
+    lr_in_momentum: bool = True,
+    weight_decay: Number = 0.0,
+    decoupled_weight_decay: bool = True,
+    mask: Any | Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RMSProp, ready to use: the step with its learning rate, momentum and decay.
+
+    With :math:`u_t` from :func:`scale_by_rmsprop`, learning rate :math:`\eta`,
+    momentum :math:`m` and decay :math:`\lambda`, the parameters :math:`x` move by
+
+    .. math::
+        x_t &= x_{t-1} - \eta u_t
+            && \text{without momentum} \\
+        b_t &= m\,b_{t-1} + \eta u_t, \quad x_t = x_{t-1} - b_t
+            && \texttt{lr\_in\_momentum} \\
+        b_t &= m\,b_{t-1} + u_t, \quad x_t = x_{t-1} - \eta b_t
+            && \text{otherwise}
+
+    With `nesterov`, :math:`m\,b_t + \eta u_t` (otherwise :math:`m\,b_t + u_t`) takes
+    the place of :math:`b_t` in the second equation. Decoupled decay subtracts
+    :math:`\eta\lambda x_{t-1}` from the result; coupled decay adds
+    :math:`\lambda x_{t-1}` to the gradient at the start.
+
+    All of it is computed and kept in float32 or wider, and rounded once, to the
+    gradient's dtype. The momentum buffer is that of ``optax.trace``; with
+    `lr_in_momentum` it holds :math:`-b_t`.
+
+    Args:
+      learning_rate: :math:`\eta` >= 0, a scalar of any type, a tracer, or a schedule
+        from the step (from 0) to the rate.
+      gamma: decay of the average, in [0, 1], likewise.
+      eps: what keeps the divisor from zero, >= 0.
+      eps_in_sqrt: whether `eps` is added inside the root.
+      initial_scale: the average's initial value, >= 0.
+      centered: divide by the root of the variance rather than of the mean square.
+      bias_correction: divide the average by the weight it has collected.
+      momentum: :math:`m`, in [0, 1], or None for no momentum and no buffer.
+      nesterov: look ahead along the momentum.
+      lr_in_momentum: whether the learning rate enters before the buffer (Optax,
+        Keras, TensorFlow) or after it (PyTorch). The two differ when it changes.
+      weight_decay: :math:`\lambda` >= 0; `update` needs the parameters unless it is
+        the number 0.
+      decoupled_weight_decay: whether the decay stays outside the average and the
+        momentum (AdamW's way) or is part of the gradient (PyTorch's).
+      mask: which leaves decay: a tree of bools, or a function from the parameters to
+        one; None for all. See ``optax.masked``.
+
+    Returns:
+      A transformation that accepts extra arguments. Its state is a chain's: a tuple
+      with a :class:`ScaleByRMSPropState` and, with momentum, an
+      ``optax.TraceState``. Outside a jit an update is one dispatch, and other
+      values of any number above compile nothing anew.
+
+    Raises:
+      TypeError, ValueError: as :func:`scale_by_rmsprop` does; `nesterov` without
+        `momentum`; `update` without the parameters though there is weight decay.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jax_rmsprop import rmsprop
+      >>> def loss(x):
+      ...     return 0.1 * x[0] ** 2 + 2 * x[1] ** 2
+      >>> optimizer = rmsprop(learning_rate=0.4, gamma=0.9)
+      >>> x = jnp.array([-5.0, -2.0])
+      >>> state = optimizer.init(x)
+      >>> for _ in range(20):
+      ...     updates, state = optimizer.update(jax.grad(loss)(x), state)
+      ...     x = optax.apply_updates(x, updates)
+      >>> print(f"x1 {x[0]:f}, x2 {x[1]:f}")
+      x1 -0.010599, x2 0.000000
+
+    References:
+      Tieleman and Hinton, `Lecture 6.5 - rmsprop
+      <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
+      2012; decoupled decay: Loshchilov and Hutter, `Decoupled Weight Decay
+      Regularization <https://arxiv.org/abs/1711.05101>`_, 2019.
+    """
+    if nesterov and momentum is None:
+        raise ValueError("`nesterov` must be False if `momentum` is None, got True")
+    options, hyperparameters = average_arguments(
+        gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
+    )
+    options |= {
+        "nesterov": _checks.flag("nesterov", nesterov),
+        "lr_in_momentum": _checks.flag("lr_in_momentum", lr_in_momentum),
+        "decoupled": _checks.flag("decoupled_weight_decay", decoupled_weight_decay),
+        "mask": _hashable(mask),
+    }
+    hyperparameters |= {
+        "learning_rate": _checks.number("learning_rate", learning_rate, schedule=True)
+    }
+    if momentum is not None:
+        hyperparameters |= {"momentum": _checks.number("momentum", momentum, high=1)}
+    decay = _checks.number("weight_decay", weight_decay)
+    decays = not (isinstance(decay, float) and decay == 0)
+    if decays:
+        hyperparameters |= {"weight_decay": decay}
+    return compiled(_chain, options, hyperparameters, uses_params=decays)
+
+
+def _chain(
+    *,
+    learning_rate: jax.Array,
+    momentum: jax.Array | None = None,
+    weight_decay: jax.Array | None = None,
+    nesterov: bool,
+    lr_in_momentum: bool,
+    decoupled: bool,
+    mask: Any,
+    **average: Any,
+) -> optax.GradientTransformation:
+    """The chain, its numbers scalar arrays; `average` is for `scale_by_rmsprop`."""
+
+    def chain(dtypes: list[Any]) -> optax.GradientTransformation:
+        # Optax multiplies each leaf by these as they are, so a scalar of a fixed type
+        # must not be wider than any leaf; one that began as a Python float adapts.
+        def fit(x: jax.Array) -> jax.Array:
+            return x if x.weak_type else x.astype(min(dtypes, key=_width))
+
+        rate = fit(learning_rate)
+        scale = optax.scale_by_learning_rate(rate)
+        trace = (
+            optax.identity()
+            if momentum is None
+            else optax.trace(fit(momentum), nesterov=nesterov)
+        )
+        parts = [
+            uncompiled_scale_by_rmsprop(**average),
+            *((scale, trace) if lr_in_momentum else (trace, scale)),
+        ]
+        if weight_decay is not None:
+            decay = fit(weight_decay)
+            if decoupled:
+                parts.append(optax.add_decayed_weights(-rate * decay, _tree(mask)))
+            else:
+                parts.insert(0, optax.add_decayed_weights(decay, _tree(mask)))
+        return optax.chain(*parts)
+
+    def init(params: Any) -> Any:
+        _checks.floating(params)
+        params = jax.tree.map(lambda p: p.astype(state_dtype(p)), params)
+        inner = chain(_dtypes(params))
+        return optax.tree_utils.tree_map_params(
+            inner, place_like, inner.init(params), params
+        )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if weight_decay is not None and params is None:
+            raise ValueError(
+                "`params` must be passed to `update` when `weight_decay` is not 0, "
+                "got None"
+            )
+        nu = rmsprop_state(state).nu
+        _checks.match(updates, nu)
+        wide = jax.tree.map(lambda x, n: at_precision(x, n.dtype), updates, nu)
+        if params is not None:
+            params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
+        wide, state = chain(_dtypes(nu)).update(wide, state, params)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _dtypes(tree: Any) -> list[Any]:
+    return [leaf.dtype for leaf in jax.tree.leaves(tree)] or [jnp.dtype(jnp.float32)]
+
+
+def _width(dtype: Any) -> int:
+    return jnp.finfo(dtype).bits
+
+
+def _hashable(mask: Any) -> Any:
+    """A mask in a form that jit takes for a static argument; a function is one."""
+    if mask is None or callable(mask):
+        return mask
+    leaves, tree = jax.tree.flatten(mask)
+    return tuple(bool(leaf) for leaf in leaves), tree
+
+
+def _tree(mask: Any) -> Any:
+    """The mask as Optax takes it, from its hashable form."""
+    return mask[1].unflatten(mask[0]) if isinstance(mask, tuple) else mask

@@ -1,0 +1,393 @@
+r"""RMSProp's mathematics: the moving average of squares and the step it scales.
+
+One leaf at a time, with :math:`g` the gradient, :math:`\gamma` the average's decay
+and `rate` :math:`= 1-\gamma`, everything element by element:
+
+    nu_t = nu_{t-1} + (1 - gamma) (|g_t|^2 - nu_{t-1})
+    u_t  = g_t / sqrt(nu_t + eps)          eps_in_sqrt=True, the textbook
+    u_t  = g_t / (sqrt(nu_t) + eps)        eps_in_sqrt=False, PyTorch
+
+Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
+Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
+"Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental.shard_alike import shard_alike
+
+from jax_rmsprop import _checks
+from jax_rmsprop._checks import Number, NumberOrSchedule
+
+
+class ScaleByRMSPropState(NamedTuple):
+    """The state of :func:`scale_by_rmsprop`, the same class for every option.
+
+    Attributes:
+      count: the number of updates so far, int32 of shape ().
+      nu: the average of squared gradients, or their variance if `centered`; never
+        negative. The tree and shapes of the parameters; real; float32 for leaves
+        of lower precision.
+      mu: the average of gradients, if `centered`; else None. As `nu`, but complex
+        for complex leaves.
+      weight: what the averages' weights sum to, if `bias_correction`; else None.
+        A float of shape ().
+    """
+
+    count: Any
+    nu: Any
+    mu: Any
+    weight: Any
+
+
+def scale_by_rmsprop(
+    gamma: NumberOrSchedule = 0.9,
+    eps: Number = 1e-6,
+    *,
+    eps_in_sqrt: bool = True,
+    initial_scale: Number = 0.0,
+    centered: bool = False,
+    bias_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divide each gradient by the root of the moving average of its square.
+
+    .. math::
+        \nu_t &= \nu_{t-1} + (1-\gamma)\,(|g_t|^2 - \nu_{t-1}) \\
+        u_t &= g_t / \sqrt{\nu_t + \epsilon} \quad\text{or}\quad
+               g_t / (\sqrt{\nu_t} + \epsilon)
+
+    and if `centered`, with the average :math:`\mu` of the gradient, the variance in
+    the place of :math:`\nu`:
+
+    .. math::
+        d_t &= g_t - \mu_{t-1} \\
+        \mu_t &= \mu_{t-1} + (1-\gamma)\,d_t \\
+        \nu_t &= \nu_{t-1} + (1-\gamma)\,(\gamma |d_t|^2 - \nu_{t-1})
+
+    which is the average of the square less the square of the average, kept in a
+    form that cannot become negative. The sign of the gradient is kept: chain with
+    ``optax.scale(-learning_rate)``, or use :func:`jax_rmsprop.rmsprop`.
+
+    Arithmetic and state are float32 or wider whatever the leaf's dtype; an update
+    has its gradient's dtype. A component of the gradient beyond 2^62 (2^510 in
+    float64) counts as that bound, so its square cannot overflow. Not centered, and
+    unless gamma is 1, an update's component never exceeds
+    :math:`1/\sqrt{1-\gamma}`, and a gradient of zero gives an update of zero, also
+    with ``eps=0``.
+
+    Args:
+      gamma: decay of the average, in [0, 1]; the average looks back over about
+        1/(1-gamma) steps. A scalar of any type, a tracer, or a schedule from the
+        step (from 0) to the decay. With 1 the average keeps its initial value.
+      eps: what keeps the divisor from zero, >= 0; added to the square (the units
+        of g^2) if `eps_in_sqrt`, else to the root (the units of g).
+      eps_in_sqrt: where `eps` enters: True inside the root (the textbook, Keras,
+        TensorFlow, Optax), False outside (PyTorch).
+      initial_scale: the average's initial value, >= 0: 0, or 1 in TensorFlow 1.
+      centered: divide by the root of the variance rather than of the mean square.
+      bias_correction: divide the average by the weight it has collected, so that
+        its first values are not drawn toward its initial 0, also under a gamma
+        schedule. An `initial_scale` other than 0 counts as an average of full
+        weight: then there is nothing to correct.
+
+    Returns:
+      A transformation whose state is a :class:`ScaleByRMSPropState`. It takes the
+      parameters and any extra arguments in `update`, and needs neither. Outside a
+      jit an update is one dispatch, and other values of gamma and eps compile
+      nothing anew.
+
+    Raises:
+      TypeError: an argument is no number, or `params` has a leaf that is neither
+        floating-point nor complex (when `init` is called).
+      ValueError: a concrete argument is out of its range; `centered` with
+        `bias_correction` (the first variance is zero by construction); or a
+        gradient's tree or shapes are not the state's (when `update` is called).
+
+    .. warning::
+        Centered, a constant gradient has a variance that really goes to zero, and
+        the step grows to g/sqrt(eps) (g/eps with ``eps_in_sqrt=False``). Choose eps
+        as the square of the smallest spread of the gradient that should count (its
+        smallest spread, outside the root): 1e-2 in DQN, 1e-3 with TensorFlow 1's
+        EfficientNet; 1e-6 is far too small for a nearly noiseless gradient.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from jax_rmsprop import scale_by_rmsprop
+      >>> optimizer = optax.chain(scale_by_rmsprop(gamma=0.9), optax.scale(-0.4))
+      >>> params = jnp.array([-5.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> gradient = params * jnp.array([0.2, 4.0])
+      >>> updates, state = optimizer.update(gradient, state)
+      >>> print(optax.apply_updates(params, updates))
+      [-3.7350898  -0.73508906]
+
+    References:
+      Tieleman and Hinton, `Lecture 6.5 - rmsprop
+      <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
+      2012; centered: Graves, `Generating Sequences With Recurrent Neural Networks
+      <https://arxiv.org/abs/1308.0850>`_, 2013.
+    """
+    return compiled(
+        uncompiled_scale_by_rmsprop,
+        *average_arguments(
+            gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
+        ),
+    )
+
+
+def average_arguments(
+    gamma: NumberOrSchedule,
+    eps: Number,
+    eps_in_sqrt: bool,
+    initial_scale: Number,
+    centered: bool,
+    bias_correction: bool,
+) -> tuple[dict[str, Any], dict[str, NumberOrSchedule]]:
+    """Check what `scale_by_rmsprop` takes; its options and its hyperparameters."""
+    if centered and bias_correction:
+        raise ValueError(
+            "`bias_correction` must be False if `centered` is True, got True: the "
+            "variance after the first step is zero by construction"
+        )
+    options = {
+        "eps_in_sqrt": _checks.flag("eps_in_sqrt", eps_in_sqrt),
+        "centered": _checks.flag("centered", centered),
+        "bias_correction": _checks.flag("bias_correction", bias_correction),
+    }
+    hyperparameters = {
+        "gamma": _checks.number("gamma", gamma, high=1, schedule=True),
+        "eps": _checks.number("eps", eps),
+        "initial_scale": _checks.number("initial_scale", initial_scale),
+    }
+    return options, hyperparameters
+
+
+def uncompiled_scale_by_rmsprop(
+    gamma: jax.Array,
+    rate: jax.Array,
+    eps: jax.Array,
+    initial_scale: jax.Array,
+    *,
+    eps_in_sqrt: bool,
+    centered: bool,
+    bias_correction: bool,
+) -> optax.GradientTransformation:
+    """The transformation itself; its numbers are scalar arrays, `rate` = 1 - `gamma`."""
+
+    def init(params: Any) -> ScaleByRMSPropState:
+        _checks.floating(params)
+
+        def average(p: jax.Array, dtype: Any, value: Any) -> jax.Array:
+            return place_like(jnp.full_like(p, value, dtype), p)
+
+        def nu(p: jax.Array) -> jax.Array:
+            return average(p, jnp.finfo(state_dtype(p)).dtype, initial_scale)
+
+        def mu(p: jax.Array) -> jax.Array:
+            return average(p, state_dtype(p), 0)
+
+        return ScaleByRMSPropState(
+            count=jnp.zeros([], jnp.int32),
+            nu=jax.tree.map(nu, params),
+            mu=jax.tree.map(mu, params) if centered else None,
+            # An initial value that was asked for is an average already: weight 1.
+            weight=(initial_scale > 0).astype(float) if bias_correction else None,
+        )
+
+    def update(
+        updates: Any, state: ScaleByRMSPropState, params: Any = None
+    ) -> tuple[Any, ScaleByRMSPropState]:
+        del params
+        _checks.floating(updates)
+        _checks.match(updates, state.nu)
+        weight = state.weight
+        if weight is not None:
+            weight += rate.astype(weight.dtype) * (1 - weight)
+        g, tree = jax.tree.flatten(updates)
+        nu = tree.flatten_up_to(state.nu)
+        mu = tree.flatten_up_to(state.mu) if centered else [None] * len(g)
+        new = [
+            _step(*leaf, weight, gamma, rate, eps, eps_in_sqrt=eps_in_sqrt)
+            for leaf in zip(g, nu, mu, strict=True)
+        ]
+        return tree.unflatten([u for u, _, _ in new]), ScaleByRMSPropState(
+            count=optax.safe_increment(state.count),
+            nu=tree.unflatten([nu for _, nu, _ in new]),
+            mu=tree.unflatten([mu for _, _, mu in new]) if centered else None,
+            weight=weight,
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+# Compiled by itself, a thousand leaves of one shape are traced once.
+@functools.partial(jax.jit, static_argnames="eps_in_sqrt")
+def _step(
+    g: jax.Array,
+    nu: jax.Array,
+    mu: jax.Array | None,
+    weight: jax.Array | None,
+    gamma: jax.Array,
+    rate: jax.Array,
+    eps: jax.Array,
+    *,
+    eps_in_sqrt: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """One leaf of the module's equations: the update, the new nu and the new mu."""
+    dtype, info = g.dtype, jnp.finfo(nu.dtype)
+    # The type of a hyperparameter never changes the type of an array.
+    gamma, rate, eps = (x.astype(nu.dtype) for x in (gamma, rate, eps))
+    # The square of the bound, and twice it, are finite, and so is bound / sqrt(tiny).
+    # The bound holds in the numerator too, else one huge gradient takes a huge step.
+    bound = np.asarray(2.0 ** (info.maxexp // 2 - 2), nu.dtype)
+    g = _by_part(lambda x: lax.clamp(-bound, x, bound), at_precision(g, nu.dtype))
+
+    if mu is None:
+        nu = nu + rate * (_abs_square(g) - nu)
+    else:
+        d = g - mu
+        mu = mu + _by_part(lambda x: rate * x, d)
+        nu = nu + rate * (gamma * _abs_square(d) - nu)
+
+    corrected = nu if weight is None else nu / _positive(weight.astype(nu.dtype))
+    if eps_in_sqrt:
+        root = jnp.sqrt(_positive(corrected) + eps)
+    else:
+        root = jnp.sqrt(_positive(corrected)) + eps
+    return _by_part(lambda x: x / root, g).astype(dtype), nu, mu
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    """Keep x, not negative, from zero: a root or quotient of it, and the derivative."""
+    return lax.max(x, jnp.finfo(x.dtype).tiny)
+
+
+def _abs_square(x: jax.Array) -> jax.Array:
+    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def _by_part(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Apply f to x or, if it is complex, to its real and its imaginary part.
+
+    A product of a complex and a real number would multiply by an imaginary 0 too,
+    which makes NaN of infinity.
+    """
+    return lax.complex(f(x.real), f(x.imag)) if jnp.iscomplexobj(x) else f(x)
+
+
+def state_dtype(p: jax.Array) -> Any:
+    """The dtype of a leaf's averages: its own, and float32 for what is narrower."""
+    return p.dtype if jnp.finfo(p.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def at_precision(x: jax.Array, dtype: Any) -> jax.Array:
+    """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
+    return x.astype(np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
+
+
+def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
+    """Shard x, which does not depend on p, as p is sharded.
+
+    Under jit and an automatic mesh the compiler would put a constant on one device.
+    """
+    return shard_alike(x, p)[0]
+
+
+# What follows makes a transformation of numbers known when it runs one compiled call.
+
+
+def compiled(
+    make: Callable[..., optax.GradientTransformation],
+    options: Mapping[str, Hashable],
+    hyperparameters: Mapping[str, NumberOrSchedule],
+    *,
+    uses_params: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Build `make(**hyperparameters, rate, **options)`, each method one dispatch.
+
+    The options decide what is compiled; the hyperparameters are operands, so all
+    transformations of the same make and options share one compiled function.
+
+    Args:
+      make: a module-level function (so that the result can be pickled).
+      options: what `make` takes that is known when it is compiled.
+      hyperparameters: numbers, tracers or schedules; must contain "gamma". `make`
+        gets them as scalar arrays, a schedule's value at the state's count in its
+        place, and beside them "rate", which is 1 - gamma.
+      uses_params: whether `update` reads the parameters. If not, they may be
+        anything: Equinox's users pass whole models.
+    """
+    key = (make, tuple(sorted(options.items())))
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, key, hyperparameters),
+        functools.partial(_update, key, hyperparameters, uses_params),
+    )
+
+
+def _init(key: Any, hyperparameters: Mapping[str, Any], params: Any) -> Any:
+    return _compiled_init(key, _values(hyperparameters, np.int32(0)), params)
+
+
+def _update(
+    key: Any,
+    hyperparameters: Mapping[str, Any],
+    uses_params: bool,
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    **extra_args: Any,
+) -> tuple[Any, Any]:
+    del extra_args
+    values = _values(hyperparameters, rmsprop_state(state).count)
+    return _compiled_update(
+        key, values, updates, state, params if uses_params else None
+    )
+
+
+def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
+    """The hyperparameters at a step: Python floats, or arrays not below float32.
+
+    1 - gamma is formed here, where a Python float is still a double: in float32,
+    1 - 0.9999 is wrong by 3e-4 of itself.
+    """
+
+    def value(x: Any) -> Any:
+        x = x(count) if callable(x) else x
+        return x if isinstance(x, float) else jnp.asarray(x, float)
+
+    values = {name: value(x) for name, x in hyperparameters.items()}
+    return values | {"rate": 1 - values["gamma"]}
+
+
+def rmsprop_state(state: Any) -> ScaleByRMSPropState:
+    """The one ScaleByRMSPropState in the state of a chain."""
+    if isinstance(state, ScaleByRMSPropState):
+        return state
+    return next(part for part in state if isinstance(part, ScaleByRMSPropState))
+
+
+# Inlined where the caller compiles already; alone, one dispatch.
+_jit = functools.partial(jax.jit, static_argnums=0, inline=True)
+
+
+@_jit
+def _compiled_init(key: Any, values: dict[str, Any], params: Any) -> Any:
+    make, options = key
+    return make(**values, **dict(options)).init(params)
+
+
+@_jit
+def _compiled_update(
+    key: Any, values: dict[str, Any], updates: Any, state: Any, params: Any
+) -> tuple[Any, Any]:
+    make, options = key
+    return make(**values, **dict(options)).update(updates, state, params)
