@@ -259,15 +259,15 @@ def _step(
         nu = nu + rate * (gamma * _abs_square(d) - nu)
 
     corrected = nu if weight is None else nu / _positive(weight.astype(nu.dtype))
-    if eps_in_sqrt:
-        root = jnp.sqrt(_positive(corrected) + eps)
+    if eps_in_sqrt:  # a scalar's maximum costs nothing, an array's 8% of compile time
+        root = jnp.sqrt(corrected + _positive(eps))
     else:
         root = jnp.sqrt(_positive(corrected)) + eps
     return _by_part(lambda x: x / root, g).astype(dtype), nu, mu
 
 
 def _positive(x: jax.Array) -> jax.Array:
-    """Keep x, not negative, from zero: a root or quotient of it, and the derivative."""
+    """Keep x >= 0 from zero, so that its root and the root's derivative are finite."""
     return lax.max(x, jnp.finfo(x.dtype).tiny)
 
 

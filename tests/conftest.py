@@ -1,0 +1,59 @@
+"""What every test shares: four CPU devices, strict types, tolerances, data."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+jax.config.update("jax_num_cpu_devices", 4)
+# A leak of one type or shape into another is an error, not a promotion.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def tolerance(dtype, roundings=1.0):
+    """What so many roundings of a dtype may amount to, relative to the result.
+
+    One rounding is half the spacing eps of the dtype's numbers; a complex number has
+    the precision of its parts.
+    """
+    return float(roundings * jnp.finfo(dtype).eps / 2)
+
+
+@pytest.fixture
+def x64():
+    """Make float64 the default, for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64", "complex64"])
+def dtype(request):
+    """Each dtype a parameter may have; x64 is on for float64 alone."""
+    if request.param == "float64":
+        request.getfixturevalue("x64")
+    return jnp.dtype(request.param)
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def standard_promotion():
+    """JAX's default promotion, for code that does not promise the strict one."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def require(module):
+    """Import a library that is optional for a person and obligatory in CI."""
+    if os.environ.get("CI"):
+        __import__(module)
+    return pytest.importorskip(module)
