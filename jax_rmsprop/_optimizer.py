@@ -57,8 +57,7 @@ def rmsprop(
     :math:`\lambda x_{t-1}` to the gradient at the start.
 
     All of it is computed and kept in float32 or wider, and rounded once, to the
-    gradient's dtype. The momentum buffer is that of ``optax.trace``; with
-    `lr_in_momentum` it holds :math:`-b_t`.
+    gradient's dtype. The momentum buffer :math:`b` is that of ``optax.trace``.
 
     Args:
       learning_rate: :math:`\eta` >= 0, a scalar of any type, a tracer, or a schedule
@@ -82,8 +81,8 @@ def rmsprop(
 
     Returns:
       A transformation that accepts extra arguments. Its state is a chain's: a tuple
-      with a :class:`ScaleByRMSPropState` and, with momentum, an
-      ``optax.TraceState``. Outside a jit an update is one dispatch, and other
+      with a :class:`ScaleByRMSPropState` in second place and, with momentum, an
+      ``optax.TraceState`` after it. Outside a jit an update is one dispatch, and other
       values of any number above compile nothing anew.
 
     Raises:
@@ -152,24 +151,29 @@ def _chain(
         def fit(x: jax.Array) -> jax.Array:
             return x if x.weak_type else x.astype(min(dtypes, key=_width))
 
+        def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
+            add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
+            return add if mask is None else optax.masked(add, _tree(mask))
+
         rate = fit(learning_rate)
-        scale = optax.scale_by_learning_rate(rate)
+        scale = optax.scale(rate)
         trace = (
             optax.identity()
             if momentum is None
             else optax.trace(fit(momentum), nesterov=nesterov)
         )
-        parts = [
+        coupled = after = None
+        if weight_decay is not None and decoupled:
+            after = rate * fit(weight_decay)
+        elif weight_decay is not None:
+            coupled = fit(weight_decay)
+        # Five parts whatever the options, so that a decay of zero changes no tree.
+        return optax.chain(
+            add_decay(coupled),
             uncompiled_scale_by_rmsprop(**average),
             *((scale, trace) if lr_in_momentum else (trace, scale)),
-        ]
-        if weight_decay is not None:
-            decay = fit(weight_decay)
-            if decoupled:
-                parts.append(optax.add_decayed_weights(-rate * decay, _tree(mask)))
-            else:
-                parts.insert(0, optax.add_decayed_weights(decay, _tree(mask)))
-        return optax.chain(*parts)
+            add_decay(after),
+        )
 
     def init(params: Any) -> Any:
         _checks.floating(params)
@@ -191,7 +195,9 @@ def _chain(
         if params is not None:
             params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
         wide, state = chain(_dtypes(nu)).update(wide, state, params)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
+        # The chain's result is what to subtract. A minus before this last step would
+        # let the compiler reorder sums of products where it knows the learning rate.
+        return jax.tree.map(lambda u, g: (-u).astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
 

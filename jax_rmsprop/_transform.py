@@ -327,6 +327,11 @@ def compiled(
         anything: Equinox's users pass whole models.
     """
     key = (make, tuple(sorted(options.items())))
+    # A partial is hashed by its identity, as jit needs, whatever the schedule is.
+    hyperparameters = {
+        name: functools.partial(x) if callable(x) else x
+        for name, x in hyperparameters.items()
+    }
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, key, hyperparameters),
         functools.partial(_update, key, hyperparameters, uses_params),
@@ -361,7 +366,7 @@ def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
     """
 
     def value(x: Any) -> Any:
-        x = x(count) if callable(x) else x
+        x = jax.jit(x)(count) if callable(x) else x
         return x if isinstance(x, float) else jnp.asarray(x, float)
 
     values = {name: value(x) for name, x in hyperparameters.items()}
