@@ -156,23 +156,26 @@ def _chain(
             return add if mask is None else optax.masked(add, _tree(mask))
 
         rate = fit(learning_rate)
-        scale = optax.scale(rate)
-        trace = (
-            optax.identity()
-            if momentum is None
-            else optax.trace(fit(momentum), nesterov=nesterov)
-        )
-        coupled = after = None
-        if weight_decay is not None and decoupled:
-            after = rate * fit(weight_decay)
-        elif weight_decay is not None:
-            coupled = fit(weight_decay)
-        # Five parts whatever the options, so that a decay of zero changes no tree.
+        coupled = after = None if weight_decay is None else fit(weight_decay)
+        if momentum is not None and lr_in_momentum:
+            # The minus comes last: before the buffer it would let the compiler
+            # reorder a sum of products where it knows the learning rate.
+            buffer = optax.scale(rate), optax.trace(fit(momentum), nesterov=nesterov)
+            step = optax.scale(-1.0)
+            after = None if after is None else rate * after
+        elif momentum is not None:
+            buffer = optax.identity(), optax.trace(fit(momentum), nesterov=nesterov)
+            step = optax.scale_by_learning_rate(rate)
+        else:
+            buffer = optax.identity(), optax.identity()
+            step = optax.scale_by_learning_rate(rate)
+        # As many parts whatever the numbers, so that a decay of zero changes no tree.
         return optax.chain(
-            add_decay(coupled),
+            add_decay(None if decoupled else coupled),
             uncompiled_scale_by_rmsprop(**average),
-            *((scale, trace) if lr_in_momentum else (trace, scale)),
-            add_decay(after),
+            *buffer,
+            add_decay(after if decoupled else None),
+            step,
         )
 
     def init(params: Any) -> Any:
@@ -195,9 +198,7 @@ def _chain(
         if params is not None:
             params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
         wide, state = chain(_dtypes(nu)).update(wide, state, params)
-        # The chain's result is what to subtract. A minus before this last step would
-        # let the compiler reorder sums of products where it knows the learning rate.
-        return jax.tree.map(lambda u, g: (-u).astype(g.dtype), wide, updates), state
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
 

@@ -158,13 +158,15 @@ def average_arguments(
             "`bias_correction` must be False if `centered` is True, got True: the "
             "variance after the first step is zero by construction"
         )
+    gamma = _checks.number("gamma", gamma, high=1, schedule=True)
     options = {
         "eps_in_sqrt": _checks.flag("eps_in_sqrt", eps_in_sqrt),
         "centered": _checks.flag("centered", centered),
         "bias_correction": _checks.flag("bias_correction", bias_correction),
+        "slow": gamma >= 0.5 if isinstance(gamma, float) else None,
     }
     hyperparameters = {
-        "gamma": _checks.number("gamma", gamma, high=1, schedule=True),
+        "gamma": gamma,
         "eps": _checks.number("eps", eps),
         "initial_scale": _checks.number("initial_scale", initial_scale),
     }
@@ -180,8 +182,12 @@ def uncompiled_scale_by_rmsprop(
     eps_in_sqrt: bool,
     centered: bool,
     bias_correction: bool,
+    slow: bool | None,
 ) -> optax.GradientTransformation:
-    """The transformation itself; its numbers are scalar arrays, `rate` = 1 - `gamma`."""
+    """The transformation itself; its numbers are scalar arrays, `rate` = 1 - `gamma`.
+
+    `slow` tells whether gamma is at least a half, None if only the array knows.
+    """
 
     def init(params: Any) -> ScaleByRMSPropState:
         _checks.floating(params)
@@ -216,7 +222,7 @@ def uncompiled_scale_by_rmsprop(
         nu = tree.flatten_up_to(state.nu)
         mu = tree.flatten_up_to(state.mu) if centered else [None] * len(g)
         new = [
-            _step(*leaf, weight, gamma, rate, eps, eps_in_sqrt=eps_in_sqrt)
+            _step(*leaf, weight, gamma, rate, eps, eps_in_sqrt=eps_in_sqrt, slow=slow)
             for leaf in zip(g, nu, mu, strict=True)
         ]
         return tree.unflatten([u for u, _, _ in new]), ScaleByRMSPropState(
@@ -230,7 +236,7 @@ def uncompiled_scale_by_rmsprop(
 
 
 # Compiled by itself, a thousand leaves of one shape are traced once.
-@functools.partial(jax.jit, static_argnames="eps_in_sqrt")
+@functools.partial(jax.jit, static_argnames=("eps_in_sqrt", "slow"))
 def _step(
     g: jax.Array,
     nu: jax.Array,
@@ -241,6 +247,7 @@ def _step(
     eps: jax.Array,
     *,
     eps_in_sqrt: bool,
+    slow: bool | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """One leaf of the module's equations: the update, the new nu and the new mu."""
     dtype, info = g.dtype, jnp.finfo(nu.dtype)
@@ -251,12 +258,13 @@ def _step(
     bound = np.asarray(2.0 ** (info.maxexp // 2 - 2), nu.dtype)
     g = _by_part(lambda x: lax.clamp(-bound, x, bound), at_precision(g, nu.dtype))
 
+    average = functools.partial(_average, gamma, rate, slow)
     if mu is None:
-        nu = nu + rate * (_abs_square(g) - nu)
+        nu = average(nu, _abs_square(g))
     else:
         d = g - mu
-        mu = mu + _by_part(lambda x: rate * x, d)
-        nu = nu + rate * (gamma * _abs_square(d) - nu)
+        mu = _by_part(average, mu, g)
+        nu = average(nu, gamma * _abs_square(d))
 
     corrected = nu if weight is None else nu / _positive(weight.astype(nu.dtype))
     if eps_in_sqrt:  # a scalar's maximum costs nothing, an array's 8% of compile time
@@ -264,6 +272,24 @@ def _step(
     else:
         root = jnp.sqrt(_positive(corrected)) + eps
     return _by_part(lambda x: x / root, g).astype(dtype), nu, mu
+
+
+def _average(
+    gamma: jax.Array,
+    rate: jax.Array,
+    slow: bool | None,
+    old: jax.Array,
+    new: jax.Array,
+) -> jax.Array:
+    """`gamma * old + rate * new`, as a step from that of the two that weighs more.
+
+    The step toward `new` has no bias near gamma = 1, although gamma and rate are
+    rounded apart; near 0 it would lose a `new` that is far smaller than `old`.
+    """
+    if slow is None:
+        either = (_average(gamma, rate, s, old, new) for s in (True, False))
+        return jnp.where(gamma >= 0.5, *either)
+    return old + rate * (new - old) if slow else new + gamma * (old - new)
 
 
 def _positive(x: jax.Array) -> jax.Array:
@@ -275,13 +301,15 @@ def _abs_square(x: jax.Array) -> jax.Array:
     return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
 
 
-def _by_part(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Apply f to x or, if it is complex, to its real and its imaginary part.
+def _by_part(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
+    """Apply f to the arrays or, if complex, to their real and their imaginary parts.
 
     A product of a complex and a real number would multiply by an imaginary 0 too,
     which makes NaN of infinity.
     """
-    return lax.complex(f(x.real), f(x.imag)) if jnp.iscomplexobj(x) else f(x)
+    if not jnp.iscomplexobj(xs[0]):
+        return f(*xs)
+    return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
 
 
 def state_dtype(p: jax.Array) -> Any:

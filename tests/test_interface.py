@@ -380,7 +380,15 @@ NOISE = np.random.default_rng(0).standard_normal((5, 30, 64))
 
 
 def train(
-    dtype, size=64, *, learning_rate=0.05, gamma=0.9, eps=1e-6, seed=0, **options
+    dtype,
+    size=64,
+    pull=True,
+    *,
+    learning_rate=0.05,
+    gamma=0.9,
+    eps=1e-6,
+    seed=0,
+    **options,
 ):
     """Parameters and updates of a scanned training, the optimizer built inside."""
     noise = jnp.asarray(NOISE, dtype)[seed, :, :size]
@@ -388,7 +396,7 @@ def train(
 
     def step(carry, n):
         x, state = carry
-        u, state = optimizer.update(x + n, state, x)
+        u, state = optimizer.update(x + n if pull else n, state, x)
         x = optax.apply_updates(x, u)
         return (x, state), (x, u)
 
@@ -408,28 +416,43 @@ def test_a_row_of_a_sweep_is_the_single_run(name, dtype, options):
     for i, value in enumerate(SWEPT[name]):
         row = jax.tree.map(lambda x: x[i], sweep)  # noqa: B023 - called at once
         chex.assert_trees_all_equal(row, one(value))
-    # The same bits, too, with the last value known when it is compiled.
+    # The same bits, too, with the last value known when it is compiled; but a gamma
+    # known to be at least a half is another program, without a choice in it.
     known = jax.jit(lambda: train(dtype, **{name: value}, **options))()
-    chex.assert_trees_all_equal(row, known)
+    if name != "gamma":
+        chex.assert_trees_all_equal(row, known)
+    else:
+        assert_close_by_largest(row, known, roundings=4 * 30)  # two spacings a step
+
+
+def assert_close_by_largest(actual, expected, roundings):
+    """Each leaf within so many roundings of its largest number."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.inexact):
+            largest = abs(np.asarray(e, "float64")).max()
+            np.testing.assert_allclose(
+                np.asarray(a, "float64"),
+                np.asarray(e, "float64"),
+                rtol=0,
+                atol=tolerance(a.dtype, roundings) * largest,
+            )
 
 
 @pytest.mark.parametrize("name", SWEPT)
 def test_a_row_of_odd_size_is_the_single_run_but_for_roundings(name):
-    """XLA's reciprocal root rounds otherwise in a vector than in a loop's remainder."""
+    """XLA's reciprocal root rounds otherwise in a vector than in a loop's remainder.
+
+    The gradients are given, since near zero a gradient's own error is magnified.
+    """
 
     @jax.jit
     def one(value):
-        return train("float32", 7, **{name: value})
+        return train("float32", 7, pull=False, **{name: value})
 
     sweep = jax.jit(jax.vmap(one))(SWEPT[name])
     for i, value in enumerate(SWEPT[name]):
-        for row, single in zip(
-            jax.tree.leaves(sweep), jax.tree.leaves(one(value)), strict=True
-        ):
-            # Two spacings a step, of the largest number met, for 30 steps.
-            np.testing.assert_allclose(
-                row[i], single, atol=tolerance("float32", 4 * 30) * abs(single).max()
-            )
+        row = jax.tree.map(lambda x: x[i], sweep)  # noqa: B023 - called at once
+        assert_close_by_largest(row, one(value), roundings=4 * 30)
 
 
 # Trees.

@@ -266,6 +266,20 @@ def test_derivatives_are_finite_where_the_gradient_is_zero(options, eps):
         assert jnp.isfinite(d).all()
 
 
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 1e-6, 1e-3, 0.3, 0.5, 0.9, 0.999])
+def test_a_small_gradient_after_a_large_one(gamma, centered):
+    """Float32 keeps its seven digits, however much larger the average was."""
+    gradients = np.array([[4097.0], [1.2], [-0.7]], "float32")
+    u, _ = run(scale_by_rmsprop(gamma, 1e-6, centered=centered), gradients)
+    truth = reference.RMSProp(gradients[0], centered=centered)
+    for g, ours in zip(gradients, u, strict=True):
+        # A few roundings each of average, deviation, square, sum, root and quotient.
+        np.testing.assert_allclose(
+            ours, truth.scaled(g, gamma, 1e-6), rtol=tolerance("float32", 16)
+        )
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 def test_gamma_at_its_ends(gamma):
     g = np.array([[2.0], [-3.0]], "float32")
