@@ -23,7 +23,9 @@ docs: .venv/ready  ## pages from the docstrings, in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api jax_rmsprop
 
 pictures: .venv/ready  ## draw again the pictures that the README shows
-	$(BIN)/python examples/pictures.py
+	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep; do \
+	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-lowest build dist docs/api

@@ -76,10 +76,21 @@ def main():
         f"to {last.max():.6f}; the textbook: 0.243452 and 0.243676"
     )
     axes.axhline(0.2435, color="0.5", linewidth=1)
-    axes.annotate("textbook, 0.2435", (EPOCHS, 0.2435), (0, 4), ha="right",
-                  textcoords="offset points", fontsize=9, color="0.3")
-    axes.set(xlabel="epoch", ylabel="loss (half the mean squared error)",
-             title="Linear regression on airfoil noise", ylim=(0.2, None))
+    axes.annotate(
+        "textbook, 0.2435",
+        (EPOCHS, 0.2435),
+        (0, 4),
+        ha="right",
+        textcoords="offset points",
+        fontsize=9,
+        color="0.3",
+    )
+    axes.set(
+        xlabel="epoch",
+        ylabel="loss (half the mean squared error)",
+        title="Linear regression on airfoil noise",
+        ylim=(0.2, None),
+    )
     axes.legend()
     save(figure, options.output)
 

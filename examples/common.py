@@ -116,12 +116,15 @@ def _fetch(url, name, known_hash):
         reason = f"JAX_RMSPROP_DATA is {folder}, which has no such file"
     else:
         try:
-            return pooch.retrieve(url + name, known_hash, name, pooch.os_cache("jax_rmsprop"))
+            return pooch.retrieve(
+                url + name, known_hash, name, pooch.os_cache("jax_rmsprop")
+            )
         except (OSError, ValueError) as error:
             reason = f"the download failed ({type(error).__name__})"
     raise SystemExit(
-        f"{name} is missing: {reason}. Either connect to the internet, for {url}{name}, "
-        "or put the file in a folder and set JAX_RMSPROP_DATA to that folder."
+        f"{name} is missing: {reason}. Either connect to the internet, for "
+        f"{url}{name}, or put the file in a folder and set JAX_RMSPROP_DATA to that "
+        "folder."
     )
 
 

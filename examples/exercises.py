@@ -47,9 +47,17 @@ def gamma_one(axes):
         "   gradient descent that one would expect, no coordinate adapted."
     )
     for (gamma, rate), d in distance.items():
-        axes.plot(np.minimum(d, 1e12), label=f"gamma {gamma:g}, rate {rate:g}")
-    axes.set(yscale="log", xlabel="step", ylabel="distance from the minimum",
-             title="1. gamma = 1", ylim=(1e-3, 1e12), xticks=range(0, 21, 5))
+        axes.plot(
+            np.where(d < 1e12, d, np.nan), label=f"gamma {gamma:g}, rate {rate:g}"
+        )
+    axes.set(
+        yscale="log",
+        xlabel="step",
+        ylabel="distance from the minimum",
+        title="1. gamma = 1",
+        ylim=(1e-3, 1e12),
+        xticks=range(0, 21, 5),
+    )
     axes.legend()
 
 
@@ -65,9 +73,9 @@ def rotation(axes):
         values = [float(f(x)) for x in points]
         print(f"   {name}: f after 5 steps {values[5]:.2e}, 20 steps {values[20]:.2e}")
     print(
-        "   RMSProp rescales the coordinates one by one. The rotated valley lies along\n"
-        "   neither: x1 and x2 get nearly the same step, so the path turns into the\n"
-        "   valley but no scaling of the axes can stretch it along the diagonal."
+        "   RMSProp rescales the coordinates one by one. The rotated valley lies\n"
+        "   along neither: x1 and x2 get nearly the same step, so the path turns into\n"
+        "   the valley, but no scaling of the axes can stretch it along the diagonal."
     )
     draw(axes, {"RMSProp": turned}, rotated)
     axes.set_title("2. rotated: 0.1 (x1+x2)² + 2 (x1-x2)²")
@@ -107,16 +115,22 @@ def real_problem(axes, name, data, test, epochs):
 
     losses, right = map(np.asarray, run(jnp.asarray(rates)))
     for rate, curve, share in zip(rates, losses, right, strict=True):
-        print(f"   rate {rate:7.0e}: training loss {curve[-1]:8.4f}, accuracy {share:.3f}")
+        print(
+            f"   rate {rate:7.0e}: training loss {curve[-1]:8.4f}, accuracy {share:.3f}"
+        )
         axes.plot(np.arange(1, epochs + 1), curve, label=f"{rate:.0e}")
     best = rates[right.argmax()]
     print(
         f"   Every parameter moves by about the rate at each step, so the rate is a\n"
-        f"   length: {rates[0]:.0e} crawls, {rates[-1]:.0e} throws the weights about, and\n"
-        f"   the best here, {best:.0e}, has neighbours that are nearly as good."
+        f"   length: {rates[0]:.0e} crawls, {rates[-1]:.0e} throws the weights about,\n"
+        f"   and ten times more or less than the best here, {best:.0e}, is well enough."
     )
-    axes.set(yscale="log", xlabel="epoch", ylabel="training loss",
-             title=f"3. learning rates, {name}")
+    axes.set(
+        yscale="log",
+        xlabel="epoch",
+        ylabel="training loss",
+        title=f"3. learning rates, {name}",
+    )
     axes.legend(title="learning rate", ncols=2, fontsize=9)
 
 
@@ -145,12 +159,16 @@ def changing_gamma(axes, data, test, epochs=10):
         axes.plot(np.arange(1, epochs + 1), losses.mean(0), style, label=name)
     print(
         "   From 0.5 to 0.99 it hardly matters. 0.999 looks back further than the\n"
-        "   average has collected and starts with steps that are far too long. A gamma\n"
-        "   that grows avoids that: 1 - 1/step, the plain mean of all squares so far,\n"
-        "   is AdaGrad with a learning rate that grows as the root of the step."
+        "   average has collected and starts with steps that are far too long. A\n"
+        "   gamma that grows avoids that: 1 - 1/step, the plain mean of all squares\n"
+        "   so far, is AdaGrad with a learning rate that grows as the root of the step."
     )
-    axes.set(yscale="log", xlabel="epoch", ylabel="training loss",
-             title="4. gamma fixed and scheduled, digits")
+    axes.set(
+        yscale="log",
+        xlabel="epoch",
+        ylabel="training loss",
+        title="4. gamma fixed and scheduled, digits",
+    )
     axes.legend(title="gamma", ncols=2, fontsize=9)
 
 
@@ -177,6 +195,8 @@ def main():
     else:
         real_problem(axes[1, 0], "Fashion-MNIST", *fashion_mnist(), epochs=3)
     changing_gamma(axes[1, 1], *digits())
+    for panel in axes[1]:
+        panel.xaxis.get_major_locator().set_params(integer=True)
     save(figure, options.output)
 
 

@@ -54,13 +54,25 @@ def problem(data):
         train = airfoil()
         init = functools.partial(linear, inputs=train.x.shape[1])
         return Problem(
-            "airfoil noise, linear regression", train, train, init, squared_loss, 10, 5,
+            "airfoil noise, linear regression",
+            train,
+            train,
+            init,
+            squared_loss,
+            10,
+            5,
             0.01,
         )
     train, test = digits()
     init = functools.partial(network, inputs=train.x.shape[1])
     return Problem(
-        "handwritten digits, one hidden layer", train, test, init, cross_entropy, 30, 20,
+        "handwritten digits, one hidden layer",
+        train,
+        test,
+        init,
+        cross_entropy,
+        30,
+        20,
         0.01,
     )
 
@@ -106,6 +118,7 @@ def sweep(problem, gammas, seeds, learning_rate, progress=True):
 
 def evaluate(problem, params):
     """Test losses and, for digits, accuracies, of shape [gammas, seeds]."""
+
     def accuracy(p):
         return (logits(p, problem.test.x).argmax(-1) == problem.test.y).mean()
 
@@ -162,18 +175,34 @@ def draw(chosen, rate, curves, losses, best, where):
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     back = 1 / (1 - GAMMAS)
-    left.fill_between(back, losses.min(1), losses.max(1), color=COLOURS[0], alpha=0.25,
-                      linewidth=0, label=f"range over {len(SEEDS)} seeds")
+    left.fill_between(
+        back,
+        losses.min(1),
+        losses.max(1),
+        color=COLOURS[0],
+        alpha=0.25,
+        linewidth=0,
+        label=f"range over {len(SEEDS)} seeds",
+    )
     left.plot(back, losses.mean(1), "o-", markersize=3.5, label="mean")
-    left.plot(back[best], losses[best].mean(), "*", color=COLOURS[1], markersize=15,
-              label=f"best: gamma = {GAMMAS[best]:.4g}")
-    left.set(xscale="log", yscale=scale(losses), ylabel=f"{where} loss",
-             xlabel="steps the average looks back over, 1/(1 - gamma)",
-             title=f"Loss against gamma, learning rate {rate:g}")
+    left.plot(
+        back[best],
+        losses[best].mean(),
+        "*",
+        color=COLOURS[1],
+        markersize=15,
+        label=f"best: gamma = {GAMMAS[best]:.4g}",
+    )
+    left.set(
+        xscale="log",
+        yscale=scale(losses),
+        ylabel=f"{where} loss",
+        xlabel="steps the average looks back over, 1/(1 - gamma)",
+        title=f"Loss against gamma, learning rate {rate:g}",
+    )
     left.legend()
     top = left.secondary_xaxis("top")
-    top.set_xticks([1, 10, 100, 1000, 10_000],
-                   ["0", "0.9", "0.99", "0.999", "0.9999"])
+    top.set_xticks([1, 10, 100, 1000, 10_000], ["0", "0.9", "0.99", "0.999", "0.9999"])
     top.set_xlabel("gamma")
 
     epochs = np.arange(1, curves.shape[-1] + 1)
@@ -181,8 +210,13 @@ def draw(chosen, rate, curves, losses, best, where):
     for i, colour in zip(shown, COLOURS, strict=False):
         label = f"{GAMMAS[i]:.4g}" + (" (best)" if i == best else "")
         right.plot(epochs, curves[i].mean(0), ".-", color=colour, label=label)
-    right.set(yscale=scale(curves), xlabel="epoch", ylabel="training loss, mean over the epoch",
-              title="Loss curves, mean of seeds", xticks=epochs[:: max(1, len(epochs) // 5)])
+    right.set(
+        yscale=scale(curves),
+        xlabel="epoch",
+        ylabel="training loss, mean over the epoch",
+        title="Loss curves, mean of seeds",
+        xticks=epochs[:: max(1, len(epochs) // 5)],
+    )
     right.legend(title="gamma", ncols=2)
     figure.suptitle(chosen.title)
     return figure

@@ -34,13 +34,14 @@ def path(optimizer, f=f, steps=20):
 
 def draw(axes, paths, f=f):
     """Contours of f and the paths across them."""
-    x1, x2 = np.meshgrid(np.linspace(-5.5, 1.5, 141), np.linspace(-2.5, 1.5, 121))
+    lowest = min(points[:, 1].min() for points in paths.values()) - 0.5
+    x1, x2 = np.meshgrid(np.linspace(-5.5, 1.5, 141), np.linspace(lowest, 1.5, 121))
     levels = np.geomspace(0.02, 16, 12)
     axes.contour(x1, x2, f((x1, x2)), levels=levels, colors="0.75", linewidths=0.8)
     for (label, points), marker in zip(paths.items(), "os^", strict=False):
         axes.plot(*points.T, marker=marker, markersize=4, label=label)
     axes.plot(0, 0, "k*", markersize=11, label="minimum")
-    axes.set(xlabel="x1", ylabel="x2", xlim=(-5.5, 1.5), ylim=(-2.5, 1.5))
+    axes.set(xlabel="x1", ylabel="x2", xlim=(-5.5, 1.5), ylim=(lowest, 1.5))
     axes.legend()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +22,7 @@ def number(
     *,
     high: float = math.inf,
     schedule: bool = False,
-) -> NumberOrSchedule:
+) -> Any:
     """Check one hyperparameter, which must lie in [0, `high`] and be finite.
 
     Args:
@@ -41,8 +42,8 @@ def number(
     allowed = "a finite number >= 0" if high == math.inf else f"in [0, {high:g}]"
     if schedule:
         allowed += " or a schedule (a function from step to number)"
-        if callable(value):
-            return value
+    if schedule and callable(value):
+        return value
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if is_array and value.shape != () and _is_real(value.dtype):
         raise TypeError(

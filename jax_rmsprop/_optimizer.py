@@ -38,29 +38,28 @@ def rmsprop(
     decoupled_weight_decay: bool = True,
     mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""RMSProp, ready to use: the step with its learning rate, momentum and decay.
+    """RMSProp, ready to use: the step with its learning rate, momentum and decay.
 
-    With :math:`u_t` from :func:`scale_by_rmsprop`, learning rate :math:`\eta`,
-    momentum :math:`m` and decay :math:`\lambda`, the parameters :math:`x` move by
+    With u from `scale_by_rmsprop`, the parameters x move by
 
-    .. math::
-        x_t &= x_{t-1} - \eta u_t
-            && \text{without momentum} \\
-        b_t &= m\,b_{t-1} + \eta u_t, \quad x_t = x_{t-1} - b_t
-            && \texttt{lr\_in\_momentum} \\
-        b_t &= m\,b_{t-1} + u_t, \quad x_t = x_{t-1} - \eta b_t
-            && \text{otherwise}
+        x = x - learning_rate * u                      without momentum
 
-    With `nesterov`, :math:`m\,b_t + \eta u_t` (otherwise :math:`m\,b_t + u_t`) takes
-    the place of :math:`b_t` in the second equation. Decoupled decay subtracts
-    :math:`\eta\lambda x_{t-1}` from the result; coupled decay adds
-    :math:`\lambda x_{t-1}` to the gradient at the start.
+        b = momentum * b + learning_rate * u           lr_in_momentum=True
+        x = x - b
+
+        b = momentum * b + u                           lr_in_momentum=False
+        x = x - learning_rate * b
+
+    With `nesterov`, momentum * b + learning_rate * u (momentum * b + u if the learning
+    rate comes after) takes the place of b in the second line. Decoupled decay subtracts
+    learning_rate * weight_decay * x besides; coupled decay adds weight_decay * x to the
+    gradient at the start.
 
     All of it is computed and kept in float32 or wider, and rounded once, to the
-    gradient's dtype. The momentum buffer :math:`b` is that of ``optax.trace``.
+    gradient's dtype. The momentum buffer b is that of `optax.trace`.
 
     Args:
-      learning_rate: :math:`\eta` >= 0, a scalar of any type, a tracer, or a schedule
+      learning_rate: >= 0, a scalar of any type, a tracer, or a schedule
         from the step (from 0) to the rate.
       gamma: decay of the average, in [0, 1], likewise.
       eps: what keeps the divisor from zero, >= 0.
@@ -68,25 +67,25 @@ def rmsprop(
       initial_scale: the average's initial value, >= 0.
       centered: divide by the root of the variance rather than of the mean square.
       bias_correction: divide the average by the weight it has collected.
-      momentum: :math:`m`, in [0, 1], or None for no momentum and no buffer.
+      momentum: in [0, 1], or None for no momentum and no buffer.
       nesterov: look ahead along the momentum.
       lr_in_momentum: whether the learning rate enters before the buffer (Optax,
         Keras, TensorFlow) or after it (PyTorch). The two differ when it changes.
-      weight_decay: :math:`\lambda` >= 0; `update` needs the parameters unless it is
+      weight_decay: >= 0; `update` needs the parameters unless it is
         the number 0.
       decoupled_weight_decay: whether the decay stays outside the average and the
         momentum (AdamW's way) or is part of the gradient (PyTorch's).
       mask: which leaves decay: a tree of bools, or a function from the parameters to
-        one; None for all. See ``optax.masked``.
+        one; None for all. See `optax.masked`.
 
     Returns:
       A transformation that accepts extra arguments. Its state is a chain's: a tuple
-      with a :class:`ScaleByRMSPropState` in second place and, with momentum, an
-      ``optax.TraceState`` after it. Outside a jit an update is one dispatch, and other
+      with a `ScaleByRMSPropState` in second place and, with momentum, an
+      `optax.TraceState` after it. Outside a jit an update is one dispatch, and other
       values of any number above compile nothing anew.
 
     Raises:
-      TypeError, ValueError: as :func:`scale_by_rmsprop` does; `nesterov` without
+      TypeError, ValueError: as `scale_by_rmsprop` does; `nesterov` without
         `momentum`; `update` without the parameters though there is weight decay.
 
     Example:
@@ -104,10 +103,10 @@ def rmsprop(
       x1 -0.010599, x2 0.000000
 
     References:
-      Tieleman and Hinton, `Lecture 6.5 - rmsprop
-      <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
-      2012; decoupled decay: Loshchilov and Hutter, `Decoupled Weight Decay
-      Regularization <https://arxiv.org/abs/1711.05101>`_, 2019.
+      Tieleman and Hinton, Lecture 6.5 - rmsprop, 2012,
+      https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf;
+      decoupled decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
+      2019, https://arxiv.org/abs/1711.05101.
     """
     if nesterov and momentum is None:
         raise ValueError("`nesterov` must be False if `momentum` is None, got True")
@@ -126,7 +125,7 @@ def rmsprop(
     if momentum is not None:
         hyperparameters |= {"momentum": _checks.number("momentum", momentum, high=1)}
     decay = _checks.number("weight_decay", weight_decay)
-    decays = not (isinstance(decay, float) and decay == 0)
+    decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}
     return compiled(_chain, options, hyperparameters, uses_params=decays)

@@ -1,11 +1,10 @@
-r"""RMSProp's mathematics: the moving average of squares and the step it scales.
+"""RMSProp's mathematics: the moving average of squares and the step it scales.
 
-One leaf at a time, with :math:`g` the gradient, :math:`\gamma` the average's decay
-and `rate` :math:`= 1-\gamma`, everything element by element:
+One leaf at a time, with g the gradient, everything element by element:
 
-    nu_t = nu_{t-1} + (1 - gamma) (|g_t|^2 - nu_{t-1})
-    u_t  = g_t / sqrt(nu_t + eps)          eps_in_sqrt=True, the textbook
-    u_t  = g_t / (sqrt(nu_t) + eps)        eps_in_sqrt=False, PyTorch
+    nu = nu + (1 - gamma) * (|g|^2 - nu)
+    u  = g / sqrt(nu + eps)                eps_in_sqrt=True, the textbook
+    u  = g / (sqrt(nu) + eps)              eps_in_sqrt=False, PyTorch
 
 Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
 Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
@@ -30,7 +29,7 @@ from jax_rmsprop._checks import Number, NumberOrSchedule
 
 
 class ScaleByRMSPropState(NamedTuple):
-    """The state of :func:`scale_by_rmsprop`, the same class for every option.
+    """The state of `scale_by_rmsprop`, the same class for every option.
 
     Attributes:
       count: the number of updates so far, int32 of shape ().
@@ -58,31 +57,26 @@ def scale_by_rmsprop(
     centered: bool = False,
     bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divide each gradient by the root of the moving average of its square.
+    """Divide each gradient by the root of the moving average of its square.
 
-    .. math::
-        \nu_t &= \nu_{t-1} + (1-\gamma)\,(|g_t|^2 - \nu_{t-1}) \\
-        u_t &= g_t / \sqrt{\nu_t + \epsilon} \quad\text{or}\quad
-               g_t / (\sqrt{\nu_t} + \epsilon)
+        nu = nu + (1 - gamma) * (|g|^2 - nu)
+        u  = g / sqrt(nu + eps)  or  g / (sqrt(nu) + eps)
 
-    and if `centered`, with the average :math:`\mu` of the gradient, the variance in
-    the place of :math:`\nu`:
+    and if `centered`, with the average mu of the gradient, and the variance as nu:
 
-    .. math::
-        d_t &= g_t - \mu_{t-1} \\
-        \mu_t &= \mu_{t-1} + (1-\gamma)\,d_t \\
-        \nu_t &= \nu_{t-1} + (1-\gamma)\,(\gamma |d_t|^2 - \nu_{t-1})
+        d  = g - mu
+        mu = mu + (1 - gamma) * d
+        nu = nu + (1 - gamma) * (gamma * |d|^2 - nu)
 
-    which is the average of the square less the square of the average, kept in a
-    form that cannot become negative. The sign of the gradient is kept: chain with
-    ``optax.scale(-learning_rate)``, or use :func:`jax_rmsprop.rmsprop`.
+    which is the average of the square less the square of the average, kept in a form
+    that cannot become negative. The update has the gradient's sign: chain with
+    `optax.scale(-learning_rate)`, or use `rmsprop`.
 
-    Arithmetic and state are float32 or wider whatever the leaf's dtype; an update
-    has its gradient's dtype. A component of the gradient beyond 2^62 (2^510 in
-    float64) counts as that bound, so its square cannot overflow. Not centered, and
-    unless gamma is 1, an update's component never exceeds
-    :math:`1/\sqrt{1-\gamma}`, and a gradient of zero gives an update of zero, also
-    with ``eps=0``.
+    Arithmetic and state are float32 or wider whatever the leaf's dtype; an update has
+    its gradient's dtype. A component of the gradient beyond 2^62 (2^510 in float64),
+    or infinite, counts as that bound, so its square cannot overflow. Not centered,
+    and unless gamma is 1, a component of the update never exceeds 1/sqrt(1 - gamma).
+    A gradient of zero gives an update of zero, also with `eps=0`.
 
     Args:
       gamma: decay of the average, in [0, 1]; the average looks back over about
@@ -100,10 +94,9 @@ def scale_by_rmsprop(
         weight: then there is nothing to correct.
 
     Returns:
-      A transformation whose state is a :class:`ScaleByRMSPropState`. It takes the
-      parameters and any extra arguments in `update`, and needs neither. Outside a
-      jit an update is one dispatch, and other values of gamma and eps compile
-      nothing anew.
+      A transformation whose state is a `ScaleByRMSPropState`. It takes the parameters
+      and any extra arguments in `update`, and needs neither. Outside a jit an update
+      is one dispatch, and other values of gamma and eps compile nothing anew.
 
     Raises:
       TypeError: an argument is no number, or `params` has a leaf that is neither
@@ -112,12 +105,13 @@ def scale_by_rmsprop(
         `bias_correction` (the first variance is zero by construction); or a
         gradient's tree or shapes are not the state's (when `update` is called).
 
-    .. warning::
-        Centered, a constant gradient has a variance that really goes to zero, and
-        the step grows to g/sqrt(eps) (g/eps with ``eps_in_sqrt=False``). Choose eps
-        as the square of the smallest spread of the gradient that should count (its
-        smallest spread, outside the root): 1e-2 in DQN, 1e-3 with TensorFlow 1's
-        EfficientNet; 1e-6 is far too small for a nearly noiseless gradient.
+    Warning:
+      Centered, a constant gradient has a variance that really goes to zero (in float32
+      to (6e-8 g / (1 - gamma))^2, where the mean stops), and the step grows to
+      g / sqrt(eps), or g / eps outside the root. Choose eps as the square of the
+      smallest spread of the gradient that should count, or that spread outside the
+      root: DQN uses 1e-2, TensorFlow's EfficientNet 1e-3; 1e-6 is far too small for a
+      nearly noiseless gradient.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -131,10 +125,10 @@ def scale_by_rmsprop(
       [-3.7350898  -0.73508906]
 
     References:
-      Tieleman and Hinton, `Lecture 6.5 - rmsprop
-      <https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf>`_,
-      2012; centered: Graves, `Generating Sequences With Recurrent Neural Networks
-      <https://arxiv.org/abs/1308.0850>`_, 2013.
+      Tieleman and Hinton, Lecture 6.5 - rmsprop, 2012,
+      https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf;
+      centered: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
+      https://arxiv.org/abs/1308.0850.
     """
     return compiled(
         uncompiled_scale_by_rmsprop,
@@ -165,7 +159,7 @@ def average_arguments(
         "bias_correction": _checks.flag("bias_correction", bias_correction),
         "slow": gamma >= 0.5 if isinstance(gamma, float) else None,
     }
-    hyperparameters = {
+    hyperparameters: dict[str, NumberOrSchedule] = {
         "gamma": gamma,
         "eps": _checks.number("eps", eps),
         "initial_scale": _checks.number("initial_scale", initial_scale),
@@ -209,20 +203,27 @@ def uncompiled_scale_by_rmsprop(
             weight=(initial_scale > 0).astype(float) if bias_correction else None,
         )
 
-    def update(
-        updates: Any, state: ScaleByRMSPropState, params: Any = None
-    ) -> tuple[Any, ScaleByRMSPropState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         _checks.floating(updates)
         _checks.match(updates, state.nu)
         weight = state.weight
         if weight is not None:
             weight += rate.astype(weight.dtype) * (1 - weight)
+
+        @functools.cache
+        def scalars(dtype: Any) -> tuple[jax.Array | None, ...]:
+            # In an array's own type, which they so never change; and once for all
+            # arrays, since at a thousand leaves a scalar's cast counts.
+            inside = _positive(eps.astype(dtype)) if eps_in_sqrt else eps.astype(dtype)
+            collected = None if weight is None else _positive(weight.astype(dtype))
+            return gamma.astype(dtype), rate.astype(dtype), inside, collected
+
         g, tree = jax.tree.flatten(updates)
         nu = tree.flatten_up_to(state.nu)
         mu = tree.flatten_up_to(state.mu) if centered else [None] * len(g)
         new = [
-            _step(*leaf, weight, gamma, rate, eps, eps_in_sqrt=eps_in_sqrt, slow=slow)
+            _step(*leaf, *scalars(leaf[1].dtype), eps_in_sqrt=eps_in_sqrt, slow=slow)
             for leaf in zip(g, nu, mu, strict=True)
         ]
         return tree.unflatten([u for u, _, _ in new]), ScaleByRMSPropState(
@@ -241,18 +242,16 @@ def _step(
     g: jax.Array,
     nu: jax.Array,
     mu: jax.Array | None,
-    weight: jax.Array | None,
     gamma: jax.Array,
     rate: jax.Array,
     eps: jax.Array,
+    weight: jax.Array | None,
     *,
     eps_in_sqrt: bool,
     slow: bool | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """One leaf of the module's equations: the update, the new nu and the new mu."""
     dtype, info = g.dtype, jnp.finfo(nu.dtype)
-    # The type of a hyperparameter never changes the type of an array.
-    gamma, rate, eps = (x.astype(nu.dtype) for x in (gamma, rate, eps))
     # The square of the bound, and twice it, are finite, and so is bound / sqrt(tiny).
     # The bound holds in the numerator too, else one huge gradient takes a huge step.
     bound = np.asarray(2.0 ** (info.maxexp // 2 - 2), nu.dtype)
@@ -266,9 +265,9 @@ def _step(
         mu = _by_part(average, mu, g)
         nu = average(nu, gamma * _abs_square(d))
 
-    corrected = nu if weight is None else nu / _positive(weight.astype(nu.dtype))
-    if eps_in_sqrt:  # a scalar's maximum costs nothing, an array's 8% of compile time
-        root = jnp.sqrt(corrected + _positive(eps))
+    corrected = nu if weight is None else nu / weight
+    if eps_in_sqrt:  # where eps is positive already
+        root = jnp.sqrt(corrected + eps)
     else:
         root = jnp.sqrt(_positive(corrected)) + eps
     return _by_part(lambda x: x / root, g).astype(dtype), nu, mu
@@ -319,7 +318,9 @@ def state_dtype(p: jax.Array) -> Any:
 
 def at_precision(x: jax.Array, dtype: Any) -> jax.Array:
     """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
-    return x.astype(np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
+    return x.astype(
+        np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
+    )
 
 
 def place_like(x: jax.Array, p: jax.Array) -> jax.Array:

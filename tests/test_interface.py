@@ -145,8 +145,9 @@ def test_the_type_of_a_hyperparameter_changes_no_type(wide, dtype, request):
         chex.assert_trees_all_equal(u, expected[1])
         # As an operand of the caller's own jit, where it has a type and no value.
         traced = jax.jit(
-            lambda n: rmsprop(n, n, n, initial_scale=n, momentum=n, weight_decay=n)
-            .update(x, state, x)  # noqa: B023 - called at once
+            lambda n: rmsprop(
+                n, n, n, initial_scale=n, momentum=n, weight_decay=n
+            ).update(x, state, x)  # noqa: B023 - called at once
         )(number)
         assert jax.tree.map(lambda a: (a.dtype, a.weak_type), traced) == result
 
@@ -198,9 +199,7 @@ def test_multi_steps(make, standard_promotion):
     half = jax.tree.map(lambda p: p / 2, x)
     u, state = jax.jit(several.update)(half, state, x)
     chex.assert_trees_all_equal(u, jax.tree.map(jnp.zeros_like, x))
-    u, state = jax.jit(several.update)(
-        jax.tree.map(lambda p: 1.5 * p, x), state, x
-    )
+    u, state = jax.jit(several.update)(jax.tree.map(lambda p: 1.5 * p, x), state, x)
     expected, _ = jax.jit(make().update)(x, make().init(x), x)
     chex.assert_trees_all_close(u, expected, rtol=1e-5)
 
@@ -210,7 +209,9 @@ def test_masked_and_partition(make, standard_promotion):
     x = params()
     masked = optax.masked(make(), {"w": True, "b": False})
     u, _ = jax.jit(masked.update)(x, masked.init(x), x)
-    alone, _ = jax.jit(make().update)({"w": x["w"]}, make().init({"w": x["w"]}), {"w": x["w"]})
+    alone, _ = jax.jit(make().update)(
+        {"w": x["w"]}, make().init({"w": x["w"]}), {"w": x["w"]}
+    )
     chex.assert_trees_all_equal(u, {"w": alone["w"], "b": x["b"]})
 
     parts = optax.partition(
@@ -459,11 +460,15 @@ def test_a_row_of_odd_size_is_the_single_run_but_for_roundings(name):
 
 
 class Layer(NamedTuple):
+    """A leaf and one that may be None."""
+
     kernel: jax.Array
     bias: jax.Array | None
 
 
 class Net(NamedTuple):
+    """NamedTuples in a NamedTuple, and an empty one."""
+
     first: Layer
     second: Layer
     empty: tuple = ()

@@ -39,9 +39,9 @@ def trajectory(optimizer, x, gradients):
         return (x, state), x
 
     x = jnp.asarray(x)
-    return jax.jit(
-        lambda g: jax.lax.scan(step, (x, optimizer.init(x)), g)[1]
-    )(jnp.asarray(gradients))
+    return jax.jit(lambda g: jax.lax.scan(step, (x, optimizer.init(x)), g)[1])(
+        jnp.asarray(gradients)
+    )
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -54,9 +54,7 @@ def test_the_equations_in_float64(x64, rng, options, kind):
         expected = truth.scaled(g, gamma[t], 1e-4)
         # Each of 60 steps rounds a few times, on both sides; the centered truth also
         # loses a digit or two in its difference of moments.
-        np.testing.assert_allclose(
-            updates[t], expected, rtol=tolerance("float64", 1e5)
-        )
+        np.testing.assert_allclose(updates[t], expected, rtol=tolerance("float64", 1e5))
     nu = truth.nu - abs(truth.mu) ** 2 if options["centered"] else truth.nu
     np.testing.assert_allclose(state.nu, nu, rtol=tolerance("float64", 1e5))
     assert state.count == 60

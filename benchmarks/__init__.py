@@ -1,0 +1,1 @@
+"""Ratios to the alternatives, measured in one interleaved run."""

@@ -1,0 +1,76 @@
+"""The textbook's training, against the textbook's own loop written with PyTorch."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.timing import medians, table
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+import airfoil as example  # noqa: E402 - the examples are scripts, not a package
+from common import airfoil as airfoil_data  # noqa: E402
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+def torch_loop(data, epochs=example.EPOCHS):
+    """Linear regression as the textbook writes it: DataLoader, batch 10, RMSprop."""
+    x, y = torch.tensor(np.asarray(data.x)), torch.tensor(np.asarray(data.y))[:, None]
+    net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], 1))
+    loss = torch.nn.MSELoss()
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=0.01, alpha=0.9)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), example.BATCH, shuffle=True
+    )
+
+    def evaluate():
+        return loss(net(x), y).item() / 2
+
+    losses = [evaluate()]
+    for _ in range(epochs):
+        for i, (features, labels) in enumerate(loader):
+            value = loss(net(features), labels) / 2
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            if (i + 1) % example.RECORD == 0:
+                losses.append(evaluate())
+    return losses
+
+
+def training(members=512):
+    """Seconds per epoch, alone and with 512 gammas at once."""
+    data = airfoil_data()
+    alone = jax.jit(lambda seed: example.train(seed, data, example.concise()))
+    gammas = np.linspace(0.5, 0.999, members, dtype="float32")
+    together = jax.jit(
+        jax.vmap(lambda gamma: example.train(0, data, example.concise(gamma=gamma)))
+    )
+    ours = {"alone": lambda: alone(0), "together": lambda: together(gammas)}
+    if torch is None:
+        seconds = medians(ours, rounds=20)
+        ratios = ["PyTorch is not installed"] * 2
+        last = None
+    else:
+        seconds = medians(ours | {"torch": lambda: torch_loop(data)}, rounds=10)
+        ratios = [
+            f"{seconds['torch'] / seconds['alone']:.0f}",
+            f"{seconds['torch'] * members / seconds['together']:.0f}",
+        ]
+        last = torch_loop(data)[-1]
+    rows = [
+        ("times faster than the textbook's loop in PyTorch", ratios[0], ">= 50"),
+        (f"the same per member, {members} gammas at once", ratios[1], ">= 1,500"),
+        ("seconds per epoch", f"{seconds['alone'] / example.EPOCHS:.6f}", ""),
+        (
+            "last loss",
+            f"{float(alone(0)[-1]):.4f}",
+            "PyTorch: " + (f"{last:.4f}" if last else "not installed"),
+        ),
+    ]
+    return table("The textbook's training on airfoil noise, seconds per epoch", rows)

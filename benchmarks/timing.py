@@ -1,0 +1,41 @@
+"""Interleaved timing: alternatives take turns, so that a slow minute hits them all."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+
+def medians(
+    alternatives: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """The median seconds of a call of each alternative.
+
+    Args:
+      alternatives: functions of no argument; what they return is waited for.
+      rounds: how often each is called, after two rounds that don't count. The order
+        is another one each time, since a call can disturb the one after it: PyTorch's
+        threads, for one, go on spinning for a while.
+      before: called before each call, and not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    order, rng = list(alternatives), random.Random(0)
+    for turn in range(2 + rounds):
+        rng.shuffle(order)
+        for name in order:
+            before()
+            began = time.perf_counter()
+            jax.block_until_ready(alternatives[name]())
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def table(title: str, rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table of what was measured, the figure, and the goal."""
+    lines = [f"### {title}", "", "| measured | figure | goal |", "|---|---|---|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"

@@ -1,0 +1,141 @@
+"""Each example prints the numbers it promises, and writes a picture."""
+
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from tests.conftest import airfoil_or_skip
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def as_a_script(monkeypatch, standard_promotion):
+    """A script finds its neighbours, and runs under JAX's own promotion."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a script; what it printed, its picture looked at for having content."""
+
+    def run(name, *arguments):
+        picture = tmp_path / f"{name}.png"
+        script = EXAMPLES / f"{name}.py"
+        argv = [str(script), "--output", str(picture), *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        runpy.run_path(str(script), run_name="__main__")
+        pixels = matplotlib.image.imread(picture)
+        assert min(pixels.shape[:2]) > 400
+        assert pixels[..., :3].std() > 0.05
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_trajectory_2d(run):
+    printed = run("trajectory_2d")
+    assert "epoch 20, x1 -0.010599, x2 0.000000\n" in printed
+    # The textbook's AdaGrad, with the same learning rate.
+    assert "x1 -2.382563, x2 -0.158591\n" in printed
+
+
+def test_leaky_average(run):
+    printed = run("leaky_average")
+    for gamma in (0.95, 0.9, 0.8, 0.7):
+        row = next(line for line in printed.splitlines() if f" {gamma:.2f} " in line)
+        assert f"{1 - gamma**40:.4f}" in row
+
+
+def test_airfoil(run):
+    airfoil_or_skip()
+    printed = run("airfoil")
+    losses = re.findall(r"loss: (0\.\d{6}), 0\.\d{6} sec per epoch", printed)
+    # Of the same steps, the concise form rounds once less: a sign changes its place.
+    assert len(losses) == 2
+    assert abs(float(losses[0]) - float(losses[1])) < 1e-5
+    mean = float(re.search(r"20 seeds: mean (0\.\d+)", printed).group(1))
+    assert 0.242 <= mean <= 0.250
+
+
+def test_airfoil_is_one_program(monkeypatch):
+    airfoil_or_skip()
+    example = importlib.import_module("airfoil")
+    import jax
+
+    data = example.airfoil()
+    program = jax.jit(example.train, static_argnums=2).lower(0, data, example.concise())
+    assert program.compile()(0, data).shape == (31,)
+
+
+def test_data_that_is_nowhere(monkeypatch, tmp_path):
+    common = importlib.import_module("common")
+    both = r"Either connect to the internet, .* set JAX_RMSPROP_DATA to that folder"
+    monkeypatch.setenv("JAX_RMSPROP_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"has no such file. {both}"):
+        common.airfoil()
+
+    def no_internet(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.delenv("JAX_RMSPROP_DATA")
+    monkeypatch.setattr(common.pooch, "retrieve", no_internet)
+    with pytest.raises(SystemExit, match=f"the download failed .* {both}"):
+        common.airfoil()
+
+
+def test_exercises(run):
+    printed = run("exercises")
+    assert re.findall(r"^(\d)\. ", printed, re.M) == ["1", "2", "3", "4"]
+    start, end = re.search(
+        r"gamma 1, learning rate 0.4: .* 1 step (\S+), after 20 (\S+)", printed
+    ).groups()
+    assert 1e3 < float(start) < float(end)
+    straight, rotated = re.findall(r"20 steps (\S+)", printed)
+    assert float(straight) < 1e-3 < float(rotated)
+    accuracies = [float(a) for a in re.findall(r"accuracy (0\.\d+)", printed)]
+    assert max(accuracies) > 0.95
+
+
+@pytest.mark.parametrize("data", ["digits", "airfoil"])
+def test_gamma_sweep(run, data):
+    if data == "airfoil":
+        airfoil_or_skip()
+    printed = run("gamma_sweep", "--data", data)
+    rows = [
+        line.split() for line in printed.splitlines() if re.match(r" +\d\.\d{5} ", line)
+    ]
+    assert len(rows) == 33
+    score = [float(row[3]) for row in rows]
+    best = float(re.search(r"best gamma: (\S+)", printed).group(1))
+    assert score[[float(row[0]) for row in rows].index(best)] == min(score)
+    # Neither no memory nor the longest is the best.
+    assert 0 < best < 0.9999
+
+
+def test_a_members_curve_is_its_own_training():
+    """One of the sweep's members, trained alone with plain Python loops."""
+    example, common = (importlib.import_module(n) for n in ("gamma_sweep", "common"))
+    import jax
+
+    problem = example.problem("digits")._replace(epochs=1)
+    curves, _ = example.sweep(problem, [0.5, 0.9], [0, 1], 0.01, progress=False)
+    optimizer = example.rmsprop(0.01, np.float32(0.9))
+    params = problem.init(jax.random.key(1))
+    carry = params, optimizer.init(params)
+    step = jax.jit(common.train_step(problem.loss, optimizer))
+    shuffled = common.batches(
+        jax.random.fold_in(jax.random.key(1), 0), problem.train, problem.batch
+    )
+    losses = []
+    for i in range(len(shuffled.x)):
+        carry, loss = step(carry, jax.tree.map(lambda x: x[i], shuffled))  # noqa: B023
+        losses.append(loss)
+    # A vmapped matrix product adds in another order; 50 steps carry that along.
+    np.testing.assert_allclose(curves[1, 1, 0], np.mean(losses), rtol=1e-4)
