@@ -1,4 +1,8 @@
-"""The optimizer: Optax's own parts chained around `scale_by_rmsprop`."""
+"""The optimizer: Optax's own parts chained around `scale_by_rmsprop`.
+
+The chain is: coupled decay, the scaled gradient, the learning rate if it enters the
+momentum, the momentum, decoupled decay, the learning rate if it does not, and the sign.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,11 @@ import optax
 
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop._compiled import compiled
 from jax_rmsprop._transform import (
     at_precision,
     average_arguments,
-    compiled,
     place_like,
-    rmsprop_state,
     state_dtype,
     uncompiled_scale_by_rmsprop,
 )
@@ -128,7 +131,11 @@ def rmsprop(
     decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}
-    return compiled(_chain, options, hyperparameters, uses_params=decays)
+    return compiled(_chain, options, hyperparameters, count=_count, uses_params=decays)
+
+
+def _count(state: Any) -> Any:
+    return state[1].count
 
 
 def _chain(
@@ -155,26 +162,27 @@ def _chain(
             return add if mask is None else optax.masked(add, _tree(mask))
 
         rate = fit(learning_rate)
-        coupled = after = None if weight_decay is None else fit(weight_decay)
+        decay = None if weight_decay is None else fit(weight_decay)
+        if momentum is None:
+            trace = optax.identity()
+        else:
+            trace = optax.trace(fit(momentum), nesterov=nesterov)
         if momentum is not None and lr_in_momentum:
             # The minus comes last: before the buffer it would let the compiler
             # reorder a sum of products where it knows the learning rate.
-            buffer = optax.scale(rate), optax.trace(fit(momentum), nesterov=nesterov)
-            step = optax.scale(-1.0)
-            after = None if after is None else rate * after
-        elif momentum is not None:
-            buffer = optax.identity(), optax.trace(fit(momentum), nesterov=nesterov)
-            step = optax.scale_by_learning_rate(rate)
+            before, after = optax.scale(rate), optax.scale(-1.0)
+            late_decay = None if decay is None else rate * decay
         else:
-            buffer = optax.identity(), optax.identity()
-            step = optax.scale_by_learning_rate(rate)
+            before, after = optax.identity(), optax.scale_by_learning_rate(rate)
+            late_decay = decay
         # As many parts whatever the numbers, so that a decay of zero changes no tree.
         return optax.chain(
-            add_decay(None if decoupled else coupled),
+            add_decay(None if decoupled else decay),
             uncompiled_scale_by_rmsprop(**average),
-            *buffer,
-            add_decay(after if decoupled else None),
-            step,
+            before,
+            trace,
+            add_decay(late_decay if decoupled else None),
+            after,
         )
 
     def init(params: Any) -> Any:
@@ -191,7 +199,7 @@ def _chain(
                 "`params` must be passed to `update` when `weight_decay` is not 0, "
                 "got None"
             )
-        nu = rmsprop_state(state).nu
+        nu = state[1].nu
         _checks.match(updates, nu)
         wide = jax.tree.map(lambda x, n: at_precision(x, n.dtype), updates, nu)
         if params is not None:

@@ -14,7 +14,8 @@ Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jax.experimental.shard_alike import shard_alike
 
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop._compiled import compiled
 
 
 class ScaleByRMSPropState(NamedTuple):
@@ -121,8 +123,9 @@ def scale_by_rmsprop(
       >>> state = optimizer.init(params)
       >>> gradient = params * jnp.array([0.2, 4.0])
       >>> updates, state = optimizer.update(gradient, state)
-      >>> print(optax.apply_updates(params, updates))
-      [-3.7350898  -0.73508906]
+      >>> x1, x2 = optax.apply_updates(params, updates)
+      >>> print(f"x1 {x1:.4f}, x2 {x2:.4f}")
+      x1 -3.7351, x2 -0.7351
 
     References:
       Tieleman and Hinton, Lecture 6.5 - rmsprop, 2012,
@@ -130,11 +133,14 @@ def scale_by_rmsprop(
       centered: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
       https://arxiv.org/abs/1308.0850.
     """
+    options, hyperparameters = average_arguments(
+        gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
+    )
     return compiled(
         uncompiled_scale_by_rmsprop,
-        *average_arguments(
-            gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
-        ),
+        options,
+        hyperparameters,
+        count=operator.attrgetter("count"),
     )
 
 
@@ -329,99 +335,3 @@ def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
     Under jit and an automatic mesh the compiler would put a constant on one device.
     """
     return shard_alike(x, p)[0]
-
-
-# What follows makes a transformation of numbers known when it runs one compiled call.
-
-
-def compiled(
-    make: Callable[..., optax.GradientTransformation],
-    options: Mapping[str, Hashable],
-    hyperparameters: Mapping[str, NumberOrSchedule],
-    *,
-    uses_params: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Build `make(**hyperparameters, rate, **options)`, each method one dispatch.
-
-    The options decide what is compiled; the hyperparameters are operands, so all
-    transformations of the same make and options share one compiled function.
-
-    Args:
-      make: a module-level function (so that the result can be pickled).
-      options: what `make` takes that is known when it is compiled.
-      hyperparameters: numbers, tracers or schedules; must contain "gamma". `make`
-        gets them as scalar arrays, a schedule's value at the state's count in its
-        place, and beside them "rate", which is 1 - gamma.
-      uses_params: whether `update` reads the parameters. If not, they may be
-        anything: Equinox's users pass whole models.
-    """
-    key = (make, tuple(sorted(options.items())))
-    # A partial is hashed by its identity, as jit needs, whatever the schedule is.
-    hyperparameters = {
-        name: functools.partial(x) if callable(x) else x
-        for name, x in hyperparameters.items()
-    }
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, key, hyperparameters),
-        functools.partial(_update, key, hyperparameters, uses_params),
-    )
-
-
-def _init(key: Any, hyperparameters: Mapping[str, Any], params: Any) -> Any:
-    return _compiled_init(key, _values(hyperparameters, np.int32(0)), params)
-
-
-def _update(
-    key: Any,
-    hyperparameters: Mapping[str, Any],
-    uses_params: bool,
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    **extra_args: Any,
-) -> tuple[Any, Any]:
-    del extra_args
-    values = _values(hyperparameters, rmsprop_state(state).count)
-    return _compiled_update(
-        key, values, updates, state, params if uses_params else None
-    )
-
-
-def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
-    """The hyperparameters at a step: Python floats, or arrays not below float32.
-
-    1 - gamma is formed here, where a Python float is still a double: in float32,
-    1 - 0.9999 is wrong by 3e-4 of itself.
-    """
-
-    def value(x: Any) -> Any:
-        x = jax.jit(x)(count) if callable(x) else x
-        return x if isinstance(x, float) else jnp.asarray(x, float)
-
-    values = {name: value(x) for name, x in hyperparameters.items()}
-    return values | {"rate": 1 - values["gamma"]}
-
-
-def rmsprop_state(state: Any) -> ScaleByRMSPropState:
-    """The one ScaleByRMSPropState in the state of a chain."""
-    if isinstance(state, ScaleByRMSPropState):
-        return state
-    return next(part for part in state if isinstance(part, ScaleByRMSPropState))
-
-
-# Inlined where the caller compiles already; alone, one dispatch.
-_jit = functools.partial(jax.jit, static_argnums=0, inline=True)
-
-
-@_jit
-def _compiled_init(key: Any, values: dict[str, Any], params: Any) -> Any:
-    make, options = key
-    return make(**values, **dict(options)).init(params)
-
-
-@_jit
-def _compiled_update(
-    key: Any, values: dict[str, Any], updates: Any, state: Any, params: Any
-) -> tuple[Any, Any]:
-    make, options = key
-    return make(**values, **dict(options)).update(updates, state, params)
