@@ -7,6 +7,7 @@ from typing import NamedTuple
 import chex
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax

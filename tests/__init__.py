@@ -1,0 +1,1 @@
+"""The tests: one file per module, and the slow and obvious version they believe."""
