@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,7 +56,8 @@ def compiled(
 
 
 def _init(key: Any, hyperparameters: Mapping[str, Any], params: Any) -> Any:
-    return _compiled_init(key, _values(hyperparameters, np.int32(0)), params)
+    values = _values(hyperparameters, np.int32(0))
+    return _dispatch(key, values, "init", params)
 
 
 def _update(
@@ -70,8 +72,8 @@ def _update(
 ) -> tuple[Any, Any]:
     del extra_args
     values = _values(hyperparameters, count(state))
-    return _compiled_update(
-        key, values, updates, state, params if uses_params else None
+    return _dispatch(
+        key, values, "update", updates, state, params if uses_params else None
     )
 
 
@@ -90,19 +92,18 @@ def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
     return values | {"rate": 1 - values["gamma"]}
 
 
-# Inlined where the caller compiles already; alone, one dispatch.
-_jit = functools.partial(jax.jit, static_argnums=0, inline=True)
-
-
-@_jit
-def _compiled_init(key: Any, values: dict[str, Any], params: Any) -> Any:
+def _call(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     make, options = key
-    return make(**values, **dict(options)).init(params)
+    return getattr(make(**values, **dict(options)), method)(*args)
 
 
-@_jit
-def _compiled_update(
-    key: Any, values: dict[str, Any], updates: Any, state: Any, params: Any
-) -> tuple[Any, Any]:
-    make, options = key
-    return make(**values, **dict(options)).update(updates, state, params)
+_compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)
+
+
+def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
+    """One dispatch or, where the caller is compiling already, part of what it does."""
+    compiling = isinstance(jnp.zeros([]), jax.core.Tracer)
+    if not compiling:
+        return _compiled_call(key, values, method, *args)
+    arrays = {name: jnp.asarray(x) for name, x in values.items()}
+    return _call(key, arrays, method, *jax.tree.map(jnp.asarray, args))
