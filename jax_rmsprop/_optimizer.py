@@ -153,9 +153,13 @@ def _chain(
 
     def chain(dtypes: list[Any]) -> optax.GradientTransformation:
         # Optax multiplies each leaf by these as they are, so a scalar of a fixed type
-        # must not be wider than any leaf; one that began as a Python float adapts.
+        # must not be wider than any leaf; one that began as a Python float adapts,
+        # and needs not where all leaves are of one type.
+        narrowest = jnp.finfo(min(dtypes, key=_width)).dtype
+        alike = set(dtypes) == {narrowest}
+
         def fit(x: jax.Array) -> jax.Array:
-            return x if x.weak_type else x.astype(min(dtypes, key=_width))
+            return x.astype(narrowest) if alike or not x.weak_type else x
 
         def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
@@ -204,7 +208,7 @@ def _chain(
         wide = jax.tree.map(lambda x, n: at_precision(x, n.dtype), updates, nu)
         if params is not None:
             params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
-        wide, state = chain(_dtypes(nu)).update(wide, state, params)
+        wide, state = chain(_dtypes(wide)).update(wide, state, params)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
