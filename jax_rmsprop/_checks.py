@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +71,29 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, got {value!r}")
     return bool(value)
+
+
+def integer(name: str, value: Any, *, low: int) -> None:
+    """Check a count.
+
+    Raises:
+      TypeError: not an int.
+      ValueError: below `low`.
+    """
+    if type(value) is not int:
+        raise TypeError(f"`{name}` must be an integer >= {low}, got {value!r}")
+    if value < low:
+        raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}")
+
+
+@contextlib.contextmanager
+def called(words: Mapping[str, str]) -> Generator[None]:
+    """Within it, an error names the arguments by other words."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = re.sub(r"`(\w+)`", lambda m: f"`{words.get(m[1], m[1])}`", str(error))
+        raise type(error)(message) from None
 
 
 def floating(params: Any) -> None:

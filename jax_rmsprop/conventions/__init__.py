@@ -1,0 +1,91 @@
+"""Every framework's RMSProp, under its own argument names, order and defaults.
+
+`conventions.pytorch(lr=1e-2, momentum=0.9)` takes the steps of `torch.optim.RMSprop`
+with those arguments, and so on; `conventions.nature_dqn()` and its like are published
+recipes. Where two frameworks differ only in values, the values are in `TABLE`;
+`explain` prints them, and so does `python -m jax_rmsprop.conventions`.
+
+Each function returns an Optax transformation, made of `rmsprop` and Optax's own parts,
+and what `rmsprop` promises holds here. The learning rate and the average's decay may be
+a number, an array, a tracer or a schedule (a function of the step, from 0); the other
+numbers all but a schedule. State and arithmetic are float32 or wider, and an update has
+its gradient's dtype. A wrong value is refused in one line, in the framework's words
+(TypeError, ValueError); what a framework takes and has no meaning here, such as
+PyTorch's `foreach`, is accepted. Where the momentum is the number 0 there is no buffer.
+For groups of parameters with settings of their own use `optax.partition`, with one of
+these for each group.
+
+In the equations x is a parameter, g its gradient, nu the average of g^2 or, if
+`centered`, the variance; b is the momentum buffer, which starts at 0. An argument that
+a docstring does not describe is what the equations show, as in `rmsprop`.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_rmsprop import conventions
+    >>> params = jnp.ones(3)
+    >>> steps = []
+    >>> for make in (conventions.pytorch, conventions.tensorflow1):
+    ...     optimizer = make(0.01)
+    ...     update, _ = optimizer.update(0.1 * params, optimizer.init(params), params)
+    ...     steps.append(f"{update[0]:.4f}")
+    >>> steps
+    ['-0.1000', '-0.0011']
+"""
+
+from jax_rmsprop.conventions._explain import explain
+from jax_rmsprop.conventions._frameworks import (
+    bitsandbytes,
+    chainer,
+    d2l,
+    flax_legacy,
+    jax_example_libraries,
+    keras,
+    mlx,
+    mxnet1,
+    mxnet2,
+    optax,
+    paddle,
+    pytorch,
+    sonnet,
+    stable_baselines3,
+    tensorflow1,
+    tf_keras_v2,
+    timm,
+)
+from jax_rmsprop.conventions._recipes import (
+    dopamine_dqn,
+    efficientnet,
+    impala,
+    mobilenet_v3,
+    nature_dqn,
+)
+from jax_rmsprop.conventions._table import RECIPES, TABLE, Convention, Recipe
+
+__all__ = [
+    "RECIPES",
+    "TABLE",
+    "Convention",
+    "Recipe",
+    "bitsandbytes",
+    "chainer",
+    "d2l",
+    "dopamine_dqn",
+    "efficientnet",
+    "explain",
+    "flax_legacy",
+    "impala",
+    "jax_example_libraries",
+    "keras",
+    "mlx",
+    "mobilenet_v3",
+    "mxnet1",
+    "mxnet2",
+    "nature_dqn",
+    "optax",
+    "paddle",
+    "pytorch",
+    "sonnet",
+    "stable_baselines3",
+    "tensorflow1",
+    "tf_keras_v2",
+    "timm",
+]

@@ -1,0 +1,83 @@
+"""The table of conventions as people read it."""
+
+from __future__ import annotations
+
+import inspect
+
+from jax_rmsprop.conventions import _frameworks
+from jax_rmsprop.conventions._table import RECIPES, TABLE
+
+_HEADER = [
+    "convention",
+    "of",
+    "gamma",
+    "eps, and the root",
+    "initial nu",
+    "learning rate enters",
+    "weight decay",
+]
+
+
+def explain(name: str | None = None) -> None:
+    """Print what a convention or a recipe computes, or all of them, in Markdown.
+
+    Args:
+      name: a key of `TABLE` or of `RECIPES`; None for all.
+
+    Raises:
+      ValueError: there is no convention of that name.
+
+    Example:
+      >>> explain("pytorch")  # doctest: +NORMALIZE_WHITESPACE
+      | convention | of | gamma | eps, and the root | initial nu
+                                        | learning rate enters | weight decay |
+      |---|---|---|---|---|---|---|
+      | `pytorch` | PyTorch | `alpha` 0.99 | `eps` 1e-08, outside | 0
+                                        | after momentum | coupled |
+    """
+    names = [*TABLE, *RECIPES]
+    if name is not None and name not in names:
+        raise ValueError(f"`name` must be one of {', '.join(names)}; got {name!r}")
+    print(f"| {' | '.join(_HEADER)} |")
+    print("|---" * len(_HEADER) + "|")
+    for each in names if name is None else [name]:
+        print(f"| {' | '.join(_row(each))} |")
+
+
+def _row(name: str) -> list[str]:
+    """The values of a line, from the table and the defaults of the signature."""
+    recipe = RECIPES.get(name)
+    row = TABLE[recipe.convention if recipe else name]
+    function = getattr(_frameworks, recipe.convention if recipe else name)
+    values = {n: p.default for n, p in inspect.signature(function).parameters.items()}
+    of = row.framework
+    if recipe:
+        values |= recipe.settings
+        of = f"{recipe.title}: `{recipe.convention}`"
+
+    gamma, eps = row.words.get("gamma", "gamma"), row.words.get("eps", "eps")
+    place = _words(row.eps_in_sqrt, "inside", "outside", "")
+    rate = _words(
+        row.lr_in_momentum, "before momentum", "after momentum", "no momentum"
+    )
+    decay = _words(row.decoupled_weight_decay, "decoupled", "coupled", "none")
+    if recipe and "momentum" not in recipe.settings:
+        rate = "no momentum"
+    if recipe and "weight_decay" not in recipe.settings:
+        decay = "none"
+    return [
+        f"`{name}`",
+        of,
+        f"`{gamma}` {values[gamma]:g}",
+        # The textbook's is no argument.
+        f"`{eps}` {values[eps]:g}, {place}" if eps in values else f"1e-06, {place}",
+        f"{row.initial_scale:g}",
+        rate,
+        decay,
+    ]
+
+
+def _words(value: bool | str | None, yes: str, no: str, none: str) -> str:
+    if isinstance(value, str):
+        return value
+    return none if value is None else yes if value else no

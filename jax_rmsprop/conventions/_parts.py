@@ -1,0 +1,173 @@
+"""What the conventions are made of: `rmsprop`, and Optax's parts around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_rmsprop import _checks
+from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop._optimizer import rmsprop
+from jax_rmsprop.conventions._table import TABLE
+
+Transformation = optax.GradientTransformationExtraArgs
+Part = optax.GradientTransformation | None
+
+
+def rmsprop_of(
+    name: str, *, momentum: Number | None = None, **arguments: Any
+) -> Transformation:
+    """`rmsprop` with the values of a row of the table, and errors in its words."""
+    row = TABLE[name]
+    values: dict[str, Any] = {
+        "eps_in_sqrt": row.eps_in_sqrt,
+        "initial_scale": row.initial_scale,
+        "lr_in_momentum": row.lr_in_momentum,
+        "decoupled_weight_decay": row.decoupled_weight_decay,
+    }
+    # Where the row has words, the caller's arguments decide.
+    values = {k: v for k, v in values.items() if isinstance(v, bool | float)}
+    with _checks.called(row.words):
+        return rmsprop(
+            momentum=None if is_zero(momentum) else momentum, **(values | arguments)
+        )
+
+
+def chain(*parts: Part) -> Transformation:
+    """Optax's chain of the parts that are there; one alone stays as it is."""
+    there = [part for part in parts if part is not None]
+    if len(there) == 1:
+        return optax.with_extra_args_support(there[0])
+    return optax.chain(*there)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether it is the number 0, which switches something off; a tracer is not."""
+    return type(value) in (int, float) and value == 0
+
+
+def at_most_one(arguments: Mapping[str, Any]) -> None:
+    """Check that no two of the arguments are given."""
+    given = [f"`{n}` {value!r}" for n, value in arguments.items() if value is not None]
+    if len(given) > 1:
+        names = ", ".join(f"`{n}`" for n in arguments)
+        raise ValueError(f"only one of {names} may be given, got {' and '.join(given)}")
+
+
+def positive(name: str, value: Number) -> Any:
+    """Check a number that must be greater than 0."""
+    if is_zero(value):
+        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}")
+    return _checks.number(name, value)
+
+
+def clip_each_norm(bound: Any) -> optax.GradientTransformation:
+    """Clip the norm of each leaf by itself."""
+
+    def clip(updates: Any, params: Any) -> Any:
+        del params
+        ball = optax.projections.projection_l2_ball
+        return jax.tree.map(lambda g: ball(g, bound), updates)
+
+    return optax.stateless(clip)
+
+
+_CLIPPINGS = {
+    "clipvalue": optax.clip,
+    "clip_gradient": optax.clip,
+    "clipnorm": clip_each_norm,
+    "global_clipnorm": optax.clip_by_global_norm,
+}
+
+
+def clipping(name: str, bound: Number | None, *, zero_is_none: bool = True) -> Part:
+    """One of the frameworks' clippings, by the argument's name."""
+    if bound is None or (zero_is_none and is_zero(bound)):
+        return None
+    return _CLIPPINGS[name](positive(name, bound))
+
+
+def unscale(factor: Number | None) -> Part:
+    """Divide the gradient by what the loss was multiplied by."""
+    if factor is None:
+        return None
+    return optax.scale(1 / positive("loss_scale_factor", factor))
+
+
+def every(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:
+    """A schedule that counts gradients, for a step at the last of so many."""
+    if steps == 1 or not callable(value):
+        return value
+    return lambda count: value(steps * count + steps - 1)
+
+
+def inverse_time(rate: NumberOrSchedule, decay: Any) -> NumberOrSchedule:
+    """The learning rate divided by 1 + decay * step, Keras's old schedule."""
+    rate = _checks.number("learning_rate", rate, schedule=True)
+    if is_zero(decay):
+        return rate
+    return lambda step: (rate(step) if callable(rate) else rate) / (1 + decay * step)
+
+
+def cautious(optimizer: Transformation) -> Transformation:
+    """Keep of a step what goes against the gradient, scaled for what is left out."""
+
+    def mask(step: jax.Array, g: jax.Array) -> jax.Array:
+        kept = (step * g < 0).astype(step.dtype)
+        return step * kept / jnp.maximum(kept.mean(), 1e-3)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        steps, state = optimizer.update(updates, state, params, **extra)
+        return jax.tree.map(mask, steps, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def shrink(
+    rate: NumberOrSchedule, weight_decay: Any, max_rate: Any
+) -> optax.GradientTransformation:
+    """Subtract rate^2 / max_rate * weight_decay * x; without `max_rate`, rate."""
+
+    def factor(step: Any) -> Any:
+        eta = rate(step) if callable(rate) else rate
+        return -weight_decay * eta * (1.0 if max_rate is None else eta / max_rate)
+
+    # Injected, since that takes a schedule's value in the gradient's dtype.
+    return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=factor)
+
+
+def mxnet_gradient(
+    rescale_grad: Number, wd: Number, clip_gradient: Number | None, *, decay_first: bool
+) -> list[Part]:
+    """What MXNet does to a gradient before all else."""
+    factor = _checks.number("rescale_grad", rescale_grad)
+    decay = _checks.number("wd", wd)
+    scaled = None if factor == 1.0 else optax.scale(factor)
+    decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
+    clipped = clipping("clip_gradient", clip_gradient)
+    return [scaled, *((decayed, clipped) if decay_first else (clipped, decayed))]
+
+
+def bounded(bound: Number | None) -> Part:
+    """End a step where it leaves [-bound, bound]: a projection of the parameters."""
+    if bound is None or is_zero(bound):
+        return None
+    limit = _checks.number("clip_weights", bound)
+
+    def project(updates: Any, params: Any) -> Any:
+        if params is None:
+            raise ValueError(
+                "`params` must be passed to `update` when `clip_weights` is given, "
+                "got None"
+            )
+        new = jax.tree.map(lambda x, u: x + u, params, updates)
+        new = optax.projections.projection_box(new, -limit, limit)
+        return jax.tree.map(lambda y, x: y - x, new, params)
+
+    return optax.stateless(project)

@@ -1,0 +1,99 @@
+"""The RMSProp of published results."""
+
+from __future__ import annotations
+
+from jax_rmsprop import _checks
+from jax_rmsprop._checks import NumberOrSchedule
+from jax_rmsprop.conventions import _frameworks
+from jax_rmsprop.conventions._parts import Transformation
+from jax_rmsprop.conventions._table import RECIPES, TABLE
+
+
+def nature_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
+    """DQN in Nature: `keras` with rho 0.95, epsilon 0.01 and centered.
+
+    What the paper lists as "gradient momentum" 0.95 is the decay of the gradient's
+    average, and the "min squared gradient" 0.01 is eps: there is no momentum.
+
+    Example:
+      >>> optimizer = nature_dqn()
+
+    References:
+      Mnih et al., Human-level control through deep reinforcement learning, Nature 518,
+      2015, extended data table 1, https://doi.org/10.1038/nature14236; the steps are
+      those of the code published with it, NeuralQLearner.lua.
+    """
+    return _recipe("nature_dqn", learning_rate)
+
+
+def dopamine_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
+    """Dopamine's DQN: `tensorflow1` with decay 0.95, epsilon 1e-5 and centered.
+
+    Dopamine's agents in JAX use Optax, whose nu starts at 0 and not at 1.
+
+    Example:
+      >>> optimizer = dopamine_dqn()
+
+    References:
+      Castro et al., Dopamine, 2018, https://arxiv.org/abs/1812.06110;
+      https://github.com/google/dopamine/blob/master/dopamine/agents/dqn/configs/dqn.gin
+    """
+    return _recipe("dopamine_dqn", learning_rate)
+
+
+def impala(learning_rate: NumberOrSchedule = 6e-4) -> Transformation:
+    """IMPALA on Atari, as TorchBeast runs it: `pytorch` with alpha 0.99 and eps 0.01.
+
+    The rate falls linearly to 0 and the gradient's global norm is clipped to 40 there:
+    `optax.linear_schedule` and `optax.clip_by_global_norm`. The first authors' own code
+    is `tensorflow1(4.8e-4, decay=0.99, epsilon=0.1)`.
+
+    Example:
+      >>> optimizer = impala()
+
+    References:
+      Espeholt et al., IMPALA, 2018, https://arxiv.org/abs/1802.01561; Kuettler et al.,
+      TorchBeast, 2019, https://arxiv.org/abs/1910.03552;
+      https://github.com/facebookresearch/torchbeast/blob/main/torchbeast/monobeast.py
+    """
+    return _recipe("impala", learning_rate)
+
+
+def efficientnet(learning_rate: NumberOrSchedule = 0.016) -> Transformation:
+    """EfficientNet: `tensorflow1` with decay 0.9, momentum 0.9 and epsilon 1e-3.
+
+    The rate is for batches of 256, grows in proportion to them, and falls by 0.97 every
+    2.4 epochs after 5 of warm-up. The weight decay of 1e-5 is a part of the loss there.
+
+    Example:
+      >>> optimizer = efficientnet()
+
+    References:
+      Tan and Le, EfficientNet, 2019, https://arxiv.org/abs/1905.11946;
+      https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/utils.py
+    """
+    return _recipe("efficientnet", learning_rate)
+
+
+def mobilenet_v3(learning_rate: NumberOrSchedule = 0.064) -> Transformation:
+    """MobileNetV3 in torchvision: `pytorch`, eps 0.0316, momentum and alpha 0.9.
+
+    With a weight decay of 1e-5. The rate is for batches of 1024 and falls by 0.973
+    every 2 epochs. The eps is the root of 1e-3, which other code adds inside the root.
+
+    Example:
+      >>> optimizer = mobilenet_v3()
+
+    References:
+      Howard et al., Searching for MobileNetV3, 2019, https://arxiv.org/abs/1905.02244;
+      https://github.com/pytorch/vision/tree/main/references/classification
+    """
+    return _recipe("mobilenet_v3", learning_rate)
+
+
+def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
+    recipe = RECIPES[name]
+    convention = getattr(_frameworks, recipe.convention)
+    theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
+    with _checks.called({theirs: "learning_rate"}):
+        return convention(learning_rate, **recipe.settings)

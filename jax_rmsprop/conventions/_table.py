@@ -1,0 +1,142 @@
+"""The values in which the frameworks' RMSProps, and published recipes, differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """The values in which one framework's RMSProp differs from another's.
+
+    Where an argument of the framework decides, or the order of its operations, the
+    value is the words that `explain` prints, and the framework's function decides.
+
+    Attributes:
+      framework: whose RMSProp it is.
+      words: the framework's name of an argument of `rmsprop`, where it has another.
+      eps_in_sqrt: as in `rmsprop`.
+      initial_scale: as in `rmsprop`.
+      lr_in_momentum: as in `rmsprop`; None if there is no momentum.
+      decoupled_weight_decay: as in `rmsprop`; None if there is no decay.
+    """
+
+    framework: str
+    words: Mapping[str, str]
+    eps_in_sqrt: bool | str
+    initial_scale: float
+    lr_in_momentum: bool | str | None
+    decoupled_weight_decay: bool | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A published recipe.
+
+    Attributes:
+      title: what it trained.
+      convention: the framework whose RMSProp it ran, a key of `TABLE`.
+      settings: the arguments it set, beside the learning rate.
+    """
+
+    title: str
+    convention: str
+    settings: Mapping[str, Any]
+
+
+def _frozen(**items: Any) -> Mapping[str, Any]:
+    return MappingProxyType(items)
+
+
+_LR_ALPHA = _frozen(learning_rate="lr", gamma="alpha")
+_RHO_EPSILON = _frozen(gamma="rho", eps="epsilon")
+_DECAY_EPSILON = _frozen(gamma="decay", eps="epsilon")
+_MXNET1 = _frozen(gamma="gamma1", momentum="gamma2", eps="epsilon", weight_decay="wd")
+_MXNET2 = _frozen(gamma="rho", eps="epsilon", weight_decay="wd")
+
+# framework, words, eps_in_sqrt, initial_scale, lr_in_momentum, decoupled_weight_decay
+TABLE: Mapping[str, Convention] = _frozen(
+    pytorch=Convention("PyTorch", _LR_ALPHA, False, 0.0, False, False),
+    keras=Convention("Keras 3", _RHO_EPSILON, True, 0.0, True, True),
+    tensorflow1=Convention("TensorFlow 1", _DECAY_EPSILON, True, 1.0, True, None),
+    tf_keras_v2=Convention(
+        "tf.keras, OptimizerV2",
+        _RHO_EPSILON,
+        "inside with momentum, else outside",
+        0.0,
+        True,
+        None,
+    ),
+    timm=Convention(
+        "timm, RMSpropTF",
+        _LR_ALPHA,
+        True,
+        1.0,
+        "before momentum; after if not `lr_in_momentum`",
+        "coupled; decoupled if `decoupled_decay`",
+    ),
+    stable_baselines3=Convention(
+        "Stable-Baselines3", _LR_ALPHA, True, 1.0, False, False
+    ),
+    mxnet1=Convention(
+        "MXNet 1",
+        _MXNET1,
+        True,
+        0.0,
+        "before momentum, which only `centered` has",
+        "coupled, before clipping",
+    ),
+    mxnet2=Convention(
+        "MXNet 2",
+        _MXNET2,
+        "inside if `centered`, else outside",
+        0.0,
+        "before momentum, which only `centered` has",
+        "coupled, after clipping",
+    ),
+    optax=Convention(
+        "Optax",
+        _frozen(gamma="decay"),
+        "inside; outside if not `eps_in_sqrt`",
+        0.0,
+        True,
+        None,
+    ),
+    bitsandbytes=Convention("bitsandbytes", _LR_ALPHA, False, 0.0, None, False),
+    chainer=Convention(
+        "Chainer", _LR_ALPHA, "outside; inside if `eps_inside_sqrt`", 0.0, None, None
+    ),
+    paddle=Convention("PaddlePaddle", _RHO_EPSILON, True, 0.0, True, False),
+    mlx=Convention("MLX", _frozen(gamma="alpha"), False, 0.0, None, None),
+    flax_legacy=Convention(
+        "Flax, flax.optim", _frozen(gamma="beta2"), False, 0.0, None, None
+    ),
+    jax_example_libraries=Convention(
+        "JAX's examples", _frozen(learning_rate="step_size"), True, 0.0, True, None
+    ),
+    sonnet=Convention("Sonnet 2", _DECAY_EPSILON, True, 0.0, True, None),
+    d2l=Convention("the textbook", _frozen(learning_rate="lr"), True, 0.0, None, None),
+)
+
+RECIPES: Mapping[str, Recipe] = _frozen(
+    nature_dqn=Recipe(
+        "DQN in Nature", "keras", _frozen(rho=0.95, epsilon=0.01, centered=True)
+    ),
+    dopamine_dqn=Recipe(
+        "Dopamine's DQN",
+        "tensorflow1",
+        _frozen(decay=0.95, epsilon=1e-5, centered=True),
+    ),
+    impala=Recipe("IMPALA", "pytorch", _frozen(alpha=0.99, eps=0.01)),
+    efficientnet=Recipe(
+        "EfficientNet", "tensorflow1", _frozen(decay=0.9, momentum=0.9, epsilon=1e-3)
+    ),
+    mobilenet_v3=Recipe(
+        "MobileNetV3",
+        "pytorch",
+        _frozen(alpha=0.9, eps=0.0316, weight_decay=1e-5, momentum=0.9),
+    ),
+)
