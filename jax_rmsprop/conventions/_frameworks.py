@@ -12,6 +12,7 @@ from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
 from jax_rmsprop.conventions._parts import (
     Transformation,
+    accumulate,
     at_most_one,
     bounded,
     cautious,
@@ -153,10 +154,7 @@ def keras(
             weight_decay=0.0 if weight_decay is None else weight_decay,
         ),
     )
-    if steps == 1:
-        return optimizer
-    accumulated = _optax.MultiSteps(optimizer, steps).gradient_transformation()
-    return _optax.with_extra_args_support(accumulated)
+    return optimizer if steps == 1 else accumulate(optimizer, steps)
 
 
 def tensorflow1(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,6 +99,18 @@ def unscale(factor: Number | None) -> Part:
     return optax.scale(1 / positive("loss_scale_factor", factor))
 
 
+def accumulate(optimizer: Transformation, steps: int) -> Transformation:
+    """Step with the mean of so many gradients."""
+    # From Optax 0.2.8 on the mean is float32 unless another dtype is asked for; before,
+    # it had the parameters' dtype.
+    dtype: dict[str, Any] = {"accumulator_dtype": float}
+    known = inspect.signature(optax.MultiSteps).parameters
+    wrapper = optax.MultiSteps(
+        optimizer, steps, **{k: v for k, v in dtype.items() if k in known}
+    )
+    return optax.with_extra_args_support(wrapper.gradient_transformation())
+
+
 def every(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:
     """A schedule that counts gradients, for a step at the last of so many."""
     if steps == 1 or not callable(value):
@@ -166,8 +179,7 @@ def bounded(bound: Number | None) -> Part:
                 "`params` must be passed to `update` when `clip_weights` is given, "
                 "got None"
             )
-        new = jax.tree.map(lambda x, u: x + u, params, updates)
-        new = optax.projections.projection_box(new, -limit, limit)
-        return jax.tree.map(lambda y, x: y - x, new, params)
+        box = optax.projections.projection_box
+        return jax.tree.map(lambda x, u: box(x + u, -limit, limit) - x, params, updates)
 
     return optax.stateless(project)

@@ -1,0 +1,679 @@
+"""Each framework's RMSProp is the framework's, and the published recipes are theirs."""
+
+import contextlib
+import functools
+import inspect
+import itertools
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_rmsprop import conventions
+from tests import reference
+from tests.frameworks import FRAMEWORKS, alone, quietly
+
+STEPS = 1000
+# Keras and TensorFlow pass some numbers through float32: these survive it.
+DECAY, BOUND = 2.0**-7, 2.0**-1
+# Large enough to see on which side of the root it is.
+EPS = 2.0**-10
+
+
+def axis(name, *values):
+    return [{name: value} for value in values]
+
+
+def every(*axes):
+    """Every combination of one option from each axis."""
+    return [
+        functools.reduce(dict.__or__, options) for options in itertools.product(*axes)
+    ]
+
+
+CENTERED = axis("centered", False, True)
+MOMENTUM = axis("momentum", 0.0, 0.9)
+WEIGHT_DECAY = axis("weight_decay", 0.0, DECAY)
+NORMS = [{}, {"clipnorm": BOUND}, {"global_clipnorm": BOUND}]
+COMBINATIONS = {
+    "pytorch": every(
+        CENTERED,
+        MOMENTUM,
+        WEIGHT_DECAY,
+        axis("maximize", False, True),
+        axis("eps", EPS),
+    ),
+    "keras": every(
+        CENTERED,
+        MOMENTUM,
+        axis("weight_decay", None, DECAY),
+        [*NORMS, {"clipvalue": BOUND}],
+        axis("loss_scale_factor", None, 3.0),
+        axis("gradient_accumulation_steps", None, 3),
+        axis("epsilon", EPS),
+    ),
+    "tensorflow1": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
+    "tf_keras_v2": every(
+        CENTERED,
+        MOMENTUM,
+        NORMS,
+        axis("clipvalue", None, BOUND),
+        axis("decay", 0.0, DECAY),
+        axis("epsilon", EPS),
+    ),
+    "timm": every(
+        CENTERED,
+        MOMENTUM,
+        WEIGHT_DECAY,
+        axis("decoupled_decay", False, True),
+        axis("corrected_weight_decay", False, True),
+        axis("lr_in_momentum", False, True),
+        axis("caution", False, True),
+        axis("eps", EPS),
+    ),
+    "stable_baselines3": every(CENTERED, MOMENTUM, WEIGHT_DECAY, axis("eps", EPS)),
+    "bitsandbytes": every(WEIGHT_DECAY, axis("eps", EPS)),
+    "sonnet": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
+    "mlx": every(axis("eps", EPS)),
+}
+CASES = [
+    pytest.param(name, options, id=f"{name}-{i}")
+    for name, combinations in COMBINATIONS.items()
+    for i, options in enumerate(combinations)
+]
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    """JAX as it is for such parameters."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def problem(dtype, steps=STEPS):
+    """Parameters, gradients over six orders of magnitude, a rate for each step.
+
+    The numbers are float32's, whatever the dtype.
+    """
+    rng = np.random.default_rng(0)
+
+    def cast(x):
+        return x.astype("float32").astype(dtype)
+
+    x, gradients = {}, {}
+    for name, shape in {"bias": (5,), "kernel": (4, 5)}.items():
+        x[name] = cast(rng.normal(size=shape))
+        scale = 10 ** rng.uniform(-3, 3, shape)
+        noise = rng.normal(size=(steps, *shape))
+        gradients[name] = cast(scale * (0.3 + noise))
+    return x, gradients, cast(0.01 * (1 + 0.9 * np.sin(np.arange(steps))))
+
+
+def rates_as_schedule(rates):
+    return lambda step: jnp.asarray(rates)[step]
+
+
+def train(optimizer, x, gradients, state=None):
+    """Every step's parameters, and the last state."""
+
+    def step(carry, g):
+        x, state = carry
+        updates, state = optimizer.update(g, state, x)
+        x = optax.apply_updates(x, updates)
+        return (x, state), x
+
+    state = optimizer.init(x) if state is None else state
+    (_, state), trajectory = jax.jit(functools.partial(jax.lax.scan, step))(
+        (x, state), gradients
+    )
+    return jax.device_get(trajectory), state
+
+
+def ours(name, options, x, gradients, rates):
+    dtype = str(rates.dtype)
+    if name == "timm" and options["corrected_weight_decay"]:
+        options = options | {"max_lr": 0.01}
+    with precision(dtype):
+        optimizer = getattr(conventions, name)(rates_as_schedule(rates), **options)
+        return train(optimizer, x, gradients)[0]
+
+
+def theirs(name, options, x, gradients, rates):
+    # timm takes for the highest rate what it is made with.
+    made = {"lr": 0.01} if name == "timm" else {}
+    return FRAMEWORKS[name](x, options | made).run(gradients, rates)
+
+
+def error(actual, expected):
+    """The largest error of any parameter at any step, relative to its largest value."""
+    chex.assert_trees_all_equal_structs(actual, expected)
+    return max(
+        (np.abs(actual[n] - expected[n]) / np.abs(expected[n]).max(0)).max()
+        for n in expected
+    )
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_real_library(name, options, standard_promotion):
+    single, double = problem("float32"), problem("float64")
+    if "float64" in FRAMEWORKS[name].dtypes:
+        truth = theirs(name, options, *double)
+        assert error(ours(name, options, *double), truth) < 1e-10
+    else:
+        truth = by_hand(name, options, *double)
+    its = error(theirs(name, options, *single), truth)
+    our = error(ours(name, options, *single), truth)
+    # In float32 as near to the truth as the library, up to the luck of roundings.
+    assert our < 1e-4
+    assert our <= 2 * its
+
+
+# What does not install everywhere, in float64 NumPy from its published code; the source
+# is in each convention's docstring.
+
+
+def chainer(alpha=0.99, eps=1e-8, eps_inside_sqrt=False):
+    return {"eps_in_sqrt": eps_inside_sqrt}, {"gamma": alpha, "eps": eps}
+
+
+def paddle(rho=0.95, epsilon=1e-6, momentum=0.0, centered=False, weight_decay=None):
+    return (
+        {
+            "momentum": momentum,
+            "centered": centered,
+            "decoupled_weight_decay": False,
+        },
+        {"gamma": rho, "eps": epsilon, "weight_decay": weight_decay or 0.0},
+    )
+
+
+def mxnet1(
+    gamma1=0.9,
+    gamma2=0.9,
+    epsilon=1e-8,
+    centered=False,
+    clip_weights=None,
+    rescale_grad=1.0,
+    wd=0.0,
+    clip_gradient=None,
+):
+    def gradient(g, x):
+        g = rescale_grad * g + wd * x
+        return g if clip_gradient is None else np.clip(g, -clip_gradient, clip_gradient)
+
+    return (
+        {"centered": centered, "momentum": gamma2 if centered else None},
+        {"gamma": gamma1, "eps": epsilon},
+        gradient,
+        clip_weights,
+    )
+
+
+def mxnet2(
+    rho=0.9,
+    momentum=0.9,
+    epsilon=1e-8,
+    centered=False,
+    clip_weights=None,
+    rescale_grad=1.0,
+    wd=0.0,
+    clip_gradient=None,
+):
+    def gradient(g, x):
+        g = rescale_grad * g
+        if clip_gradient is not None:
+            g = np.clip(g, -clip_gradient, clip_gradient)
+        return g + wd * x
+
+    return (
+        {
+            "eps_in_sqrt": centered,
+            "centered": centered,
+            "momentum": momentum if centered else None,
+        },
+        {"gamma": rho, "eps": epsilon},
+        gradient,
+        clip_weights,
+    )
+
+
+def flax_legacy(beta2=0.9, eps=1e-8, centered=False):
+    return {"eps_in_sqrt": False, "centered": centered}, {"gamma": beta2, "eps": eps}
+
+
+def jax_example_libraries(gamma=0.9, eps=1e-8, momentum=0.0):
+    return {"momentum": momentum}, {"gamma": gamma, "eps": eps}
+
+
+def d2l(gamma=0.9):
+    return {}, {"gamma": gamma, "eps": 1e-6}
+
+
+def bitsandbytes(alpha=0.99, eps=1e-8, weight_decay=0.0):
+    return (
+        {"eps_in_sqrt": False, "decoupled_weight_decay": False},
+        {"gamma": alpha, "eps": eps, "weight_decay": weight_decay},
+    )
+
+
+def nature_dqn():
+    """The Lua code's g and g2 with decay 0.95, and 0.01 added before the root."""
+    return {"centered": True}, {"gamma": 0.95, "eps": 0.01}
+
+
+def dopamine_dqn():
+    return {"centered": True, "initial_scale": 1.0}, {"gamma": 0.95, "eps": 1e-5}
+
+
+def impala():
+    return {"eps_in_sqrt": False}, {"gamma": 0.99, "eps": 0.01}
+
+
+def efficientnet():
+    return {"momentum": 0.9, "initial_scale": 1.0}, {"gamma": 0.9, "eps": 1e-3}
+
+
+def mobilenet_v3():
+    return (
+        {
+            "eps_in_sqrt": False,
+            "momentum": 0.9,
+            "lr_in_momentum": False,
+            "decoupled_weight_decay": False,
+        },
+        {"gamma": 0.9, "eps": 0.0316, "weight_decay": 1e-5},
+    )
+
+
+def by_hand(name, options, x, gradients, rates):
+    settings, numbers, *rest = globals()[name](**options)
+    gradient, bound = rest or (lambda g, x: g, None)
+    trajectory = {}
+    for leaf in x:
+        stepper = reference.RMSProp(x[leaf], **settings)
+        trajectory[leaf] = np.empty(gradients[leaf].shape)
+        for t, (g, rate) in enumerate(zip(gradients[leaf], rates, strict=True)):
+            stepper.step(gradient(g, stepper.x), learning_rate=float(rate), **numbers)
+            if bound is not None:
+                stepper.x = np.clip(stepper.x, -bound, bound)
+            trajectory[leaf][t] = stepper.x
+    return trajectory
+
+
+MXNET = every(
+    CENTERED,
+    axis("clip_weights", None, 1.0),
+    axis("rescale_grad", 1.0, 2.0),
+    axis("wd", 0.0, DECAY),
+    axis("clip_gradient", None, BOUND),
+    axis("epsilon", EPS),
+)
+BY_HAND = {
+    "chainer": every(axis("eps_inside_sqrt", False, True), axis("eps", EPS)),
+    "paddle": every(
+        CENTERED, MOMENTUM, axis("weight_decay", None, DECAY), axis("epsilon", EPS)
+    ),
+    "mxnet1": MXNET,
+    "mxnet2": MXNET,
+    "flax_legacy": every(CENTERED, axis("eps", EPS)),
+    "jax_example_libraries": every(MOMENTUM, axis("eps", EPS)),
+    "d2l": every(axis("gamma", 0.9, 0.99)),
+    **{name: [{}] for name in conventions.RECIPES},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, id=f"{name}-{i}")
+        for name, combinations in BY_HAND.items()
+        for i, options in enumerate(combinations)
+    ],
+)
+def test_the_published_code(name, options, standard_promotion):
+    double, single = problem("float64"), problem("float32")
+    truth = by_hand(name, options, *double)
+    assert error(ours(name, options, *double), truth) < 1e-10
+    assert error(ours(name, options, *single), truth) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    # Centered and corrected at once is refused: see below.
+    every(
+        axis("initial_scale", 0.0, 1.0),
+        axis("eps_in_sqrt", False, True),
+        [{}, {"centered": True}, {"bias_correction": True}],
+        axis("momentum", None, 0.0, 0.9),
+        axis("nesterov", False, True),
+        axis("eps", EPS),
+    ),
+)
+def test_optax_itself(options, standard_promotion):
+    runs = {}
+    for dtype in ("float64", "float32"):
+        x, gradients, rates = problem(dtype)
+        with precision(dtype):
+            its = optax.rmsprop(rates_as_schedule(rates), **options)
+            runs[dtype] = (
+                train(its, x, gradients)[0],
+                ours("optax", options, x, gradients, rates),
+            )
+    truth, our = runs["float64"]
+    assert error(our, truth) < 1e-10
+    its, our = (error(run, truth) for run in runs["float32"])
+    assert our < 1e-4
+    assert our <= 2 * its
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_jax_example_libraries_itself(momentum, standard_promotion):
+    from jax.example_libraries import optimizers
+
+    x, gradients, rates = problem("float64")
+    with precision("float64"):
+        schedule = rates_as_schedule(rates)
+        if momentum:
+            triple = optimizers.rmsprop_momentum(schedule, eps=EPS, momentum=momentum)
+        else:
+            triple = optimizers.rmsprop(schedule, eps=EPS)
+        init, update, get = triple
+
+        def step(state, t_g):
+            state = update(*t_g, state)
+            return state, get(state)
+
+        _, truth = jax.lax.scan(step, init(x), (jnp.arange(STEPS), gradients))
+    our = ours(
+        "jax_example_libraries",
+        {"momentum": momentum, "eps": EPS},
+        x,
+        gradients,
+        rates,
+    )
+    assert error(our, jax.device_get(truth)) < 1e-10
+
+
+def test_pytorch_with_complex_parameters(standard_promotion):
+    """PyTorch averages the squares of the two parts by themselves."""
+    x, gradients, rates = problem("float64")
+    x = {"z": x["kernel"] + 1j * x["kernel"][::-1]}
+    gradients = {"z": gradients["kernel"] + 1j * gradients["kernel"][:, ::-1] / 7}
+    options = {"momentum": 0.9, "centered": True, "eps": EPS}
+    truth = theirs("pytorch", options, x, gradients, rates)
+    assert error(ours("pytorch", options, x, gradients, rates), truth) < 1e-10
+
+
+# Names, order and defaults.
+
+
+def signature(function, *without):
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.name not in ("self", *without) and p.kind is not p.VAR_KEYWORD
+    }
+
+
+def library(name):
+    """The function or class that a convention is named for, and what it has besides."""
+    if name == "pytorch":
+        return quietly("torch").optim.RMSprop, "params"
+    if name == "keras":
+        return (quietly("keras").optimizers.RMSprop,)
+    if name == "tensorflow1":
+        return (quietly("tensorflow").compat.v1.train.RMSPropOptimizer,)
+    if name == "tf_keras_v2":
+        return (quietly("tf_keras").optimizers.legacy.RMSprop,)
+    if name == "timm":
+        return alone("timm.optim.rmsprop_tf").RMSpropTF, "params"
+    if name == "stable_baselines3":
+        module = "stable_baselines3.common.sb2_compat.rmsprop_tf_like"
+        return alone(module).RMSpropTFLike, "params"
+    if name == "bitsandbytes":
+        return quietly("bitsandbytes").optim.RMSprop, "params"
+    if name == "optax":
+        return (optax.rmsprop,)
+    return (quietly("mlx.optimizers").RMSprop,)
+
+
+# Sonnet's does not show through its decorator.
+@pytest.mark.parametrize("name", sorted({*FRAMEWORKS, "optax"} - {"sonnet"}))
+def test_the_signature_is_the_librarys(name):
+    function, *without = library(name)
+    its = signature(function, *without)
+    our = signature(getattr(conventions, name))
+    assert list(our)[: len(its)] == list(its)
+    for argument, default in its.items():
+        assert our[argument] == default, argument
+    # What is ours besides comes by name only.
+    besides = set(our) - set(its)
+    parameters = inspect.signature(getattr(conventions, name)).parameters
+    assert all(parameters[n].kind is parameters[n].KEYWORD_ONLY for n in besides)
+
+
+def test_every_convention_is_in_the_table():
+    functions = {
+        n
+        for n in conventions.__all__
+        if inspect.isfunction(getattr(conventions, n)) and n != "explain"
+    }
+    assert functions == set(conventions.TABLE) | set(conventions.RECIPES)
+    assert set(COMBINATIONS) | set(BY_HAND) | {"optax"} == functions
+
+
+def test_the_table_is_frozen():
+    with pytest.raises(TypeError):
+        conventions.TABLE["pytorch"] = None
+    with pytest.raises(AttributeError):
+        conventions.TABLE["pytorch"].eps_in_sqrt = True
+    with pytest.raises(TypeError):
+        conventions.RECIPES["impala"].settings["eps"] = 1.0
+
+
+# The interface of an Optax transformation.
+
+
+@pytest.mark.parametrize("name", sorted({*conventions.TABLE, *conventions.RECIPES}))
+def test_interface(name, dtype, standard_promotion):
+    """Types stay, arguments besides are taken, one program serves all steps."""
+    required = {"learning_rate", "step_size", "lr"}
+    options = {
+        n: 0.1
+        for n, default in signature(getattr(conventions, name)).items()
+        if n in required
+    }
+    optimizer = getattr(conventions, name)(**options)
+    params = {"w": jnp.ones((2, 3), dtype), "b": [jnp.zeros(3, dtype)]}
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.update)
+    for _ in range(3):
+        updates, new = step(params, state, params, value=1.0)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        chex.assert_tree_all_finite(updates)
+        state = new
+    assert step._cache_size() == 1
+    eager, _ = optimizer.update(params, optimizer.init(params), params, value=1.0)
+    first, _ = step(params, optimizer.init(params), params, value=1.0)
+    chex.assert_trees_all_equal(eager, first)
+
+
+def test_a_tracer_for_a_number(standard_promotion):
+    """Conventions too are swept with vmap."""
+
+    def first_step(alpha, momentum):
+        optimizer = conventions.pytorch(0.1, alpha, momentum=momentum)
+        g = jnp.ones(3)
+        return optimizer.update(g, optimizer.init(g))[0]
+
+    alphas = jnp.array([0.5, 0.9, 0.99])
+    steps = jax.vmap(first_step, (0, None))(alphas, 0.9)
+    np.testing.assert_allclose(steps[:, 0], -0.1 / np.sqrt(1 - alphas), rtol=1e-5)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: conventions.pytorch(alpha=1.5),
+            "`alpha` must be in [0, 1] or a schedule (a function from step to number), "
+            "got 1.5",
+        ),
+        (
+            lambda: conventions.pytorch(lr=-1.0),
+            "`lr` must be a finite number >= 0 or a schedule (a function from step to "
+            "number), got -1.0",
+        ),
+        (
+            lambda: conventions.pytorch(maximize=1),
+            "`maximize` must be True or False, got 1",
+        ),
+        (
+            lambda: conventions.tensorflow1(0.1, epsilon=float("nan")),
+            "`epsilon` must be a finite number >= 0, got nan",
+        ),
+        (
+            lambda: conventions.mxnet1(gamma2="0.9", centered=True),
+            "`gamma2` must be in [0, 1], got '0.9'",
+        ),
+        (
+            lambda: conventions.mxnet2(wd=-0.1),
+            "`wd` must be a finite number >= 0, got -0.1",
+        ),
+        (
+            lambda: conventions.mxnet2(clip_gradient=-1.0),
+            "`clip_gradient` must be a finite number >= 0, got -1.0",
+        ),
+        (
+            lambda: conventions.flax_legacy(0.1, beta2=None),
+            "`beta2` must be in [0, 1] or a schedule (a function from step to number), "
+            "got None",
+        ),
+        (
+            lambda: conventions.keras(clipnorm=1.0, clipvalue=0.5),
+            "only one of `clipnorm`, `clipvalue`, `global_clipnorm` may be given, got "
+            "`clipnorm` 1.0 and `clipvalue` 0.5",
+        ),
+        (
+            lambda: conventions.keras(use_ema=True),
+            "`use_ema` must be False, got True; average the parameters after each "
+            "step with optax.incremental_update",
+        ),
+        (
+            lambda: conventions.keras(gradient_accumulation_steps=1),
+            "`gradient_accumulation_steps` must be an integer >= 2, got 1",
+        ),
+        (
+            lambda: conventions.keras(gradient_accumulation_steps=2.5),
+            "`gradient_accumulation_steps` must be an integer >= 2, got 2.5",
+        ),
+        (
+            lambda: conventions.keras(loss_scale_factor=0),
+            "`loss_scale_factor` must be a finite number > 0, got 0",
+        ),
+        (
+            lambda: conventions.tf_keras_v2(clipnorm=0.0),
+            "`clipnorm` must be a finite number > 0, got 0.0",
+        ),
+        (
+            lambda: conventions.tf_keras_v2(clipnorm=1.0, global_clipnorm=2.0),
+            "only one of `clipnorm`, `global_clipnorm` may be given, got `clipnorm` "
+            "1.0 and `global_clipnorm` 2.0",
+        ),
+        (
+            lambda: conventions.timm(
+                lr=lambda t: 0.1, decoupled_decay=True, corrected_weight_decay=True
+            ),
+            "`max_lr` must be the highest learning rate if `lr` is a schedule and "
+            "`corrected_weight_decay` is True, got None",
+        ),
+        (
+            lambda: conventions.bitsandbytes(momentum=0.9),
+            "`momentum` must be 0, got 0.9; bitsandbytes takes a momentum and ignores "
+            "it: pass 0 for the same steps, or use conventions.pytorch for the "
+            "momentum",
+        ),
+        (
+            lambda: conventions.bitsandbytes(centered=True),
+            "`centered` must be False, as in bitsandbytes, got True; "
+            "conventions.pytorch has it",
+        ),
+        (
+            lambda: conventions.bitsandbytes(optim_bits=8),
+            "`optim_bits` must be 32, the state's full precision, got 8",
+        ),
+        (
+            lambda: conventions.paddle(0.1, parameters=[1.0]),
+            "`parameters` must be None, got list; pass them to `init`",
+        ),
+        (
+            lambda: conventions.paddle(0.1, grad_clip=object()),
+            "`grad_clip` must be None, got object; chain one of Optax's clippings "
+            "before this",
+        ),
+        (
+            lambda: conventions.chainer(eps_inside_sqrt=1),
+            "`eps_inside_sqrt` must be True or False, got 1",
+        ),
+        (
+            lambda: conventions.optax(0.1, centered=True, bias_correction=True),
+            "`bias_correction` must be False if `centered` is True, got True: the "
+            "variance after the first step is zero by construction",
+        ),
+        (
+            lambda: conventions.impala("fast"),
+            "`learning_rate` must be a finite number >= 0 or a schedule (a function "
+            "from step to number), got 'fast'",
+        ),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises((TypeError, ValueError)) as refused:
+        make()
+    assert str(refused.value) == message
+
+
+def test_weights_are_clipped_only_if_they_are_passed():
+    optimizer = conventions.mxnet1(clip_weights=1.0)
+    with pytest.raises(ValueError, match="`params` must be passed to `update` when"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
+
+
+# The table that people read.
+
+
+def test_explain(capsys):
+    conventions.explain()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(conventions.TABLE) + len(conventions.RECIPES)
+    assert len({line.count("|") for line in lines}) == 1
+    conventions.explain("timm")
+    assert capsys.readouterr().out.splitlines()[2] in lines
+    with pytest.raises(ValueError, match="`name` must be one of pytorch, keras, .*'x'"):
+        conventions.explain("x")
+
+
+def test_explain_from_the_command_line(capsys):
+    def run(*arguments):
+        command = [sys.executable, "-m", "jax_rmsprop.conventions", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    conventions.explain()
+    assert run().stdout == capsys.readouterr().out
+    refused = run("pytorch2")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("`name` must be one of pytorch")
