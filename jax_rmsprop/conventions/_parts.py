@@ -123,7 +123,12 @@ def inverse_time(rate: NumberOrSchedule, decay: Any) -> NumberOrSchedule:
     rate = _checks.number("learning_rate", rate, schedule=True)
     if is_zero(decay):
         return rate
-    return lambda step: (rate(step) if callable(rate) else rate) / (1 + decay * step)
+
+    def schedule(step: Any) -> Any:
+        eta = rate(step) if callable(rate) else rate
+        return eta / (1 + decay * jnp.asarray(step, float))
+
+    return schedule
 
 
 def cautious(optimizer: Transformation) -> Transformation:

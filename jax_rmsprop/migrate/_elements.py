@@ -1,0 +1,133 @@
+"""Which element of their arrays is which of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Layout = Callable[[Any], Mapping[str, Any]]
+# Arrays by the paths of our parameters, and by their names.
+Ours = dict[Any, np.ndarray]
+Theirs = dict[str, np.ndarray]
+
+
+class Elements:
+    """A layout in numbers: for each of their arrays, where its elements are in ours.
+
+    The layout is applied to arrays like the parameters with their elements numbered
+    through. What comes out are places, by which both ways are indexing.
+    """
+
+    def __init__(self, layout: Layout, params: Any) -> None:
+        """Apply the layout once.
+
+        Raises:
+          TypeError: it returns no dict.
+          ValueError: an element is lost, doubled or changed.
+        """
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        self.shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves}
+        sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
+        self._ends = np.cumsum(sizes)
+        self._size = sum(sizes)
+        # JAX's own functions would make int32 of int64.
+        dtype = np.int32 if self._size < 2**31 else np.int64
+        numbers = np.arange(self._size, dtype=dtype)
+        named: Any = layout(tree.unflatten(self._leaves(numbers).values()))
+        if not isinstance(named, Mapping):
+            raise TypeError(
+                "`layout` must return a dict of arrays by name, got "
+                f"{type(named).__name__}"
+            )
+        self._places = {name: np.asarray(place) for name, place in named.items()}
+        flat = np.concatenate(
+            [numbers[:0], *(p.ravel() for p in self._places.values())]
+        )
+        if not np.array_equal(np.sort(flat), numbers):
+            raise ValueError(
+                "`layout` must give each element of `params` once and unchanged, it "
+                f"does not for {self._wrong(flat)}"
+            )
+
+    def _wrong(self, flat: np.ndarray) -> str:
+        for path, numbers in self._leaves(np.arange(self._size)).items():
+            found = flat[np.isin(flat, numbers)]
+            if not np.array_equal(np.sort(found), numbers.ravel()):
+                return jax.tree_util.keystr(path) or "the root"
+        return "what it adds to them"
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, in the layout's order."""
+        return list(self._places)
+
+    def name(self, path: Any) -> str:
+        """The first of their arrays that has something of our leaf."""
+        numbers = self._leaves(np.arange(self._size))[path]
+        for name, place in self._places.items():
+            if np.isin(place, numbers).any():
+                return name
+        return jax.tree_util.keystr(path)
+
+    def ours(self, arrays: Mapping[str, Any], field: str) -> Ours:
+        """Those of our leaves that their arrays fill.
+
+        Raises:
+          ValueError: a name is not the layout's, or a shape.
+        """
+        for name, array in arrays.items():
+            if name not in self._places:
+                raise ValueError(
+                    f"`layout` has no {name!r}, the checkpoint has ({field})"
+                )
+            if array.shape != self._places[name].shape:
+                raise ValueError(
+                    f"{field} of {name!r} has shape {array.shape} in the checkpoint, "
+                    f"{self._places[name].shape} by `layout`"
+                )
+        ours: Ours = {}
+        for alike in _by_kind(arrays):
+            flat, known = self._flat(alike.values())
+            for name, array in alike.items():
+                flat[self._places[name]] = array
+                known[self._places[name]] = True
+            whole = self._leaves(known)
+            ours |= {p: x for p, x in self._leaves(flat).items() if whole[p].all()}
+        return ours
+
+    def theirs(self, arrays: Ours) -> Theirs:
+        """Those of their arrays that our leaves fill."""
+        theirs: Theirs = {}
+        for alike in _by_kind(arrays):
+            flat, known = self._flat(alike.values())
+            into, filled = self._leaves(flat), self._leaves(known)
+            for path, array in alike.items():
+                into[path][...] = array
+                filled[path][...] = True
+            places = self._places.items()
+            theirs |= {n: flat[at] for n, at in places if known[at].all()}
+        return theirs
+
+    def _flat(self, arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Room for all elements, and for which of them are known."""
+        dtype = np.result_type(np.float32, *(a.dtype for a in arrays))
+        return np.zeros(self._size, dtype), np.zeros(self._size, bool)
+
+    def _leaves(self, flat: np.ndarray) -> dict[Any, np.ndarray]:
+        """Views of the elements, one for each leaf."""
+        parts = np.split(flat, self._ends)
+        return {
+            path: part.reshape(shape)
+            for (path, shape), part in zip(self.shapes.items(), parts, strict=False)
+        }
+
+
+def _by_kind(arrays: Mapping[Any, np.ndarray]) -> list[dict[Any, np.ndarray]]:
+    """The real ones and the complex ones, since both together would all be complex."""
+    kinds: list[dict[Any, np.ndarray]] = [{}, {}]
+    for key, array in arrays.items():
+        kinds[np.iscomplexobj(array)][key] = array
+    return [kind for kind in kinds if kind]

@@ -1,0 +1,117 @@
+"""Keras 3's variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import optax
+
+from jax_rmsprop import conventions
+from jax_rmsprop.migrate._elements import Elements, Layout
+from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_numpy
+
+_WORDS = {"nu": "velocity", "mu": "average_gradient", "momentum": "momentum"}
+
+
+def from_keras(
+    variables: Iterable[Any],
+    params: Any,
+    *,
+    layout: Layout,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    """The state of Keras 3's RMSprop as that of `conventions.keras`.
+
+    Args:
+      variables: `optimizer.variables` of the Keras optimizer.
+      params: our parameters, whose tree, shapes and places the state gets.
+      layout: as the module describes; the names are the paths of the model's variables,
+        such as "sequential/dense/kernel".
+      optimizer: whose state to return; None for `conventions.keras`, with a momentum
+        and centered if the checkpoint is. Needed where there is clipping or scaling.
+
+    Returns:
+      The state, at the checkpoint's step.
+
+    Raises:
+      ValueError: a variable is missing, has no place or another shape, or is unknown,
+        such as a mean of gradients that is not complete.
+
+    References:
+      https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
+    """
+    elements = Elements(layout, params)
+    known = _known(elements)
+    theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
+    count = 0
+    for variable in variables:
+        field, name = _field(variable, known)
+        if field == "iteration":
+            count = int(to_numpy(variable))
+        elif field != "learning_rate":
+            theirs[field][name] = to_numpy(variable)
+    if optimizer is None:
+        optimizer = conventions.keras(
+            momentum=0.9 if theirs["momentum"] else 0.0, centered=bool(theirs["mu"])
+        )
+    return fill(optimizer, params, elements, theirs, _WORDS, count)
+
+
+def to_keras(
+    state: Any, params: Any, variables: Iterable[Any], *, layout: Layout
+) -> list[np.ndarray]:
+    """Our state as the values of a Keras 3 RMSprop's variables.
+
+    Args:
+      state: that of `conventions.keras`, or of what has its parts.
+      params: our parameters.
+      variables: `optimizer.variables` of the Keras optimizer that is to go on, built,
+        and made with the same settings.
+      layout: as for `from_keras`.
+
+    Returns:
+      A value for each variable, in their order, each to be given to its `assign`. The
+      learning rate's is its own.
+
+    Raises:
+      ValueError: the state has no place for what a variable holds, or the other way.
+
+    References:
+      https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
+    """
+    elements = Elements(layout, params)
+    known = _known(elements)
+    theirs, count = read(state, elements)
+    values: list[np.ndarray] = []
+    for variable in variables:
+        field, name = _field(variable, known)
+        old = to_numpy(variable)
+        if field == "iteration":
+            value = np.asarray(count)
+        elif field == "learning_rate":
+            value = old
+        else:
+            value = take(theirs, field, name, _WORDS)
+        values.append(value.astype(old.dtype))
+    all_taken(theirs, _WORDS)
+    return values
+
+
+def _known(elements: Elements) -> dict[str, tuple[str, str]]:
+    """What their names say: "dense_kernel_velocity" is the nu of "dense/kernel"."""
+    known = {name: (name, "") for name in ("iteration", "learning_rate")}
+    for field, word in _WORDS.items():
+        for name in elements.names:
+            known[f"{name.replace('/', '_')}_{word}"] = field, name
+    return known
+
+
+def _field(variable: Any, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    if variable.name not in known:
+        raise ValueError(
+            f"the checkpoint has an unknown variable {variable.name!r}; by `layout` "
+            f"it may have {', '.join(known)}"
+        )
+    return known[variable.name]

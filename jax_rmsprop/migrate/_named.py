@@ -1,0 +1,44 @@
+"""Parameters by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.tree_util import tree_map_with_path
+
+from jax_rmsprop.migrate._elements import Elements, Layout
+from jax_rmsprop.migrate._state import like, to_numpy
+
+
+def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any:
+    """Their parameters as ours: the way back of `layout`.
+
+    Args:
+      arrays: their arrays by name, such as a PyTorch model's `state_dict()`.
+      params: our parameters, whose tree, shapes, dtypes and places the result gets.
+      layout: as the module describes.
+
+    Returns:
+      A tree like `params`.
+
+    Raises:
+      ValueError: an array is missing, unknown or of another shape.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from jax_rmsprop import migrate
+      >>> params = {"kernel": jnp.zeros((2, 3))}
+      >>> layout = lambda tree: {"weight": tree["kernel"].T}
+      >>> weight = np.array([[1, 2], [3, 4], [5, 6]])
+      >>> migrate.from_named({"weight": weight}, params, layout=layout)
+      {'kernel': Array([[1., 3., 5.],
+             [2., 4., 6.]], dtype=float32)}
+    """
+    elements = Elements(layout, params)
+    theirs = {name: to_numpy(x) for name, x in arrays.items()}
+    values = elements.ours(theirs, "the parameter")
+    for path in elements.shapes:
+        if path not in values:
+            raise ValueError(f"there is no parameter {elements.name(path)!r}")
+    return tree_map_with_path(lambda path, old: like(old, values[path]), params)

@@ -1,0 +1,186 @@
+"""Our state from their arrays, and back.
+
+The fields are "nu", the average of g^2 as all others keep it, "mu" and "momentum".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
+
+from jax_rmsprop._transform import ScaleByRMSPropState
+from jax_rmsprop.migrate._elements import Elements, Ours, Theirs
+
+FIELDS = ("nu", "mu", "momentum")
+# Where `optax.contrib.split_real_and_imaginary` keeps the parts of a complex leaf.
+_PARTS: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
+    GetAttrKey("real"): np.real,
+    GetAttrKey("imaginary"): np.imag,
+}
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Any framework's array; PyTorch's and Keras's have a method for it."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        if str(x.dtype) == "torch.bfloat16":  # which NumPy does not have
+            x = x.float()
+    return np.asarray(x.numpy() if hasattr(x, "numpy") else x)
+
+
+def like(old: Any, value: np.ndarray) -> jax.Array:
+    """The value with an array's dtype and in its place, on several hosts too."""
+    value = np.asarray(value).astype(old.dtype)
+    if not isinstance(old, jax.Array):
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(
+        old.shape, old.sharding, lambda index: value[index]
+    )
+
+
+def fill(
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    elements: Elements,
+    theirs: Mapping[str, Mapping[str, Any]],
+    words: Mapping[str, str],
+    count: int,
+    weight: float | None = None,
+) -> Any:
+    """The optimizer's state with the arrays in it.
+
+    Args:
+      optimizer: any transformation with RMSProp, and maybe a momentum, in it.
+      params: the parameters.
+      elements: which of their elements is which of ours.
+      theirs: their arrays by field and name.
+      words: what they call the fields, for messages.
+      count: the number of steps taken.
+      weight: what a bias-corrected average has collected.
+
+    Raises:
+      ValueError: an array is missing, unknown, has no place or another shape.
+    """
+    fields = {f: elements.ours(theirs.get(f, {}), words[f]) for f in FIELDS}
+    for path, mu in fields["mu"].items():
+        if path in fields["nu"]:
+            fields["nu"][path] = _variance(fields["nu"][path], mu)
+    unused = {(field, path) for field in FIELDS for path in fields[field]}
+
+    def put(field: str, tree: Any) -> Any:
+        def put_leaf(path: Any, old: Any) -> jax.Array:
+            whole, part = _whole(path, elements)
+            if whole not in fields[field]:
+                name = elements.name(whole)
+                raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
+            unused.discard((field, whole))
+            return like(old, part(fields[field][whole]))
+
+        return tree_map_with_path(put_leaf, tree)
+
+    def visit(path: Any, x: Any) -> Any:
+        if isinstance(x, ScaleByRMSPropState):
+            return ScaleByRMSPropState(
+                count=like(x.count, np.asarray(count)),
+                nu=put("nu", x.nu),
+                mu=put("mu", x.mu),
+                weight=None if x.weight is None else like(x.weight, np.asarray(weight)),
+            )
+        if isinstance(x, optax.TraceState):
+            return optax.TraceState(trace=put("momentum", x.trace))
+        # The step of an Optax transformation beside it.
+        if path[-1:] == (GetAttrKey("count"),):
+            return like(x, np.asarray(count))
+        return x
+
+    state = tree_map_with_path(visit, optimizer.init(params), is_leaf=_is_ours)
+    for field, path in unused:
+        raise ValueError(
+            f"the checkpoint has {words[field]} of {elements.name(path)!r}, for which "
+            "the optimizer has no place"
+        )
+    return state
+
+
+def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
+    """Our fields as their arrays, by field and name, and the number of steps."""
+    fields: dict[str, Ours] = {field: {} for field in FIELDS}
+    counts = [0]
+
+    def collect(field: str, tree: Any) -> None:
+        for path, x in tree_leaves_with_path(tree):
+            whole, part = _whole(path, elements)
+            value = to_numpy(x)
+            if part is np.imag:
+                value = 1j * value
+            fields[field][whole] = fields[field].get(whole, 0) + value
+
+    for x in jax.tree.leaves(state, is_leaf=_is_ours):
+        if isinstance(x, ScaleByRMSPropState):
+            counts.append(int(x.count))
+            collect("nu", x.nu)
+            collect("mu", x.mu)
+        elif isinstance(x, optax.TraceState):
+            collect("momentum", x.trace)
+    for path, mu in fields["mu"].items():
+        fields["nu"][path] = fields["nu"][path] + _square(mu, fields["nu"][path])
+    return {f: elements.theirs(fields[f]) for f in FIELDS}, max(counts)
+
+
+def take(
+    theirs: dict[str, Theirs], field: str, name: str, words: Mapping[str, str]
+) -> np.ndarray:
+    """One of their arrays, for good.
+
+    Raises:
+      ValueError: the state does not have it.
+    """
+    if name not in theirs[field]:
+        raise ValueError(f"the state has no {words[field]} of {name!r}")
+    return theirs[field].pop(name)
+
+
+def all_taken(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
+    """Check that nothing of the state is left over.
+
+    Raises:
+      ValueError: naming what is.
+    """
+    for field, arrays in theirs.items():
+        for name in arrays:
+            raise ValueError(
+                f"the state has {words[field]} of {name!r}, for which the optimizer "
+                "that is to go on has no place"
+            )
+
+
+def _is_ours(x: Any) -> bool:
+    return isinstance(x, ScaleByRMSPropState | optax.TraceState)
+
+
+def _whole(path: Any, elements: Elements) -> tuple[Any, Callable[[Any], Any]]:
+    """The parameter's path, and which part of its value is at this one."""
+    if path not in elements.shapes and path and path[-1] in _PARTS:
+        return path[:-1], _PARTS[path[-1]]
+    return path, lambda x: x
+
+
+def _square(mu: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    """The square that nu averages: that of each part by itself where nu is complex."""
+    mu = mu.astype(np.complex128 if np.iscomplexobj(mu) else np.float64)
+    if np.iscomplexobj(nu):
+        return np.real(mu) ** 2 + 1j * np.imag(mu) ** 2
+    return np.abs(mu) ** 2
+
+
+def _variance(nu: np.ndarray, mu: np.ndarray) -> np.ndarray:
+    spread = nu - _square(mu, nu)
+    if np.iscomplexobj(nu):
+        return np.maximum(np.real(spread), 0) + 1j * np.maximum(np.imag(spread), 0)
+    return np.maximum(spread, 0)

@@ -1,0 +1,99 @@
+"""TensorFlow 1's slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jax_rmsprop import conventions
+from jax_rmsprop.migrate._elements import Elements, Layout
+from jax_rmsprop.migrate._state import FIELDS, fill, read, to_numpy
+
+_WORDS = {"nu": "rms", "mu": "mg", "momentum": "momentum"}
+
+
+def from_tf1(
+    slots: Mapping[str, Mapping[str, Any]],
+    params: Any,
+    *,
+    layout: Layout,
+    count: int = 0,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    """The slots of `tf.train.RMSPropOptimizer` as `conventions.tensorflow1`'s state.
+
+    Args:
+      slots: arrays by slot ("rms", "momentum" and, if centered, "mg") and by the name
+        of the variable. Of a live optimizer they are
+
+            {slot: {v.name: optimizer.get_slot(v, slot).numpy() for v in variables}
+             for slot in optimizer.get_slot_names()}
+
+        In a checkpoint those of a variable w are called w/RMSProp, w/RMSProp_1 and
+        w/RMSProp_2: rms, mg if centered, and momentum.
+      params: our parameters, whose tree, shapes and places the state gets.
+      layout: as the module describes.
+      count: the step that schedules go on from; slots do not hold it.
+      optimizer: whose state to return; None for `conventions.tensorflow1` with a
+        momentum, and centered if there is "mg". If it has no momentum that slot, which
+        TensorFlow has all the same, is left out. `tf.keras`'s OptimizerV2 has slots of
+        these names too: pass `conventions.tf_keras_v2`.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: a slot or a variable is missing, unknown or has another shape.
+
+    References:
+      https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/training/rmsprop.py
+    """
+    for slot in slots:
+        if slot not in _WORDS.values():
+            raise ValueError(f"the checkpoint has an unknown slot {slot!r}")
+    if optimizer is None:
+        optimizer = conventions.tensorflow1(
+            0.0, momentum=0.9 if "momentum" in slots else 0.0, centered="mg" in slots
+        )
+    theirs = {
+        field: {name: to_numpy(x) for name, x in slots.get(_WORDS[field], {}).items()}
+        for field in FIELDS
+    }
+    if not _has_momentum(jax.eval_shape(optimizer.init, params)):
+        del theirs["momentum"]
+    elements = Elements(layout, params)
+    return fill(optimizer, params, elements, theirs, _WORDS, count)
+
+
+def to_tf1(
+    state: Any, params: Any, *, layout: Layout
+) -> dict[str, dict[str, np.ndarray]]:
+    """Our state as slots of `tf.train.RMSPropOptimizer`.
+
+    Args:
+      state: that of `conventions.tensorflow1`, or of what has its parts.
+      params: our parameters.
+      layout: as for `from_tf1`.
+
+    Returns:
+      Arrays by slot and name, as in `from_tf1`. A momentum is among them, of zeros if
+      the state has none, since TensorFlow always has that slot.
+
+    References:
+      https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/training/rmsprop.py
+    """
+    theirs, _ = read(state, Elements(layout, params))
+    zeros = {name: np.zeros_like(x) for name, x in theirs["nu"].items()}
+    theirs["momentum"] = zeros | theirs["momentum"]
+    return {_WORDS[field]: arrays for field, arrays in theirs.items() if arrays}
+
+
+def _has_momentum(state: Any) -> bool:
+    def is_trace(x: Any) -> bool:
+        return isinstance(x, optax.TraceState)
+
+    return any(is_trace(x) for x in jax.tree.leaves(state, is_leaf=is_trace))

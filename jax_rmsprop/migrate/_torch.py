@@ -1,0 +1,238 @@
+"""PyTorch's optimizers and those that have its interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from jax_rmsprop import conventions
+from jax_rmsprop.migrate._elements import Elements, Layout
+from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_numpy
+
+_TORCH = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
+_BITSANDBYTES = _TORCH | {"nu": "state1"}
+# Where bitsandbytes keeps its arrays in a state dict.
+_NESTED = "__bnb_optimizer_quant_state__"
+
+
+def from_torch(
+    optimizer_state_dict: Mapping[str, Any],
+    params: Any,
+    *,
+    layout: Layout,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    """The state of `torch.optim.RMSprop` as that of `conventions.pytorch`.
+
+    Args:
+      optimizer_state_dict: what `state_dict()` of the PyTorch optimizer returns.
+      params: our parameters, whose tree, shapes and places the state gets.
+      layout: as the module describes. If the PyTorch optimizer was given its parameters
+        without their names, those of `layout` must come in the same order.
+      optimizer: whose state to return; None for `conventions.pytorch` with the settings
+        of the checkpoint. Needed where its groups of parameters differ in momentum or
+        centering (as `optax.partition`), and for what is more than the convention.
+
+    Returns:
+      The state, at the checkpoint's step.
+
+    Raises:
+      ValueError: an entry is missing, unknown, has no place or another shape.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, optax
+      >>> from jax_rmsprop import conventions, migrate
+      >>> params = {"kernel": jnp.zeros((2, 3))}
+      >>> checkpoint = {
+      ...     "state": {0: {"step": 7.0, "square_avg": np.full((3, 2), 0.25)}},
+      ...     "param_groups": [{"params": [0], "momentum": 0, "centered": False}],
+      ... }
+      >>> layout = lambda tree: {"weight": tree["kernel"].T}
+      >>> state = migrate.from_torch(checkpoint, params, layout=layout)
+      >>> g = {"kernel": jnp.ones((2, 3))}
+      >>> updates, state = conventions.pytorch(0.1).update(g, state, params)
+      >>> int(optax.tree_utils.tree_get(state, "count"))
+      8
+
+    References:
+      https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
+    """
+    settings = ["momentum", "centered", "maximize"]
+    return _from(
+        optimizer_state_dict,
+        params,
+        layout,
+        optimizer,
+        (conventions.pytorch, settings, _TORCH),
+    )
+
+
+def to_torch(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+    """Our state as `torch.optim.RMSprop` loads it.
+
+    Args:
+      state: that of `conventions.pytorch`, or of what has its parts.
+      params: our parameters.
+      optimizer: the PyTorch optimizer that is to go on, made with the same settings;
+        it stays as it is.
+      layout: as for `from_torch`.
+
+    Returns:
+      What `optimizer.load_state_dict` takes: its own settings, and our state in tensors
+      of its parameters' dtype and on their device.
+
+    Raises:
+      ValueError: the state has no place for what `optimizer` needs, or the other way.
+
+    References:
+      https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
+    """
+    return _to(state, params, optimizer, layout, _TORCH)
+
+
+def from_timm(
+    optimizer_state_dict: Mapping[str, Any],
+    params: Any,
+    *,
+    layout: Layout,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    """The state of timm's `RMSpropTF` as that of `conventions.timm`.
+
+    As `from_torch`. With a schedule and `corrected_weight_decay` pass `optimizer`: its
+    decay has a step of its own.
+
+    References:
+      https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/rmsprop_tf.py
+    """
+    settings = ["momentum", "centered", "caution", "weight_decay", "decoupled_decay"]
+    return _from(
+        optimizer_state_dict,
+        params,
+        layout,
+        optimizer,
+        (conventions.timm, settings, _TORCH),
+    )
+
+
+def to_timm(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+    """Our state as timm's `RMSpropTF` loads it; as `to_torch`."""
+    return _to(state, params, optimizer, layout, _TORCH)
+
+
+def from_bitsandbytes(
+    optimizer_state_dict: Mapping[str, Any],
+    params: Any,
+    *,
+    layout: Layout,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    """The state of `bnb.optim.RMSprop` in 32 bits as `conventions.bitsandbytes`'s.
+
+    As `from_torch`. A state in 8 bits is refused, by the name of its codes' table.
+
+    References:
+      https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/optimizer.py
+    """
+    return _from(
+        optimizer_state_dict,
+        params,
+        layout,
+        optimizer,
+        (conventions.bitsandbytes, [], _BITSANDBYTES),
+    )
+
+
+def to_bitsandbytes(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+    """Our state as `bnb.optim.RMSprop` loads it, in 32 bits; as `to_torch`."""
+    return _to(state, params, optimizer, layout, _BITSANDBYTES)
+
+
+def _from(
+    checkpoint: Mapping[str, Any],
+    params: Any,
+    layout: Layout,
+    optimizer: optax.GradientTransformation | None,
+    convention: tuple[
+        Callable[..., optax.GradientTransformation], Sequence[str], Mapping[str, str]
+    ],
+) -> Any:
+    make, settings, words = convention
+    elements = Elements(layout, params)
+    groups = checkpoint["param_groups"]
+    fields = {words[field]: field for field in FIELDS}
+    theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
+    count = 0
+    for number, name in _names(groups, elements).items():
+        entries = dict(checkpoint["state"].get(number, {}))
+        entries |= entries.pop(_NESTED, {})
+        count = max(count, int(entries.pop("step", 0)))
+        for entry, value in entries.items():
+            if entry not in fields:
+                raise ValueError(f"the checkpoint has an unknown {entry} of {name!r}")
+            theirs[fields[entry]][name] = to_numpy(value)
+    if optimizer is None:
+        optimizer = make(**_shared(groups, settings))
+    return fill(optimizer, params, elements, theirs, words, count)
+
+
+def _shared(groups: Any, settings: Sequence[str]) -> dict[str, Any]:
+    """What the groups of a checkpoint are all set to."""
+    shared: dict[str, Any] = {}
+    for setting in settings:
+        values = [group[setting] for group in groups if setting in group]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"the checkpoint's groups differ in {setting}, {values}: pass "
+                "`optimizer`, with a transformation for each in optax.partition"
+            )
+        if values:
+            shared[setting] = values[0]
+    return shared
+
+
+def _to(
+    state: Any,
+    params: Any,
+    optimizer: Any,
+    layout: Layout,
+    words: Mapping[str, str],
+) -> Any:
+    elements = Elements(layout, params)
+    theirs, count = read(state, elements)
+    checkpoint = optimizer.state_dict()
+    groups = checkpoint["param_groups"]
+    names = _names(groups, elements)
+    entries: dict[Any, Any] = {}
+    for group, tensors in zip(groups, optimizer.param_groups, strict=True):
+        fields = ["nu"]
+        if words is _TORCH:
+            fields += ["mu"] if group["centered"] else []
+            fields += ["momentum"] if group["momentum"] > 0 else []
+        for number, tensor in zip(group["params"], tensors["params"], strict=True):
+            arrays = {f: take(theirs, f, names[number], words) for f in fields}
+            entries[number] = {"step": float(count) if words is _TORCH else count}
+            for field, array in arrays.items():
+                if array.shape != tuple(tensor.shape):
+                    raise ValueError(
+                        f"{names[number]!r} has shape {array.shape} by `layout`, "
+                        f"{tuple(tensor.shape)} in the optimizer that is to go on"
+                    )
+                entries[number][words[field]] = tensor.new_tensor(array)
+    all_taken(theirs, words)
+    return {"state": entries, "param_groups": groups}
+
+
+def _names(groups: Any, elements: Elements) -> dict[Any, str]:
+    """The names of PyTorch's numbered parameters: its own, or in the layout's order."""
+    numbers = [number for group in groups for number in group["params"]]
+    own = [name for group in groups for name in group.get("param_names", [])]
+    names = own if len(own) == len(numbers) else elements.names
+    if len(numbers) != len(elements.names):
+        raise ValueError(
+            f"the optimizer has {len(numbers)} parameters, `layout` names "
+            f"{len(elements.names)}: {', '.join(elements.names)}"
+        )
+    return dict(zip(numbers, names, strict=True))

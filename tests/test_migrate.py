@@ -1,0 +1,631 @@
+"""A training goes on elsewhere as if it had stayed."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
+from tests.frameworks import FRAMEWORKS, quietly
+from tests.test_conventions import (
+    CENTERED,
+    DECAY,
+    EPS,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    axis,
+    error,
+    every,
+    precision,
+    problem,
+    rates_as_schedule,
+    train,
+)
+
+HALF = 500
+
+
+def layout(tree):
+    return {"bias": tree["b"], "kernel": tree["dense"]["w"].T}
+
+
+def to_ours(named):
+    """Their arrays in our tree, with any leading axes."""
+    return {
+        "b": named["bias"],
+        "dense": {"w": np.swapaxes(named["kernel"], -1, -2)},
+    }
+
+
+def to_theirs(tree):
+    return {"bias": tree["b"], "kernel": np.swapaxes(tree["dense"]["w"], -1, -2)}
+
+
+class Their:
+    """What differs between the frameworks: where the state is."""
+
+    def __init__(self, name, options):
+        self.name, self.options = name, options
+        self.convention = getattr(conventions, name)
+        self.made = {"lr": 0.01} if name == "timm" else {}
+
+    def begin(self, x):
+        return FRAMEWORKS[self.name](x, self.options | self.made)
+
+    def save(self, theirs, params, optimizer):
+        if self.name in ("pytorch", "timm", "bitsandbytes"):
+            function = {
+                "pytorch": migrate.from_torch,
+                "timm": migrate.from_timm,
+                "bitsandbytes": migrate.from_bitsandbytes,
+            }[self.name]
+            checkpoint = theirs.optimizer.state_dict()
+            return function(checkpoint, params, layout=layout, optimizer=optimizer)
+        if self.name == "keras":
+            return migrate.from_keras(
+                theirs.optimizer.variables, params, layout=layout, optimizer=optimizer
+            )
+        return migrate.from_tf1(
+            {
+                slot: {
+                    name: theirs.optimizer.get_slot(v, slot).numpy()
+                    for name, v in zip(theirs.names, theirs.x, strict=True)
+                }
+                for slot in theirs.optimizer.get_slot_names()
+            },
+            params,
+            layout=layout,
+            count=HALF,
+            optimizer=optimizer,
+        )
+
+    def load(self, theirs, state, params):
+        if self.name in ("pytorch", "timm", "bitsandbytes"):
+            function = {
+                "pytorch": migrate.to_torch,
+                "timm": migrate.to_timm,
+                "bitsandbytes": migrate.to_bitsandbytes,
+            }[self.name]
+            theirs.optimizer.load_state_dict(
+                function(state, params, theirs.optimizer, layout=layout)
+            )
+        elif self.name == "keras":
+            variables = theirs.optimizer.variables
+            values = migrate.to_keras(state, params, variables, layout=layout)
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        else:
+            slots = migrate.to_tf1(state, params, layout=layout)
+            for slot in theirs.optimizer.get_slot_names():
+                for name, v in zip(theirs.names, theirs.x, strict=True):
+                    theirs.optimizer.get_slot(v, slot).assign(slots[slot][name])
+            if hasattr(theirs.optimizer, "iterations"):
+                theirs.optimizer.iterations.assign(HALF)
+
+
+def halves(name, options, dtype):
+    """The second half where it began, gone on with here, and begun here."""
+    their = Their(name, options)
+    x, gradients, rates = problem(dtype)
+    first = {n: g[:HALF] for n, g in gradients.items()}
+    second = {n: g[HALF:] for n, g in gradients.items()}
+    begun = their.begin(x)
+    stayed = [begun.run(first, rates[:HALF])]
+    middle = {n: t[-1] for n, t in stayed[0].items()}
+
+    with precision(dtype):
+        more = options
+        if name == "timm" and options["corrected_weight_decay"]:
+            more = options | {"max_lr": 0.01}
+        optimizer = their.convention(rates_as_schedule(rates), **more)
+        params = jax.tree.map(jnp.asarray, to_ours(middle))
+        state = their.save(begun, params, optimizer)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, optimizer.init(params))
+        from_theirs, _ = train(optimizer, params, to_ours(second), state)
+
+        ours, state = train(optimizer, to_ours(x), to_ours(first))
+        params = jax.tree.map(lambda t: t[-1], ours)
+        resumed = their.begin(to_theirs(params))
+        their.load(resumed, state, params)
+    to_them = resumed.run(second, rates[HALF:])
+    stayed.append(begun.run(second, rates[HALF:]))
+    return stayed[1], to_theirs(from_theirs), to_them
+
+
+COMBINATIONS = {
+    "pytorch": every(
+        CENTERED,
+        MOMENTUM,
+        WEIGHT_DECAY,
+        axis("maximize", False, True),
+        axis("eps", EPS),
+    ),
+    "keras": every(
+        CENTERED, MOMENTUM, axis("weight_decay", None, DECAY), axis("epsilon", EPS)
+    ),
+    "tensorflow1": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
+    "tf_keras_v2": every(
+        CENTERED, MOMENTUM, axis("decay", 0.0, DECAY), axis("epsilon", EPS)
+    ),
+    "timm": every(
+        CENTERED,
+        MOMENTUM,
+        [{"decoupled_decay": False}, {"decoupled_decay": True}],
+        axis("corrected_weight_decay", False, True),
+        axis("caution", False, True),
+        axis("weight_decay", DECAY),
+        axis("eps", EPS),
+    ),
+    "bitsandbytes": every(WEIGHT_DECAY, axis("eps", EPS)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(name, options, id=f"{name}-{i}")
+        for name, combinations in COMBINATIONS.items()
+        for i, options in enumerate(combinations)
+    ],
+)
+def test_a_training_goes_on(name, options, standard_promotion):
+    stayed, *moved = halves(name, options, "float32")
+    if "float64" in FRAMEWORKS[name].dtypes:
+        truth, *exact = halves(name, options, "float64")
+        assert max(error(run, truth) for run in exact) < 1e-10
+        its = error(stayed, truth)
+        assert max(error(run, truth) for run in moved) <= min(2 * its, 1e-4)
+    assert max(error(run, stayed) for run in moved) < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(COMBINATIONS))
+def test_the_settings_are_the_checkpoints(name):
+    """Without an optimizer the state is that of the convention."""
+    for options in COMBINATIONS[name]:
+        their = Their(name, options)
+        x, gradients, rates = problem("float32", steps=2)
+        begun = their.begin(x)
+        begun.run(gradients, rates)
+        params = jax.tree.map(jnp.asarray, to_ours(x))
+        if name == "tf_keras_v2":
+            optimizer = conventions.tf_keras_v2(**options)
+            state = their.save(begun, params, optimizer)
+        else:
+            # TensorFlow's slots don't tell that there is no momentum.
+            momentum = {"momentum": 0.9} if name == "tensorflow1" else {}
+            rate = {"learning_rate": 0.1} if name == "tensorflow1" else {}
+            optimizer = their.convention(**(options | momentum | rate))
+            state = their.save(begun, params, None)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, optimizer.init(params))
+        count = HALF if name.startswith("t") and name != "timm" else 2
+        assert optax.tree_utils.tree_get(state, "nu")["b"].shape == (5,)
+        assert all(
+            c == count
+            for _, c in optax.tree_utils.tree_get_all_with_path(state, "count")
+        )
+
+
+OPTAX = every(
+    axis("initial_scale", 0.0, 1.0),
+    axis("eps_in_sqrt", False, True),
+    [{}, {"centered": True}, {"bias_correction": True}],
+    axis("momentum", None, 0.9),
+    axis("nesterov", False, True),
+    axis("eps", EPS),
+)
+
+
+@pytest.mark.parametrize("options", OPTAX)
+def test_optax_goes_on(options, x64, standard_promotion):
+    x, gradients, rates = problem("float64")
+    first = {n: g[:HALF] for n, g in gradients.items()}
+    second = {n: g[HALF:] for n, g in gradients.items()}
+    schedule = rates_as_schedule(rates)
+    its, our = (
+        optax.rmsprop(schedule, **options),
+        conventions.optax(schedule, **options),
+    )
+
+    begun, state = train(its, x, first)
+    middle = {n: t[-1] for n, t in begun.items()}
+    truth, _ = train(its, middle, second, state)
+    state = migrate.from_optax(state, middle, decay=0.9)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, our.init(middle))
+    assert error(train(our, middle, second, state)[0], truth) < 1e-10
+
+    begun, state = train(our, x, first)
+    middle = {n: t[-1] for n, t in begun.items()}
+    state = migrate.to_optax(state, middle, its.init(middle))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, its.init(middle))
+    assert error(train(its, middle, second, state)[0], truth) < 1e-10
+
+
+@pytest.mark.parametrize("options", [{}, {"bias_correction": True}])
+@pytest.mark.parametrize("scale_by", [optax.scale_by_rms, optax.scale_by_stddev])
+def test_optax_parts_go_on(scale_by, options, standard_promotion):
+    centered = scale_by is optax.scale_by_stddev
+    x, gradients, _ = problem("float32", steps=20)
+    its = scale_by(**options, eps=EPS)
+    _, state = train(its, x, gradients)
+    if centered and options:
+        with pytest.raises(ValueError, match="centered and bias-corrected, which"):
+            migrate.from_optax(state, x, decay=0.9)
+        return
+    our = scale_by_rmsprop(0.9, EPS, centered=centered, **options)
+    moved = migrate.from_optax(state, x, decay=0.9)
+    g = {n: g[0] for n, g in gradients.items()}
+    expected, _ = its.update(g, state)
+    chex.assert_trees_all_close(our.update(g, moved)[0], expected, rtol=1e-5)
+    back = migrate.to_optax(moved, x, its.init(x))
+    # A centered average goes through its variance.
+    chex.assert_trees_all_close(back, state, rtol=1e-6)
+
+
+# What else there is to a checkpoint.
+
+
+def test_groups_are_a_partition(standard_promotion):
+    torch = quietly("torch")
+    x, gradients, rates = problem("float32", steps=20)
+    tensors = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in x.items()}
+    groups = [
+        {"params": [tensors["kernel"]], "momentum": 0.9, "centered": True},
+        {"params": [tensors["bias"]]},
+    ]
+    theirs = torch.optim.RMSprop(groups, lr=0.01)
+
+    def steps(times):
+        for t in times:
+            for name, tensor in tensors.items():
+                tensor.grad = torch.tensor(gradients[name][t])
+            theirs.step()
+        return {n: v.detach().numpy().copy() for n, v in tensors.items()}
+
+    def in_their_order(tree):
+        return {"kernel": tree["dense"]["w"].T, "bias": tree["b"]}
+
+    params = jax.tree.map(jnp.asarray, to_ours(steps(range(10))))
+    checkpoint = theirs.state_dict()
+    with pytest.raises(ValueError, match="groups differ in momentum, .* pass `optim"):
+        migrate.from_torch(checkpoint, params, layout=in_their_order)
+    optimizer = optax.partition(
+        {
+            "heavy": conventions.pytorch(0.01, momentum=0.9, centered=True),
+            "light": conventions.pytorch(0.01),
+        },
+        {"b": "light", "dense": {"w": "heavy"}},
+    )
+    state = migrate.from_torch(
+        checkpoint, params, layout=in_their_order, optimizer=optimizer
+    )
+    back = migrate.to_torch(state, params, theirs, layout=in_their_order)
+    for number, entries in checkpoint["state"].items():
+        assert set(entries) == set(back["state"][number])
+        for entry, tensor in entries.items():
+            np.testing.assert_allclose(tensor, back["state"][number][entry], rtol=1e-6)
+    ours, _ = train(
+        optimizer, params, to_ours({n: g[10:] for n, g in gradients.items()}), state
+    )
+    last = jax.tree.map(lambda t: t[-1:], ours)
+    expected = {n: v[None] for n, v in steps(range(10, 20)).items()}
+    assert error(to_theirs(last), expected) < 1e-5
+
+
+def test_names_count_more_than_order():
+    torch = quietly("torch")
+    weight, bias = torch.ones(4, 5), torch.ones(5)
+    theirs = torch.optim.RMSprop([("kernel", weight), ("bias", bias)])
+    weight.grad, bias.grad = 2 * weight, 3 * bias
+    theirs.step()
+    params = to_ours({"bias": np.ones(5), "kernel": np.ones((4, 5))})
+    # `layout` has the bias first.
+    state = migrate.from_torch(theirs.state_dict(), params, layout=layout)
+    nu = optax.tree_utils.tree_get(state, "nu")
+    np.testing.assert_allclose(nu["b"], 0.09, rtol=1e-6)
+    np.testing.assert_allclose(nu["dense"]["w"], 0.04, rtol=1e-6)
+
+
+def test_layers_stacked_in_one_array():
+    """As a scan over layers has them; theirs are one by one."""
+
+    def unstacked(tree):
+        return {f"layers.{i}.weight": tree["blocks"][i].T for i in range(3)}
+
+    params = {"blocks": jnp.arange(24.0).reshape(3, 2, 4)}
+    named = {n: np.asarray(v) for n, v in unstacked(params).items()}
+    assert named["layers.1.weight"].shape == (4, 2)
+    chex.assert_trees_all_equal(
+        migrate.from_named(named, params, layout=unstacked), params
+    )
+    entries = {
+        i: {"step": 1.0, "square_avg": v**2} for i, v in enumerate(named.values())
+    }
+    groups = [{"params": [0, 1, 2], "momentum": 0, "centered": False}]
+    state = migrate.from_torch(
+        {"state": entries, "param_groups": groups}, params, layout=unstacked
+    )
+    nu = optax.tree_utils.tree_get(state, "nu")
+    chex.assert_trees_all_equal(nu, {"blocks": params["blocks"] ** 2})
+
+
+def test_complex_parameters_go_on(x64, standard_promotion):
+    x, gradients, rates = problem("float64", steps=40)
+    x = {"z": x["kernel"] + 1j * x["kernel"][::-1], "bias": x["bias"]}
+    gradients = {
+        "z": gradients["kernel"] + 1j * gradients["kernel"][:, ::-1] / 7,
+        "bias": gradients["bias"],
+    }
+    options = {"momentum": 0.9, "centered": True, "eps": EPS}
+    begun = FRAMEWORKS["pytorch"](x, options)
+    begun.run({n: g[:20] for n, g in gradients.items()}, rates[:20])
+    params = {n: v.detach().numpy() for n, v in zip(begun.names, begun.x, strict=True)}
+    optimizer = conventions.pytorch(rates_as_schedule(rates), **options)
+
+    def as_it_is(tree):
+        return {"z": tree["z"], "bias": tree["bias"]}
+
+    checkpoint = begun.optimizer.state_dict()
+    state = migrate.from_torch(checkpoint, params, layout=as_it_is)
+    second = {n: g[20:] for n, g in gradients.items()}
+    ours, _ = train(optimizer, params, second, state)
+    back = migrate.to_torch(state, params, begun.optimizer, layout=as_it_is)
+    for number, entries in checkpoint["state"].items():
+        for entry, tensor in entries.items():
+            np.testing.assert_allclose(tensor, back["state"][number][entry], rtol=1e-12)
+    assert error(ours, begun.run(second, rates[20:])) < 1e-10
+
+
+def test_half_precision(standard_promotion):
+    """PyTorch's state is the parameters' bfloat16, ours float32."""
+    torch = quietly("torch")
+    tensor = torch.ones(3, dtype=torch.bfloat16)
+    theirs = torch.optim.RMSprop([tensor], centered=True)
+    tensor.grad = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
+    theirs.step()
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = migrate.from_torch(
+        theirs.state_dict(), params, layout=lambda tree: {"w": tree["w"]}
+    )
+    nu = optax.tree_utils.tree_get(state, "nu")["w"]
+    assert nu.dtype == jnp.float32
+    its = theirs.state[tensor]
+    expected = its["square_avg"].double() - its["grad_avg"].double() ** 2
+    np.testing.assert_allclose(nu, expected, rtol=1e-6)
+    loaded = migrate.to_torch(state, params, theirs, layout=lambda tree: dict(tree))
+    theirs.load_state_dict(loaded)
+    assert theirs.state[tensor]["square_avg"].dtype == torch.bfloat16
+
+
+def test_a_variance_that_rounding_made_negative():
+    entries = {"step": 9.0, "square_avg": np.ones(2), "grad_avg": np.full(2, 1.0001)}
+    groups = [{"params": [0], "momentum": 0, "centered": True}]
+    state = migrate.from_torch(
+        {"state": {0: entries}, "param_groups": groups},
+        {"w": jnp.ones(2)},
+        layout=lambda tree: {"w": tree["w"]},
+    )
+    nu = optax.tree_utils.tree_get(state, "nu")["w"]
+    np.testing.assert_array_equal(nu, 0.0)
+
+
+def test_the_state_is_where_the_parameters_are():
+    mesh = jax.make_mesh((4,), ("d",))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    params = {"w": jax.device_put(jnp.ones((8, 2)), where)}
+    entries = {"step": 1.0, "square_avg": np.arange(16.0).reshape(2, 8)}
+    groups = [{"params": [0], "momentum": 0, "centered": False}]
+    state = migrate.from_torch(
+        {"state": {0: entries}, "param_groups": groups},
+        params,
+        layout=lambda tree: {"w": tree["w"].T},
+    )
+    nu = optax.tree_utils.tree_get(state, "nu")["w"]
+    assert nu.sharding.is_equivalent_to(where, nu.ndim)
+    np.testing.assert_array_equal(nu, np.arange(16.0).reshape(2, 8).T)
+
+
+# Bad input.
+
+PARAMS = {"w": np.zeros((2, 3)), "b": np.zeros(3)}
+
+
+def transposed(tree):
+    return {"fc.weight": tree["w"].T, "fc.bias": tree["b"]}
+
+
+def checkpoint(change=None, momentum=0.0):
+    """PyTorch's, changed by a function of its entries."""
+    entries = {
+        0: {"step": 1.0, "square_avg": np.ones((3, 2))},
+        1: {"step": 1.0, "square_avg": np.ones(3)},
+    }
+    if change:
+        change(entries)
+    groups = [{"params": [0, 1], "momentum": momentum, "centered": False}]
+    return {"state": entries, "param_groups": groups}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.pop(1), "the checkpoint has no square_avg of 'fc.bias'"),
+        (
+            lambda e: e[0].update(square_avg=np.ones((2, 3))),
+            "square_avg of 'fc.weight' has shape (2, 3) in the checkpoint, (3, 2) by "
+            "`layout`",
+        ),
+        (
+            lambda e: e[1].update(exp_avg=np.ones(3)),
+            "the checkpoint has an unknown exp_avg of 'fc.bias'",
+        ),
+        (
+            lambda e: e[1].update(grad_avg=np.ones(3)),
+            "the checkpoint has grad_avg of 'fc.bias', for which the optimizer has no "
+            "place",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(change, message):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011
+        migrate.from_torch(checkpoint(change), PARAMS, layout=transposed)
+    assert str(refused.value) == message
+
+
+def test_momentum_that_is_not_there():
+    with pytest.raises(
+        ValueError, match="the checkpoint has no momentum_buffer of 'fc"
+    ):
+        migrate.from_torch(checkpoint(momentum=0.9), PARAMS, layout=transposed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        (
+            lambda tree: [tree["w"]],
+            TypeError,
+            "`layout` must return a dict of arrays by name, got list",
+        ),
+        (
+            lambda tree: {"w": tree["w"]},
+            ValueError,
+            "`layout` must give each element of `params` once and unchanged, it does "
+            "not for ['b']",
+        ),
+        (
+            lambda tree: {"w": tree["w"], "v": tree["w"], "b": tree["b"]},
+            ValueError,
+            "`layout` must give each element of `params` once and unchanged, it does "
+            "not for ['w']",
+        ),
+        (
+            lambda tree: {"w": tree["w"] * 2, "b": tree["b"]},
+            ValueError,
+            "`layout` must give each element of `params` once and unchanged, it does "
+            "not for ['w']",
+        ),
+        (
+            lambda tree: {"w": tree["w"], "b": tree["b"], "c": np.zeros(2)},
+            ValueError,
+            "`layout` must give each element of `params` once and unchanged, it does "
+            "not for ['b']",
+        ),
+        (
+            lambda tree: {**transposed(tree), "c": np.full(2, -1)},
+            ValueError,
+            "`layout` must give each element of `params` once and unchanged, it does "
+            "not for what it adds to them",
+        ),
+    ],
+)
+def test_a_wrong_layout(wrong, kind, message):
+    with pytest.raises(kind) as refused:
+        migrate.from_torch(checkpoint(), PARAMS, layout=wrong)
+    assert str(refused.value) == message
+
+
+def test_another_number_of_parameters():
+    groups = [{"params": [0], "momentum": 0.0, "centered": False}]
+    with pytest.raises(
+        ValueError, match="has 1 parameters, `layout` names 2: fc.weight"
+    ):
+        migrate.from_torch(
+            {"state": {}, "param_groups": groups}, PARAMS, layout=transposed
+        )
+
+
+def test_named_parameters_that_do_not_fit():
+    named = {n: np.asarray(x) for n, x in transposed(PARAMS).items()}
+    with pytest.raises(ValueError, match="`layout` has no 'x', the checkpoint has"):
+        migrate.from_named(named | {"x": np.ones(1)}, PARAMS, layout=transposed)
+    del named["fc.bias"]
+    with pytest.raises(ValueError, match="there is no parameter 'fc.bias'"):
+        migrate.from_named(named, PARAMS, layout=transposed)
+
+
+def test_an_optimizer_that_does_not_fit_the_state():
+    torch = quietly("torch")
+    tensors = [torch.ones(3, 2), torch.ones(3)]
+    plain = rmsprop(0.1).init(PARAMS)
+    heavy = rmsprop(0.1, momentum=0.9).init(PARAMS)
+    theirs = torch.optim.RMSprop(tensors, momentum=0.9)
+    with pytest.raises(ValueError, match="state has no momentum_buffer of 'fc.weight'"):
+        migrate.to_torch(plain, PARAMS, theirs, layout=transposed)
+    theirs = torch.optim.RMSprop(tensors)
+    with pytest.raises(
+        ValueError, match="has momentum_buffer of 'fc.weight', for which"
+    ):
+        migrate.to_torch(heavy, PARAMS, theirs, layout=transposed)
+    theirs = torch.optim.RMSprop([torch.ones(2, 3), torch.ones(3)])
+    with pytest.raises(ValueError, match=r"'fc.weight' has shape \(3, 2\) by `layout`"):
+        migrate.to_torch(plain, PARAMS, theirs, layout=transposed)
+
+
+def test_eight_bits_are_refused():
+    theirs = quietly("bitsandbytes").optim.RMSprop8bit([quietly("torch").ones(5000)])
+    tensor = theirs.param_groups[0]["params"][0]
+    tensor.grad = 0.1 * tensor
+    theirs.step()
+    with pytest.raises(ValueError, match="the checkpoint has an unknown qmap1 of 'w'"):
+        migrate.from_bitsandbytes(
+            theirs.state_dict(), {"w": np.ones(5000)}, layout=lambda tree: dict(tree)
+        )
+
+
+def test_keras_variables_that_do_not_fit():
+    class Variable:
+        def __init__(self, name, value):
+            self.name, self.value = name, value
+
+        def numpy(self):
+            return np.asarray(self.value)
+
+    variables = [Variable("iteration", 3), Variable("w_velocity", np.ones(2))]
+    params = {"w": np.ones(2)}
+
+    def same(tree):
+        return dict(tree)
+
+    state = migrate.from_keras(variables, params, layout=same)
+    assert int(optax.tree_utils.tree_get(state, "count")) == 3
+    unknown = Variable("w_gradient_accumulator", np.ones(2))
+    with pytest.raises(ValueError, match="unknown variable 'w_gradient_accumulator'"):
+        migrate.from_keras([*variables, unknown], params, layout=same)
+    with pytest.raises(ValueError, match="the checkpoint has no velocity of 'w'"):
+        migrate.from_keras(variables[:1], params, layout=same)
+    more = [*variables, Variable("w_momentum", np.ones(2))]
+    with pytest.raises(ValueError, match="the state has no momentum of 'w'"):
+        migrate.to_keras(state, params, more, layout=same)
+    with pytest.raises(ValueError, match="the state has velocity of 'w', for which"):
+        migrate.to_keras(state, params, variables[:1], layout=same)
+
+
+def test_slots_that_do_not_fit():
+    params = {"w": np.ones(2)}
+
+    def same(tree):
+        return dict(tree)
+
+    with pytest.raises(ValueError, match="the checkpoint has an unknown slot 'v'"):
+        migrate.from_tf1({"v": {"w": np.ones(2)}}, params, layout=same)
+    with pytest.raises(ValueError, match="`layout` has no 'w:0', the checkpoint has"):
+        migrate.from_tf1({"rms": {"w:0": np.ones(2)}}, params, layout=same)
+    with pytest.raises(ValueError, match="the checkpoint has no rms of 'w'"):
+        migrate.from_tf1({}, params, layout=same)
+
+
+def test_optax_states_that_do_not_fit():
+    params = {"w": np.ones(2)}
+    with pytest.raises(TypeError, match="`optax_state` must be the state of optax.rms"):
+        migrate.from_optax(optax.adam(0.1).init(params), params)
+    corrected = optax.rmsprop(0.1, bias_correction=True).init(params)
+    with pytest.raises(ValueError, match="`decay` must be the average's for one that"):
+        migrate.from_optax(corrected, params)
+    with pytest.raises(ValueError, match="the state has no mu of"):
+        migrate.to_optax(
+            rmsprop(0.1).init(params),
+            params,
+            optax.rmsprop(0.1, centered=True).init(params),
+        )
