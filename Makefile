@@ -8,6 +8,8 @@ demo: .venv/ready  ## run the main job: a sweep of gamma on handwritten digits
 test: .venv/ready  ## every test that needs no accelerator
 	$(BIN)/pytest
 
+frameworks: .venv/frameworks  ## the libraries that the tests then compare with
+
 test-lowest: .venv-lowest/ready  ## the same with the oldest versions that are allowed
 	.venv-lowest/bin/pytest
 
@@ -23,7 +25,8 @@ docs: .venv/ready  ## pages from the docstrings, in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api jax_rmsprop
 
 pictures: .venv/ready  ## draw again the pictures that the README shows
-	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep; do \
+	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \
+	  port_from_pytorch; do \
 	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
 	done
 
@@ -35,9 +38,15 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	touch $@
 
+# Those of the second file need more than the tests do, or name another build.
+.venv/frameworks: .venv/ready tests/frameworks.txt tests/frameworks-alone.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/frameworks.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/frameworks-alone.txt
+	touch $@
+
 .venv-lowest/ready: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[all]" --constraint tests/lowest.txt
 	touch $@
 
-.PHONY: demo test test-lowest bench lint docs pictures clean
+.PHONY: demo test frameworks test-lowest bench lint docs pictures clean

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.conftest import airfoil_or_skip
+from tests.conftest import airfoil_or_skip, require
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -101,6 +101,28 @@ def test_exercises(run):
     assert float(straight) < 1e-3 < float(rotated)
     accuracies = [float(a) for a in re.findall(r"accuracy (0\.\d+)", printed)]
     assert max(accuracies) > 0.95
+
+
+def test_port_from_pytorch(run):
+    require("torch")
+    printed = run("port_from_pytorch")
+    losses = re.findall(r"  (\d\.\d{6})$", printed, re.M)
+    assert len(losses) == 3
+    # Of 100 steps of two frameworks' own float32 arithmetic.
+    assert abs(float(losses[0]) - float(losses[1])) < 1e-4
+    with_state, without = (
+        float(x) for x in re.findall(r"(\d\.\de-\d+)$", printed, re.M)
+    )
+    assert with_state < 1e-3
+    assert without > 0.1
+
+
+def test_port_without_pytorch(monkeypatch):
+    example = importlib.import_module("port_from_pytorch")
+    monkeypatch.setattr(example, "torch", None)
+    monkeypatch.setattr(sys, "argv", ["port_from_pytorch.py"])
+    with pytest.raises(SystemExit, match="not installed. .* run `pip install torch`"):
+        example.main()
 
 
 @pytest.mark.parametrize("data", ["digits", "airfoil"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import jax_rmsprop
+from jax_rmsprop import conventions, migrate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,9 +41,30 @@ def test_docstrings(name):
         assert heading in doc
 
 
+def test_conventions_have_equations_examples_and_sources():
+    for name in conventions.__all__:
+        function = getattr(conventions, name)
+        if inspect.isfunction(function) and name != "explain":
+            doc = inspect.getdoc(function)
+            for part in ("Example:", ">>> ", "References:"):
+                assert part in doc, name
+            assert name in conventions.RECIPES or "x = x - " in doc, name
+
+
+@pytest.mark.parametrize("module", [conventions, migrate])
+def test_namespaces_name_what_is_public(module):
+    public = {n for n in vars(module) if not n.startswith("_")}
+    assert set(module.__all__) == public
+
+
+def test_readme_shows_the_table_of_conventions(capsys):
+    conventions.explain()
+    assert capsys.readouterr().out in README
+
+
 def test_the_core_imports_only_jax_numpy_and_optax():
     allowed = {"jax", "numpy", "optax", "jax_rmsprop"} | sys.stdlib_module_names
-    for path in (ROOT / "jax_rmsprop").glob("*.py"):
+    for path in (ROOT / "jax_rmsprop").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.Import):
