@@ -402,6 +402,14 @@ def test_jax_example_libraries_itself(momentum, standard_promotion):
     assert error(our, jax.device_get(truth)) < 1e-10
 
 
+def test_a_schedule_that_begins_later(standard_promotion):
+    x, gradients, rates = problem("float32", steps=20)
+    later = conventions.mxnet1(rates_as_schedule(rates), begin_num_update=10)
+    at_once = conventions.mxnet1(rates_as_schedule(rates[10:]))
+    first = {n: g[:10] for n, g in gradients.items()}
+    chex.assert_trees_all_equal(train(later, x, first)[0], train(at_once, x, first)[0])
+
+
 def test_pytorch_with_complex_parameters(standard_promotion):
     """PyTorch averages the squares of the two parts by themselves."""
     x, gradients, rates = problem("float64")
@@ -521,6 +529,20 @@ def test_a_tracer_for_a_number(standard_promotion):
     np.testing.assert_allclose(steps[:, 0], -0.1 / np.sqrt(1 - alphas), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pytorch", "keras", "timm", "mxnet1"])
+def test_injected_hyperparameters(name, standard_promotion):
+    """A number that Optax injects is an array in the state, and changes there."""
+    rate = {"pytorch": "lr", "timm": "lr"}.get(name, "learning_rate")
+    make = optax.inject_hyperparams(getattr(conventions, name))
+    optimizer = make(**{rate: 0.1})
+    params = {"w": jnp.ones(3)}
+    state = optimizer.init(params)
+    _, state = optimizer.update(params, state, params)
+    state.hyperparams[rate] = jnp.asarray(0.0)
+    updates, _ = optimizer.update(params, state, params)
+    np.testing.assert_array_equal(updates["w"], 0.0)
+
+
 # Bad input.
 
 
@@ -608,21 +630,36 @@ def test_a_tracer_for_a_number(standard_promotion):
         ),
         (
             lambda: conventions.bitsandbytes(centered=True),
-            "`centered` must be False, as in bitsandbytes, got True; "
+            "`centered` must be False, got True; as in bitsandbytes; "
             "conventions.pytorch has it",
         ),
         (
             lambda: conventions.bitsandbytes(optim_bits=8),
-            "`optim_bits` must be 32, the state's full precision, got 8",
+            "`optim_bits` must be 32, got 8; the state is in full precision here",
         ),
         (
             lambda: conventions.paddle(0.1, parameters=[1.0]),
-            "`parameters` must be None, got list; pass them to `init`",
+            "`parameters` must be None, got [1.0]; pass them to `init`",
         ),
         (
-            lambda: conventions.paddle(0.1, grad_clip=object()),
-            "`grad_clip` must be None, got object; chain one of Optax's clippings "
-            "before this",
+            lambda: conventions.paddle(0.1, grad_clip=1.0),
+            "`grad_clip` must be None, got 1.0; put one of Optax's clippings before "
+            "this in a chain",
+        ),
+        (
+            lambda: conventions.mxnet1(lr_scheduler=abs),
+            "`lr_scheduler` must be None, got <built-in function abs>; pass a "
+            "schedule, a function of the step from 0, as `learning_rate`",
+        ),
+        (
+            lambda: conventions.mxnet2(multi_precision=True),
+            "`multi_precision` must be False, got True; keep the parameters in float32 "
+            "and cast them where they are used",
+        ),
+        (
+            lambda: conventions.mxnet1(param_idx2name={0: "w"}),
+            "`param_idx2name` must be None, got {0: 'w'}; settings for each parameter "
+            "are an optax.partition",
         ),
         (
             lambda: conventions.chainer(eps_inside_sqrt=1),
@@ -661,7 +698,11 @@ def test_explain(capsys):
     assert len(lines) == 2 + len(conventions.TABLE) + len(conventions.RECIPES)
     assert len({line.count("|") for line in lines}) == 1
     conventions.explain("timm")
-    assert capsys.readouterr().out.splitlines()[2] in lines
+
+    def cells(line):
+        return [cell.strip() for cell in line.split("|")]
+
+    assert cells(capsys.readouterr().out.splitlines()[2]) in map(cells, lines)
     with pytest.raises(ValueError, match="`name` must be one of pytorch, keras, .*'x'"):
         conventions.explain("x")
 

@@ -13,7 +13,7 @@ _HEADER = [
     "gamma",
     "eps, and the root",
     "initial nu",
-    "learning rate enters",
+    "rate enters momentum",
     "weight decay",
 ]
 
@@ -28,20 +28,22 @@ def explain(name: str | None = None) -> None:
       ValueError: there is no convention of that name.
 
     Example:
-      >>> explain("pytorch")  # doctest: +NORMALIZE_WHITESPACE
-      | convention | of | gamma | eps, and the root | initial nu
-                                        | learning rate enters | weight decay |
-      |---|---|---|---|---|---|---|
-      | `pytorch` | PyTorch | `alpha` 0.99 | `eps` 1e-08, outside | 0
-                                        | after momentum | coupled |
+      >>> explain("d2l")  # doctest: +NORMALIZE_WHITESPACE
+      | convention | of           | gamma       | eps, and the root | initial nu
+                                           | rate enters momentum | weight decay |
+      | ---------- | ------------ | ----------- | ----------------- | ----------
+                                           | -------------------- | ------------ |
+      | `d2l`      | the textbook | `gamma` 0.9 | 1e-06, inside     | 0
+                                           | no momentum          | none         |
     """
     names = [*TABLE, *RECIPES]
     if name is not None and name not in names:
         raise ValueError(f"`name` must be one of {', '.join(names)}; got {name!r}")
-    print(f"| {' | '.join(_HEADER)} |")
-    print("|---" * len(_HEADER) + "|")
-    for each in names if name is None else [name]:
-        print(f"| {' | '.join(_row(each))} |")
+    rows = [_row(each) for each in (names if name is None else [name])]
+    widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
+    for row in [_HEADER, ["-" * width for width in widths], *rows]:
+        cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        print(f"| {' | '.join(cells)} |")
 
 
 def _row(name: str) -> list[str]:
@@ -57,9 +59,7 @@ def _row(name: str) -> list[str]:
 
     gamma, eps = row.words.get("gamma", "gamma"), row.words.get("eps", "eps")
     place = _words(row.eps_in_sqrt, "inside", "outside", "")
-    rate = _words(
-        row.lr_in_momentum, "before momentum", "after momentum", "no momentum"
-    )
+    rate = _words(row.lr_in_momentum, "before", "after", "no momentum")
     decay = _words(row.decoupled_weight_decay, "decoupled", "coupled", "none")
     if recipe and "momentum" not in recipe.settings:
         rate = "no momentum"

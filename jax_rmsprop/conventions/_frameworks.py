@@ -14,6 +14,7 @@ from jax_rmsprop.conventions._parts import (
     Transformation,
     accumulate,
     at_most_one,
+    begun,
     bounded,
     cautious,
     chain,
@@ -22,7 +23,9 @@ from jax_rmsprop.conventions._parts import (
     inverse_time,
     is_zero,
     mxnet_gradient,
+    mxnet_others,
     positive,
+    refuse,
     rmsprop_of,
     shrink,
     unscale,
@@ -125,11 +128,8 @@ def keras(
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
     """
     del ema_momentum, ema_overwrite_frequency, name
-    if _checks.flag("use_ema", use_ema):
-        raise ValueError(
-            "`use_ema` must be False, got True; average the parameters after each "
-            "step with optax.incremental_update"
-        )
+    advice = "average the parameters after each step with optax.incremental_update"
+    refuse("use_ema", use_ema, False, advice)
     clips = {
         "clipnorm": clipnorm,
         "clipvalue": clipvalue,
@@ -379,6 +379,12 @@ def mxnet1(
     rescale_grad: Number = 1.0,
     wd: Number = 0.0,
     clip_gradient: Number | None = None,
+    lr_scheduler: None = None,
+    begin_num_update: int = 0,
+    multi_precision: bool = False,
+    param_idx2name: None = None,
+    sym: None = None,
+    param_dict: None = None,
 ) -> Transformation:
     """MXNet 1's `mx.optimizer.RMSProp`: momentum only if `centered`.
 
@@ -391,8 +397,8 @@ def mxnet1(
     and then x is clipped to [-clip_weights, clip_weights].
 
     Args:
-      learning_rate: as in `rmsprop`. MXNet counts the steps of its `lr_scheduler` from
-        1, where a schedule here gets 0 first.
+      learning_rate: as in `rmsprop`; a schedule gets 0 first, where MXNet's
+        `lr_scheduler` gets 1.
       gamma1: the average's decay.
       gamma2: the momentum, if `centered`; else of no meaning.
       epsilon: as `eps` in `rmsprop`.
@@ -401,6 +407,13 @@ def mxnet1(
       rescale_grad: a factor of the gradient, >= 0.
       wd: weight decay, as in `rmsprop`.
       clip_gradient: bound of the gradient's elements, None or 0 for none.
+      lr_scheduler: must be None: a schedule is a `learning_rate` here.
+      begin_num_update: the step at which a schedule begins.
+      multi_precision: must be False.
+      param_idx2name: must be None, as must `sym` and `param_dict`: settings of their
+        own for some parameters are an `optax.partition`.
+      sym: see `param_idx2name`.
+      param_dict: see `param_idx2name`.
 
     Example:
       >>> optimizer = mxnet1(0.002, gamma1=0.95, centered=True, clip_gradient=1.0)
@@ -408,11 +421,18 @@ def mxnet1(
     References:
       https://github.com/apache/mxnet/blob/1.9.1/src/operator/optimizer_op-inl.h
     """
+    mxnet_others(
+        lr_scheduler,
+        multi_precision,
+        param_idx2name=param_idx2name,
+        sym=sym,
+        param_dict=param_dict,
+    )
     return chain(
         *mxnet_gradient(rescale_grad, wd, clip_gradient, decay_first=True),
         rmsprop_of(
             "mxnet1",
-            learning_rate=learning_rate,
+            learning_rate=begun(learning_rate, begin_num_update),
             gamma=gamma1,
             eps=epsilon,
             centered=centered,
@@ -434,6 +454,12 @@ def mxnet2(
     rescale_grad: Number = 1.0,
     wd: Number = 0.0,
     clip_gradient: Number | None = None,
+    lr_scheduler: None = None,
+    begin_num_update: int = 0,
+    multi_precision: bool = False,
+    param_idx2name: None = None,
+    sym: None = None,
+    param_dict: None = None,
 ) -> Transformation:
     """MXNet 2's `mx.optimizer.RMSProp`: eps moves into the root if `centered`.
 
@@ -446,8 +472,8 @@ def mxnet2(
     and then x is clipped to [-clip_weights, clip_weights].
 
     Args:
-      learning_rate: as in `rmsprop`. MXNet counts the steps of its `lr_scheduler` from
-        1, where a schedule here gets 0 first.
+      learning_rate: as in `rmsprop`; a schedule gets 0 first, where MXNet's
+        `lr_scheduler` gets 1.
       rho: the average's decay.
       momentum: as in `rmsprop`, if `centered`; else of no meaning.
       epsilon: as `eps` in `rmsprop`.
@@ -457,6 +483,13 @@ def mxnet2(
       rescale_grad: a factor of the gradient, >= 0.
       wd: weight decay, as in `rmsprop`.
       clip_gradient: bound of the gradient's elements, None or 0 for none.
+      lr_scheduler: must be None: a schedule is a `learning_rate` here.
+      begin_num_update: the step at which a schedule begins.
+      multi_precision: must be False.
+      param_idx2name: must be None, as must `sym` and `param_dict`: settings of their
+        own for some parameters are an `optax.partition`.
+      sym: see `param_idx2name`.
+      param_dict: see `param_idx2name`.
 
     Example:
       >>> optimizer = mxnet2(0.002, rho=0.95, wd=1e-4)
@@ -465,11 +498,18 @@ def mxnet2(
       https://github.com/apache/mxnet/blob/2.0.0.beta1/python/mxnet/optimizer/rmsprop.py
     """
     del use_fused_step
+    mxnet_others(
+        lr_scheduler,
+        multi_precision,
+        param_idx2name=param_idx2name,
+        sym=sym,
+        param_dict=param_dict,
+    )
     return chain(
         *mxnet_gradient(rescale_grad, wd, clip_gradient, decay_first=False),
         rmsprop_of(
             "mxnet2",
-            learning_rate=learning_rate,
+            learning_rate=begun(learning_rate, begin_num_update),
             gamma=rho,
             eps=epsilon,
             eps_in_sqrt=centered,
@@ -558,21 +598,15 @@ def bitsandbytes(
       https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/rmsprop.py
     """
     del args, min_8bit_size
-    if not is_zero(momentum):
-        raise ValueError(
-            f"`momentum` must be 0, got {momentum!r}; bitsandbytes takes a momentum "
-            "and ignores it: pass 0 for the same steps, or use conventions.pytorch "
-            "for the momentum"
-        )
-    if _checks.flag("centered", centered):
-        raise ValueError(
-            "`centered` must be False, as in bitsandbytes, got True; "
-            "conventions.pytorch has it"
-        )
-    if optim_bits != 32:
-        raise ValueError(
-            f"`optim_bits` must be 32, the state's full precision, got {optim_bits!r}"
-        )
+    advice = (
+        "bitsandbytes takes a momentum and ignores it: pass 0 for the same steps, or "
+        "use conventions.pytorch for the momentum"
+    )
+    refuse("momentum", 0 if is_zero(momentum) else momentum, 0, advice)
+    refuse(
+        "centered", centered, False, "as in bitsandbytes; conventions.pytorch has it"
+    )
+    refuse("optim_bits", optim_bits, 32, "the state is in full precision here")
     return rmsprop_of(
         "bitsandbytes",
         learning_rate=lr,
@@ -636,16 +670,9 @@ def paddle(
       https://github.com/PaddlePaddle/Paddle/blob/v3.3.1/python/paddle/optimizer/rmsprop.py
     """
     del name
-    if parameters is not None:
-        raise TypeError(
-            f"`parameters` must be None, got {type(parameters).__name__}; pass them to "
-            "`init`"
-        )
-    if grad_clip is not None:
-        raise TypeError(
-            f"`grad_clip` must be None, got {type(grad_clip).__name__}; chain one of "
-            "Optax's clippings before this"
-        )
+    refuse("parameters", parameters, None, "pass them to `init`")
+    advice = "put one of Optax's clippings before this in a chain"
+    refuse("grad_clip", grad_clip, None, advice)
     return rmsprop_of(
         "paddle",
         learning_rate=learning_rate,

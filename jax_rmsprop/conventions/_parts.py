@@ -59,6 +59,12 @@ def at_most_one(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"only one of {names} may be given, got {' and '.join(given)}")
 
 
+def refuse(name: str, value: Any, only: Any, advice: str) -> None:
+    """Check an argument of which one value alone can be had here."""
+    if value is not only and not (type(value) is type(only) and value == only):
+        raise ValueError(f"`{name}` must be {only!r}, got {value!r}; {advice}")
+
+
 def positive(name: str, value: Number) -> Any:
     """Check a number that must be greater than 0."""
     if is_zero(value):
@@ -118,6 +124,13 @@ def every(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:
     return lambda count: value(steps * count + steps - 1)
 
 
+def begun(value: NumberOrSchedule, count: Any) -> NumberOrSchedule:
+    """A schedule that begins so many steps later."""
+    if is_zero(count) or not callable(value):
+        return value
+    return lambda step: value(step + count)
+
+
 def inverse_time(rate: NumberOrSchedule, decay: Any) -> NumberOrSchedule:
     """The learning rate divided by 1 + decay * step, Keras's old schedule."""
     rate = _checks.number("learning_rate", rate, schedule=True)
@@ -170,6 +183,17 @@ def mxnet_gradient(
     decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
     clipped = clipping("clip_gradient", clip_gradient)
     return [scaled, *((decayed, clipped) if decay_first else (clipped, decayed))]
+
+
+def mxnet_others(lr_scheduler: Any, multi_precision: Any, **each: Any) -> None:
+    """What else the base class of MXNet's optimizers takes."""
+    advice = "pass a schedule, a function of the step from 0, as `learning_rate`"
+    refuse("lr_scheduler", lr_scheduler, None, advice)
+    advice = "keep the parameters in float32 and cast them where they are used"
+    refuse("multi_precision", multi_precision, False, advice)
+    for name, value in each.items():
+        advice = "settings for each parameter are an optax.partition"
+        refuse(name, value, None, advice)
 
 
 def bounded(bound: Number | None) -> Part:

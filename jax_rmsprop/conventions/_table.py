@@ -12,8 +12,8 @@ from typing import Any
 class Convention:
     """The values in which one framework's RMSProp differs from another's.
 
-    Where an argument of the framework decides, or the order of its operations, the
-    value is the words that `explain` prints, and the framework's function decides.
+    Where something else decides, the value is the words that `explain` prints (in
+    parentheses the framework's argument for it), and the framework's function decides.
 
     Attributes:
       framework: whose RMSProp it is.
@@ -65,7 +65,7 @@ TABLE: Mapping[str, Convention] = _frozen(
     tf_keras_v2=Convention(
         "tf.keras, OptimizerV2",
         _RHO_EPSILON,
-        "inside with momentum, else outside",
+        "inside if there is momentum",
         0.0,
         True,
         None,
@@ -75,8 +75,8 @@ TABLE: Mapping[str, Convention] = _frozen(
         _LR_ALPHA,
         True,
         1.0,
-        "before momentum; after if not `lr_in_momentum`",
-        "coupled; decoupled if `decoupled_decay`",
+        "before (`lr_in_momentum`)",
+        "coupled (`decoupled_decay`)",
     ),
     stable_baselines3=Convention(
         "Stable-Baselines3", _LR_ALPHA, True, 1.0, False, False
@@ -86,28 +86,28 @@ TABLE: Mapping[str, Convention] = _frozen(
         _MXNET1,
         True,
         0.0,
-        "before momentum, which only `centered` has",
-        "coupled, before clipping",
+        "before, if `centered`",
+        "coupled, then clipped",
     ),
     mxnet2=Convention(
         "MXNet 2",
         _MXNET2,
-        "inside if `centered`, else outside",
+        "inside if `centered`",
         0.0,
-        "before momentum, which only `centered` has",
-        "coupled, after clipping",
+        "before, if `centered`",
+        "clipped, then coupled",
     ),
     optax=Convention(
         "Optax",
         _frozen(gamma="decay"),
-        "inside; outside if not `eps_in_sqrt`",
+        "inside (`eps_in_sqrt`)",
         0.0,
         True,
         None,
     ),
     bitsandbytes=Convention("bitsandbytes", _LR_ALPHA, False, 0.0, None, False),
     chainer=Convention(
-        "Chainer", _LR_ALPHA, "outside; inside if `eps_inside_sqrt`", 0.0, None, None
+        "Chainer", _LR_ALPHA, "outside (`eps_inside_sqrt`)", 0.0, None, None
     ),
     paddle=Convention("PaddlePaddle", _RHO_EPSILON, True, 0.0, True, False),
     mlx=Convention("MLX", _frozen(gamma="alpha"), False, 0.0, None, None),
