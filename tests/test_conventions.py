@@ -543,6 +543,32 @@ def test_injected_hyperparameters(name, standard_promotion):
     np.testing.assert_array_equal(updates["w"], 0.0)
 
 
+def test_traced_numbers_widen_nothing(standard_promotion):
+    def first_step(bound):
+        optimizer = conventions.mxnet1(
+            0.1, wd=bound, rescale_grad=bound, clip_gradient=bound, clip_weights=bound
+        )
+        x = {"w": jnp.ones(3, jnp.bfloat16)}
+        return optimizer.update(x, optimizer.init(x), x)[0]
+
+    assert jax.vmap(first_step)(jnp.array([0.5, 0.25]))["w"].dtype == jnp.bfloat16
+
+
+def test_the_highest_rate_may_be_another(standard_promotion):
+    """With lr half of max_lr the corrected decay is half."""
+    x = {"w": jnp.ones(3)}
+    zero = {"w": jnp.zeros(3)}
+
+    def decay(**options):
+        options = {"weight_decay": 0.25, "decoupled_decay": True} | options
+        optimizer = conventions.timm(0.5, **options)
+        return optimizer.update(zero, optimizer.init(x), x)[0]["w"][0]
+
+    assert decay() == -0.125
+    assert decay(corrected_weight_decay=True) == -0.125
+    assert decay(corrected_weight_decay=True, max_lr=1.0) == -0.0625
+
+
 # Bad input.
 
 

@@ -289,8 +289,8 @@ def timm(
       lr_in_momentum: as in `rmsprop`.
       caution: see above.
       foreach: of no meaning here.
-      max_lr: timm takes for it the `lr` with which it was made, before any scheduler;
-        if `lr` is a schedule, say here what that was.
+      max_lr: for `corrected_weight_decay`. timm takes the `lr` with which it was made,
+        before any scheduler; so does this, but if `lr` is a schedule it must be given.
 
     Example:
       >>> optimizer = timm(lr=0.01, momentum=0.9, weight_decay=1e-5, caution=True)
@@ -306,8 +306,8 @@ def timm(
     decoupled = _checks.flag("decoupled_decay", decoupled_decay)
     corrected = _checks.flag("corrected_weight_decay", corrected_weight_decay)
     careful = _checks.flag("caution", caution) and not is_zero(momentum)
-    # A number is its own highest.
-    squared = decoupled and corrected and callable(lr)
+    # Unless told otherwise, a number is its own highest.
+    squared = decoupled and corrected and (callable(lr) or max_lr is not None)
     if squared and max_lr is None:
         raise ValueError(
             "`max_lr` must be the highest learning rate if `lr` is a schedule and "

@@ -43,7 +43,16 @@ def chain(*parts: Part) -> Transformation:
     there = [part for part in parts if part is not None]
     if len(there) == 1:
         return optax.with_extra_args_support(there[0])
-    return optax.chain(*there)
+    whole = optax.chain(*there)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        new, state = whole.update(updates, state, params, **extra)
+        # A traced bound or factor may be wider than a leaf, and widens it in Optax.
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
+
+    return optax.GradientTransformationExtraArgs(whole.init, update)
 
 
 def is_zero(value: Any) -> bool:
@@ -179,7 +188,8 @@ def mxnet_gradient(
     """What MXNet does to a gradient before all else."""
     factor = _checks.number("rescale_grad", rescale_grad)
     decay = _checks.number("wd", wd)
-    scaled = None if factor == 1.0 else optax.scale(factor)
+    same = isinstance(factor, float) and factor == 1
+    scaled = None if same else optax.scale(factor)
     decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
     clipped = clipping("clip_gradient", clip_gradient)
     return [scaled, *((decayed, clipped) if decay_first else (clipped, decayed))]
