@@ -22,7 +22,8 @@ lint: .venv/ready  ## style and types
 	$(BIN)/pyright
 
 docs: .venv/ready  ## pages from the docstrings, in docs/api
-	$(BIN)/pdoc --docformat google --output-directory docs/api jax_rmsprop
+	$(BIN)/pdoc --docformat google --output-directory docs/api \
+	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate
 
 pictures: .venv/ready  ## draw again the pictures that the README shows
 	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \

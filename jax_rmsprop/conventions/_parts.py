@@ -188,7 +188,7 @@ def mxnet_gradient(
     """What MXNet does to a gradient before all else."""
     factor = _checks.number("rescale_grad", rescale_grad)
     decay = _checks.number("wd", wd)
-    same = isinstance(factor, float) and factor == 1
+    same = isinstance(factor, float) and factor == 1.0
     scaled = None if same else optax.scale(factor)
     decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
     clipped = clipping("clip_gradient", clip_gradient)
