@@ -37,7 +37,7 @@ def from_keras(
 
     Raises:
       ValueError: a variable is missing, has no place or another shape, or is unknown,
-        such as a mean of gradients that is not complete.
+        as are the sums that `gradient_accumulation_steps` keeps.
 
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
