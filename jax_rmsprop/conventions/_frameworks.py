@@ -15,15 +15,13 @@ from jax_rmsprop.conventions._parts import (
     accumulate,
     at_most_one,
     begun,
-    bounded,
     cautious,
     chain,
     clipping,
     every,
     inverse_time,
     is_zero,
-    mxnet_gradient,
-    mxnet_others,
+    mxnet,
     positive,
     refuse,
     rmsprop_of,
@@ -421,15 +419,7 @@ def mxnet1(
     References:
       https://github.com/apache/mxnet/blob/1.9.1/src/operator/optimizer_op-inl.h
     """
-    mxnet_others(
-        lr_scheduler,
-        multi_precision,
-        param_idx2name=param_idx2name,
-        sym=sym,
-        param_dict=param_dict,
-    )
-    return chain(
-        *mxnet_gradient(rescale_grad, wd, clip_gradient, decay_first=True),
+    return mxnet(
         rmsprop_of(
             "mxnet1",
             learning_rate=begun(learning_rate, begin_num_update),
@@ -438,7 +428,16 @@ def mxnet1(
             centered=centered,
             momentum=gamma2 if centered else 0.0,
         ),
-        bounded(clip_weights),
+        decay_first=True,
+        rescale_grad=rescale_grad,
+        wd=wd,
+        clip_gradient=clip_gradient,
+        clip_weights=clip_weights,
+        lr_scheduler=lr_scheduler,
+        multi_precision=multi_precision,
+        param_idx2name=param_idx2name,
+        sym=sym,
+        param_dict=param_dict,
     )
 
 
@@ -498,15 +497,7 @@ def mxnet2(
       https://github.com/apache/mxnet/blob/2.0.0.beta1/python/mxnet/optimizer/rmsprop.py
     """
     del use_fused_step
-    mxnet_others(
-        lr_scheduler,
-        multi_precision,
-        param_idx2name=param_idx2name,
-        sym=sym,
-        param_dict=param_dict,
-    )
-    return chain(
-        *mxnet_gradient(rescale_grad, wd, clip_gradient, decay_first=False),
+    return mxnet(
         rmsprop_of(
             "mxnet2",
             learning_rate=begun(learning_rate, begin_num_update),
@@ -516,7 +507,16 @@ def mxnet2(
             centered=centered,
             momentum=momentum if centered else 0.0,
         ),
-        bounded(clip_weights),
+        decay_first=False,
+        rescale_grad=rescale_grad,
+        wd=wd,
+        clip_gradient=clip_gradient,
+        clip_weights=clip_weights,
+        lr_scheduler=lr_scheduler,
+        multi_precision=multi_precision,
+        param_idx2name=param_idx2name,
+        sym=sym,
+        param_dict=param_dict,
     )
 
 

@@ -182,28 +182,34 @@ def shrink(
     return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=factor)
 
 
-def mxnet_gradient(
-    rescale_grad: Number, wd: Number, clip_gradient: Number | None, *, decay_first: bool
-) -> list[Part]:
-    """What MXNet does to a gradient before all else."""
+def mxnet(
+    optimizer: Transformation,
+    *,
+    decay_first: bool,
+    rescale_grad: Number,
+    wd: Number,
+    clip_gradient: Number | None,
+    clip_weights: Number | None,
+    lr_scheduler: Any,
+    multi_precision: Any,
+    **of_each_parameter: Any,
+) -> Transformation:
+    """What all of MXNet's optimizers do to a gradient before, and some to x after."""
+    advice = "pass a schedule, a function of the step from 0, as `learning_rate`"
+    refuse("lr_scheduler", lr_scheduler, None, advice)
+    advice = "keep the parameters in float32 and cast them where they are used"
+    refuse("multi_precision", multi_precision, False, advice)
+    for name, value in of_each_parameter.items():
+        refuse(name, value, None, "settings for each parameter are an optax.partition")
+
     factor = _checks.number("rescale_grad", rescale_grad)
     decay = _checks.number("wd", wd)
     same = isinstance(factor, float) and factor == 1.0
     scaled = None if same else optax.scale(factor)
     decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
     clipped = clipping("clip_gradient", clip_gradient)
-    return [scaled, *((decayed, clipped) if decay_first else (clipped, decayed))]
-
-
-def mxnet_others(lr_scheduler: Any, multi_precision: Any, **each: Any) -> None:
-    """What else the base class of MXNet's optimizers takes."""
-    advice = "pass a schedule, a function of the step from 0, as `learning_rate`"
-    refuse("lr_scheduler", lr_scheduler, None, advice)
-    advice = "keep the parameters in float32 and cast them where they are used"
-    refuse("multi_precision", multi_precision, False, advice)
-    for name, value in each.items():
-        advice = "settings for each parameter are an optax.partition"
-        refuse(name, value, None, advice)
+    gradient = (decayed, clipped) if decay_first else (clipped, decayed)
+    return chain(scaled, *gradient, optimizer, bounded(clip_weights))
 
 
 def bounded(bound: Number | None) -> Part:
