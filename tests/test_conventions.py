@@ -678,6 +678,10 @@ def test_the_highest_rate_may_be_another(standard_promotion):
             "schedule, a function of the step from 0, as `learning_rate`",
         ),
         (
+            lambda: conventions.mxnet2(centered=1),
+            "`centered` must be True or False, got 1",
+        ),
+        (
             lambda: conventions.mxnet2(multi_precision=True),
             "`multi_precision` must be False, got True; keep the parameters in float32 "
             "and cast them where they are used",

@@ -497,6 +497,7 @@ def mxnet2(
       https://github.com/apache/mxnet/blob/2.0.0.beta1/python/mxnet/optimizer/rmsprop.py
     """
     del use_fused_step
+    centered = _checks.flag("centered", centered)
     return mxnet(
         rmsprop_of(
             "mxnet2",
