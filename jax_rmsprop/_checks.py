@@ -73,8 +73,8 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def integer(name: str, value: Any, *, low: int) -> None:
-    """Check a count.
+def integer(name: str, value: Any, *, low: int) -> int:
+    """Check a count, and return it.
 
     Raises:
       TypeError: not an int.
@@ -84,6 +84,7 @@ def integer(name: str, value: Any, *, low: int) -> None:
         raise TypeError(f"`{name}` must be an integer >= {low}, got {value!r}")
     if value < low:
         raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}")
+    return value
 
 
 @contextlib.contextmanager

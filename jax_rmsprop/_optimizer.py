@@ -23,6 +23,7 @@ from jax_rmsprop._transform import (
     state_dtype,
     uncompiled_scale_by_rmsprop,
 )
+from jax_rmsprop.storage import Storages, stored
 
 
 def rmsprop(
@@ -40,6 +41,7 @@ def rmsprop(
     weight_decay: Number = 0.0,
     decoupled_weight_decay: bool = True,
     mask: Any | Callable[[Any], Any] | None = None,
+    storage: Storages | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp, ready to use: the step with its learning rate, momentum and decay.
 
@@ -80,6 +82,9 @@ def rmsprop(
         momentum (AdamW's way) or is part of the gradient (PyTorch's).
       mask: which leaves decay: a tree of bools, or a function from the parameters to
         one; None for all. See `optax.masked`.
+      storage: how fields of the state are kept between steps, such as
+        {"nu": storage.uint8(), "trace": storage.bfloat16()}; see
+        `jax_rmsprop.storage.stored`. None for all in full.
 
     Returns:
       A transformation that accepts extra arguments. Its state is a chain's: a tuple
@@ -131,7 +136,10 @@ def rmsprop(
     decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}
-    return compiled(_chain, options, hyperparameters, count=_count, uses_params=decays)
+    optimizer = compiled(
+        _chain, options, hyperparameters, count=_count, uses_params=decays
+    )
+    return optimizer if storage is None else stored(optimizer, storage)
 
 
 def _count(state: Any) -> Any:

@@ -28,6 +28,7 @@ from jax.experimental.shard_alike import shard_alike
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
 from jax_rmsprop._compiled import compiled
+from jax_rmsprop.storage import Storages, stored
 
 
 class ScaleByRMSPropState(NamedTuple):
@@ -58,6 +59,7 @@ def scale_by_rmsprop(
     initial_scale: Number = 0.0,
     centered: bool = False,
     bias_correction: bool = False,
+    storage: Storages | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide each gradient by the root of the moving average of its square.
 
@@ -94,6 +96,8 @@ def scale_by_rmsprop(
         its first values are not drawn toward its initial 0, also under a gamma
         schedule. An `initial_scale` other than 0 counts as an average of full
         weight: then there is nothing to correct.
+      storage: how fields of the state are kept between steps, such as
+        {"nu": storage.uint8()}; see `jax_rmsprop.storage.stored`. None for all in full.
 
     Returns:
       A transformation whose state is a `ScaleByRMSPropState`. It takes the parameters
@@ -136,12 +140,13 @@ def scale_by_rmsprop(
     options, hyperparameters = average_arguments(
         gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
     )
-    return compiled(
+    optimizer = compiled(
         uncompiled_scale_by_rmsprop,
         options,
         hyperparameters,
         count=operator.attrgetter("count"),
     )
+    return optimizer if storage is None else stored(optimizer, storage)
 
 
 def average_arguments(

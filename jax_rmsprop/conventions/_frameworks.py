@@ -28,6 +28,7 @@ from jax_rmsprop.conventions._parts import (
     shrink,
     unscale,
 )
+from jax_rmsprop.storage import Storages, stored
 
 
 def pytorch(
@@ -41,6 +42,8 @@ def pytorch(
     foreach: bool | None = None,
     maximize: bool = False,
     differentiable: bool = False,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """PyTorch's `torch.optim.RMSprop`: eps outside the root, the rate after b.
 
@@ -61,6 +64,7 @@ def pytorch(
     del capturable, foreach, differentiable
     optimizer = rmsprop_of(
         "pytorch",
+        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -92,6 +96,8 @@ def keras(
     loss_scale_factor: Number | None = None,
     gradient_accumulation_steps: int | None = None,
     name: str | None = None,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """Keras 3's `keras.optimizers.RMSprop`: eps inside the root, decoupled decay.
 
@@ -118,6 +124,7 @@ def keras(
       loss_scale_factor: what the loss was multiplied by, > 0.
       gradient_accumulation_steps: how many gradients make a step, 2 or more.
       name: of no meaning here.
+      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = keras(learning_rate=1e-3, rho=0.95, global_clipnorm=1.0)
@@ -144,6 +151,7 @@ def keras(
         *(clipping(n, bound) for n, bound in clips.items()),
         rmsprop_of(
             "keras",
+            storage=storage,
             learning_rate=every(steps, learning_rate),
             gamma=every(steps, rho),
             eps=epsilon,
@@ -163,6 +171,8 @@ def tensorflow1(
     use_locking: bool = False,
     centered: bool = False,
     name: str = "RMSProp",
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """TensorFlow 1's `tf.train.RMSPropOptimizer`: nu starts at 1, eps inside the root.
 
@@ -180,6 +190,7 @@ def tensorflow1(
     del use_locking, name
     return rmsprop_of(
         "tensorflow1",
+        storage=storage,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,
@@ -201,6 +212,7 @@ def tf_keras_v2(
     global_clipnorm: Number | None = None,
     lr: NumberOrSchedule | None = None,
     decay: Number = 0.0,
+    storage: Storages | None = None,
 ) -> Transformation:
     """`tf.keras.optimizers.legacy.RMSprop`: eps moves into the root with momentum.
 
@@ -222,6 +234,7 @@ def tf_keras_v2(
         with `clipnorm`.
       lr: the old name of `learning_rate`, which it overrides.
       decay: divides the learning rate by 1 + decay * step, >= 0.
+      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = tf_keras_v2(learning_rate=1e-3, momentum=0.9, clipvalue=1.0)
@@ -238,6 +251,7 @@ def tf_keras_v2(
         clipping("global_clipnorm", global_clipnorm, zero_is_none=False),
         rmsprop_of(
             "tf_keras_v2",
+            storage=storage,
             learning_rate=inverse_time(rate, _checks.number("decay", decay)),
             gamma=rho,
             eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
@@ -262,6 +276,7 @@ def timm(
     foreach: bool | None = None,
     *,
     max_lr: Number | None = None,
+    storage: Storages | None = None,
 ) -> Transformation:
     """The `RMSpropTF` of timm: PyTorch's names, TensorFlow's eps and initial nu.
 
@@ -289,6 +304,7 @@ def timm(
       foreach: of no meaning here.
       max_lr: for `corrected_weight_decay`. timm takes the `lr` with which it was made,
         before any scheduler; so does this, but if `lr` is a schedule it must be given.
+      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = timm(lr=0.01, momentum=0.9, weight_decay=1e-5, caution=True)
@@ -316,6 +332,7 @@ def timm(
     apart = (careful or squared) and not is_zero(amount)
     optimizer = rmsprop_of(
         "timm",
+        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -342,6 +359,8 @@ def stable_baselines3(
     weight_decay: Number = 0.0,
     momentum: Number = 0.0,
     centered: bool = False,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """Stable-Baselines3's `RMSpropTFLike`: PyTorch's with nu from 1 and eps inside.
 
@@ -357,6 +376,7 @@ def stable_baselines3(
     """
     return rmsprop_of(
         "stable_baselines3",
+        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -383,6 +403,7 @@ def mxnet1(
     param_idx2name: None = None,
     sym: None = None,
     param_dict: None = None,
+    storage: Storages | None = None,
 ) -> Transformation:
     """MXNet 1's `mx.optimizer.RMSProp`: momentum only if `centered`.
 
@@ -412,6 +433,7 @@ def mxnet1(
         own for some parameters are an `optax.partition`.
       sym: see `param_idx2name`.
       param_dict: see `param_idx2name`.
+      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = mxnet1(0.002, gamma1=0.95, centered=True, clip_gradient=1.0)
@@ -422,6 +444,7 @@ def mxnet1(
     return mxnet(
         rmsprop_of(
             "mxnet1",
+            storage=storage,
             learning_rate=begun(learning_rate, begin_num_update),
             gamma=gamma1,
             eps=epsilon,
@@ -459,6 +482,7 @@ def mxnet2(
     param_idx2name: None = None,
     sym: None = None,
     param_dict: None = None,
+    storage: Storages | None = None,
 ) -> Transformation:
     """MXNet 2's `mx.optimizer.RMSProp`: eps moves into the root if `centered`.
 
@@ -489,6 +513,7 @@ def mxnet2(
         own for some parameters are an `optax.partition`.
       sym: see `param_idx2name`.
       param_dict: see `param_idx2name`.
+      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = mxnet2(0.002, rho=0.95, wd=1e-4)
@@ -501,6 +526,7 @@ def mxnet2(
     return mxnet(
         rmsprop_of(
             "mxnet2",
+            storage=storage,
             learning_rate=begun(learning_rate, begin_num_update),
             gamma=rho,
             eps=epsilon,
@@ -531,6 +557,8 @@ def optax(
     momentum: Number | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """Optax's `optax.rmsprop`.
 
@@ -560,16 +588,19 @@ def optax(
         nesterov=nesterov and momentum is not None and not is_zero(momentum),
     )
     if not bias_correction or is_zero(scale):
-        return optimizer
+        return optimizer if storage is None else stored(optimizer, storage)
+
+    uncounted = optimizer
 
     def init(params: Any) -> Any:
         # An initial value that, unlike `rmsprop`'s, counts as no weight collected.
-        state: Any = optimizer.init(params)
+        state: Any = uncounted.init(params)
         average = state[1]
         nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), average.nu)
         return state[0], average._replace(nu=nu), *state[2:]
 
-    return _optax.GradientTransformationExtraArgs(init, optimizer.update)
+    optimizer = _optax.GradientTransformationExtraArgs(init, optimizer.update)
+    return optimizer if storage is None else stored(optimizer, storage)
 
 
 def bitsandbytes(
@@ -582,6 +613,8 @@ def bitsandbytes(
     optim_bits: int = 32,
     args: Any = None,
     min_8bit_size: int = 4096,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """`bnb.optim.RMSprop` of bitsandbytes, with its state in full precision.
 
@@ -610,6 +643,7 @@ def bitsandbytes(
     refuse("optim_bits", optim_bits, 32, "the state is in full precision here")
     return rmsprop_of(
         "bitsandbytes",
+        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -622,6 +656,8 @@ def chainer(
     alpha: NumberOrSchedule = 0.99,
     eps: Number = 1e-8,
     eps_inside_sqrt: bool = False,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """Chainer's `chainer.optimizers.RMSprop`.
 
@@ -636,6 +672,7 @@ def chainer(
     """
     return rmsprop_of(
         "chainer",
+        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -653,6 +690,8 @@ def paddle(
     weight_decay: Number | None = None,
     grad_clip: None = None,
     name: str | None = None,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """PaddlePaddle's `paddle.optimizer.RMSProp`.
 
@@ -676,6 +715,7 @@ def paddle(
     refuse("grad_clip", grad_clip, None, advice)
     return rmsprop_of(
         "paddle",
+        storage=storage,
         learning_rate=learning_rate,
         gamma=rho,
         eps=epsilon,
@@ -689,6 +729,8 @@ def mlx(
     learning_rate: NumberOrSchedule,
     alpha: NumberOrSchedule = 0.99,
     eps: Number = 1e-8,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """MLX's `mlx.optimizers.RMSprop`.
 
@@ -700,7 +742,9 @@ def mlx(
     References:
       https://github.com/ml-explore/mlx/blob/v0.32.4/python/mlx/optimizers/optimizers.py
     """
-    return rmsprop_of("mlx", learning_rate=learning_rate, gamma=alpha, eps=eps)
+    return rmsprop_of(
+        "mlx", storage=storage, learning_rate=learning_rate, gamma=alpha, eps=eps
+    )
 
 
 def flax_legacy(
@@ -708,6 +752,8 @@ def flax_legacy(
     beta2: NumberOrSchedule = 0.9,
     eps: Number = 1e-8,
     centered: bool = False,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """`flax.optim.RMSProp`, which Flax had before it took up Optax.
 
@@ -721,6 +767,7 @@ def flax_legacy(
     """
     return rmsprop_of(
         "flax_legacy",
+        storage=storage,
         learning_rate=learning_rate,
         gamma=beta2,
         eps=eps,
@@ -733,6 +780,8 @@ def jax_example_libraries(
     gamma: NumberOrSchedule = 0.9,
     eps: Number = 1e-8,
     momentum: Number = 0.0,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """`rmsprop` and, with momentum, `rmsprop_momentum` of `jax.example_libraries`.
 
@@ -749,6 +798,7 @@ def jax_example_libraries(
     """
     return rmsprop_of(
         "jax_example_libraries",
+        storage=storage,
         learning_rate=step_size,
         gamma=gamma,
         eps=eps,
@@ -763,6 +813,8 @@ def sonnet(
     epsilon: Number = 1e-10,
     centered: bool = False,
     name: str | None = None,
+    *,
+    storage: Storages | None = None,
 ) -> Transformation:
     """Sonnet 2's `snt.optimizers.RMSProp`: TensorFlow 1's with nu from 0.
 
@@ -780,6 +832,7 @@ def sonnet(
     del name
     return rmsprop_of(
         "sonnet",
+        storage=storage,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,
@@ -788,7 +841,12 @@ def sonnet(
     )
 
 
-def d2l(lr: NumberOrSchedule, gamma: NumberOrSchedule = 0.9) -> Transformation:
+def d2l(
+    lr: NumberOrSchedule,
+    gamma: NumberOrSchedule = 0.9,
+    *,
+    storage: Storages | None = None,
+) -> Transformation:
     """The textbook's RMSProp from scratch, with its eps of 1e-6.
 
         x = x - lr * g / sqrt(nu + 1e-6)
@@ -800,4 +858,4 @@ def d2l(lr: NumberOrSchedule, gamma: NumberOrSchedule = 0.9) -> Transformation:
       Zhang et al., Dive into Deep Learning, section 12.8,
       https://d2l.ai/chapter_optimization/rmsprop.html
     """
-    return rmsprop_of("d2l", learning_rate=lr, gamma=gamma, eps=1e-6)
+    return rmsprop_of("d2l", storage=storage, learning_rate=lr, gamma=gamma, eps=1e-6)

@@ -7,9 +7,12 @@ from jax_rmsprop._checks import NumberOrSchedule
 from jax_rmsprop.conventions import _frameworks
 from jax_rmsprop.conventions._parts import Transformation
 from jax_rmsprop.conventions._table import RECIPES, TABLE
+from jax_rmsprop.storage import Storages
 
 
-def nature_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
+def nature_dqn(
+    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+) -> Transformation:
     """DQN in Nature: `keras` with rho 0.95, epsilon 0.01 and centered.
 
     What the paper lists as "gradient momentum" 0.95 is the decay of the gradient's
@@ -23,10 +26,12 @@ def nature_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
       2015, extended data table 1, https://doi.org/10.1038/nature14236; the steps are
       those of the code published with it, NeuralQLearner.lua.
     """
-    return _recipe("nature_dqn", learning_rate)
+    return _recipe("nature_dqn", learning_rate, storage)
 
 
-def dopamine_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
+def dopamine_dqn(
+    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+) -> Transformation:
     """Dopamine's DQN: `tensorflow1` with decay 0.95, epsilon 1e-5 and centered.
 
     Dopamine's agents in JAX use Optax, whose nu starts at 0 and not at 1.
@@ -38,10 +43,12 @@ def dopamine_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
       Castro et al., Dopamine, 2018, https://arxiv.org/abs/1812.06110;
       https://github.com/google/dopamine/blob/master/dopamine/agents/dqn/configs/dqn.gin
     """
-    return _recipe("dopamine_dqn", learning_rate)
+    return _recipe("dopamine_dqn", learning_rate, storage)
 
 
-def impala(learning_rate: NumberOrSchedule = 6e-4) -> Transformation:
+def impala(
+    learning_rate: NumberOrSchedule = 6e-4, *, storage: Storages | None = None
+) -> Transformation:
     """IMPALA on Atari, as TorchBeast runs it: `pytorch` with alpha 0.99 and eps 0.01.
 
     The rate falls linearly to 0 and the gradient's global norm is clipped to 40 there:
@@ -56,10 +63,12 @@ def impala(learning_rate: NumberOrSchedule = 6e-4) -> Transformation:
       TorchBeast, 2019, https://arxiv.org/abs/1910.03552;
       https://github.com/facebookresearch/torchbeast/blob/main/torchbeast/monobeast.py
     """
-    return _recipe("impala", learning_rate)
+    return _recipe("impala", learning_rate, storage)
 
 
-def efficientnet(learning_rate: NumberOrSchedule = 0.016) -> Transformation:
+def efficientnet(
+    learning_rate: NumberOrSchedule = 0.016, *, storage: Storages | None = None
+) -> Transformation:
     """EfficientNet: `tensorflow1` with decay 0.9, momentum 0.9 and epsilon 1e-3.
 
     The rate is for batches of 256, grows in proportion to them, and falls by 0.97 every
@@ -72,10 +81,12 @@ def efficientnet(learning_rate: NumberOrSchedule = 0.016) -> Transformation:
       Tan and Le, EfficientNet, 2019, https://arxiv.org/abs/1905.11946;
       https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/utils.py
     """
-    return _recipe("efficientnet", learning_rate)
+    return _recipe("efficientnet", learning_rate, storage)
 
 
-def mobilenet_v3(learning_rate: NumberOrSchedule = 0.064) -> Transformation:
+def mobilenet_v3(
+    learning_rate: NumberOrSchedule = 0.064, *, storage: Storages | None = None
+) -> Transformation:
     """MobileNetV3 in torchvision: `pytorch`, eps 0.0316, momentum and alpha 0.9.
 
     With a weight decay of 1e-5. The rate is for batches of 1024 and falls by 0.973
@@ -88,12 +99,14 @@ def mobilenet_v3(learning_rate: NumberOrSchedule = 0.064) -> Transformation:
       Howard et al., Searching for MobileNetV3, 2019, https://arxiv.org/abs/1905.02244;
       https://github.com/pytorch/vision/tree/main/references/classification
     """
-    return _recipe("mobilenet_v3", learning_rate)
+    return _recipe("mobilenet_v3", learning_rate, storage)
 
 
-def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
+def _recipe(
+    name: str, learning_rate: NumberOrSchedule, storage: Storages | None
+) -> Transformation:
     recipe = RECIPES[name]
     convention = getattr(_frameworks, recipe.convention)
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
     with _checks.called({theirs: "learning_rate"}):
-        return convention(learning_rate, **recipe.settings)
+        return convention(learning_rate, storage=storage, **recipe.settings)

@@ -82,7 +82,10 @@ def from_optax(
     counter = average if corrected else rate
     count = int(counter.count) if _counts(counter) else 0
     if optimizer is None:
-        options = {"centered": centered, "bias_correction": corrected}
+        options: dict[str, Any] = {
+            "centered": centered,
+            "bias_correction": corrected,
+        }
         if rate is None:
             optimizer = scale_by_rmsprop(**options)
         else:

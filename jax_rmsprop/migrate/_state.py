@@ -16,6 +16,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
 
 from jax_rmsprop._transform import ScaleByRMSPropState
 from jax_rmsprop.migrate._elements import Elements, Ours, Theirs
+from jax_rmsprop.storage import Codes
 
 FIELDS = ("nu", "mu", "momentum")
 # Where `optax.contrib.split_real_and_imaginary` keeps the parts of a complex leaf.
@@ -67,6 +68,8 @@ def fill(
     Raises:
       ValueError: an array is missing, unknown, has no place or another shape.
     """
+    template = optimizer.init(params)
+    _check_in_full(template)
     fields = {f: elements.ours(theirs.get(f, {}), words[f]) for f in FIELDS}
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
@@ -99,7 +102,7 @@ def fill(
             return like(x, np.asarray(count))
         return x
 
-    state = tree_map_with_path(visit, optimizer.init(params), is_leaf=_is_ours)
+    state = tree_map_with_path(visit, template, is_leaf=_is_ours)
     for field, path in unused:
         raise ValueError(
             f"the checkpoint has {words[field]} of {elements.name(path)!r}, for which "
@@ -110,6 +113,7 @@ def fill(
 
 def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
     """Our fields as their arrays, by field and name, and the number of steps."""
+    _check_in_full(state)
     fields: dict[str, Ours] = {field: {} for field in FIELDS}
     counts = [0]
 
@@ -158,6 +162,17 @@ def all_taken(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
                 f"the state has {words[field]} of {name!r}, for which the optimizer "
                 "that is to go on has no place"
             )
+
+
+def _check_in_full(state: Any) -> None:
+    def is_codes(x: Any) -> bool:
+        return isinstance(x, Codes)
+
+    if any(is_codes(x) for x in jax.tree.leaves(state, is_leaf=is_codes)):
+        raise ValueError(
+            "a state that a storage keeps in fewer bits cannot be migrated: use an "
+            "optimizer without `storage`"
+        )
 
 
 def _is_ours(x: Any) -> bool:

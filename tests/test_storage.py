@@ -1,0 +1,523 @@
+"""State in fewer bits: as precise as promised, and a state like any other."""
+
+import functools
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jax_rmsprop import rmsprop, scale_by_rmsprop, storage
+
+ELEMENTS = 65_536
+BOTH = {"bfloat16": storage.bfloat16(), "uint8": storage.uint8()}
+both = pytest.mark.parametrize("kept", BOTH.values(), ids=BOTH.keys())
+# The spacing of the codes, relative to the value.
+SPACING = {"bfloat16": 2.0**-7, "uint8": 2.0**-3}
+
+
+def settled(kept, x, threshold):
+    """The codes of x: the first step finds its exponents, the next ones its window."""
+    codes = None
+    for _ in range(3):
+        codes = kept.encode(x, threshold, codes)
+    return codes
+
+
+# Averages.
+
+
+@functools.partial(jax.jit, static_argnames=("kept", "steps"))
+def averages(kept, gamma, steps):
+    """The average as it is kept, and in float64; the largest ratio of two steps."""
+    optimizer = scale_by_rmsprop(gamma, 0.0, storage={"nu": kept})
+    exactly = scale_by_rmsprop(gamma, 0.0)
+    rms = 10 ** jax.random.uniform(jax.random.key(0), (ELEMENTS,), minval=-3, maxval=0)
+    rms = rms.astype("float32")
+
+    def step(carry, t):
+        state, full, nu = carry
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), (ELEMENTS,))
+        g = rms * noise.astype("float32")
+        u, state = optimizer.update(g, state)
+        v, full = exactly.update(g, full)
+        nu += (1 - gamma) * (g.astype("float64") ** 2 - nu)
+        return (state, full, nu), jnp.max(jnp.abs(u) / jnp.abs(v))
+
+    carry = optimizer.init(rms), exactly.init(rms), jnp.zeros(ELEMENTS, "float64")
+    (state, _, nu), ratios = jax.lax.scan(step, carry, jnp.arange(steps))
+    return state.inner_state.nu, nu, ratios.max()
+
+
+@pytest.mark.parametrize(
+    ("name", "gamma", "error", "bias"),
+    [
+        ("bfloat16", 0.9, 0.006, 0.003),
+        ("bfloat16", 0.99, 0.016, 0.003),
+        ("bfloat16", 0.999, 0.04, 0.003),
+        ("uint8", 0.9, 0.07, 0.02),
+        ("uint8", 0.99, 0.15, 0.02),
+        ("uint8", 0.999, 0.17, 0.02),
+    ],
+)
+def test_noisy_averages(name, gamma, error, bias, x64):
+    """Over six decades of nu in one leaf, 3,000 steps, against float64."""
+    codes, nu, _ = averages(BOTH[name], gamma, 3000)
+    assert nu.max() > 1e6 * nu.min()
+    relative = np.asarray(BOTH[name].decode(codes), np.float64) / nu - 1
+    assert np.abs(relative).mean() < error
+    assert abs(relative.mean()) < bias
+
+
+@both
+@pytest.mark.parametrize("gamma", [0.9, 0.99, 0.999])
+def test_constant_gradients_do_not_freeze(kept, gamma):
+    g = jnp.asarray(10 ** np.linspace(-3, 0, 4096), "float32")
+    optimizer = scale_by_rmsprop(gamma, storage={"nu": kept})
+
+    def step(state, _):
+        return optimizer.update(g, state)[1], None
+
+    steps = round(20 / (1 - gamma))
+    state, _ = jax.lax.scan(step, optimizer.init(g), length=steps)
+    codes = state.inner_state.nu
+    relative = kept.decode(codes) / (g * g) - 1
+    spacing = SPACING["uint8" if codes.codes.dtype == jnp.uint8 else "bfloat16"]
+    # Of a value: half of it up and down is where rounding leaves it.
+    assert np.abs(relative).max() <= spacing
+
+
+def test_naive_bfloat16_freezes():
+    """What the random rounding is for: to the nearest, the average stops half way."""
+    g, gamma = 1.0, 0.999
+    nu = jnp.bfloat16(0)
+    for _ in range(3):
+        nu, _ = jax.lax.scan(
+            lambda nu, _: (
+                (nu.astype("float32") * gamma + (1 - gamma) * g).astype("bfloat16"),
+                None,
+            ),
+            nu,
+            length=5000,
+        )
+    assert float(nu) < 0.6
+
+
+@both
+@pytest.mark.parametrize("decades", [0, 6, 7])
+def test_relative_precision_over_seven_decades(kept, decades):
+    """A single encoding and decoding."""
+    x = jnp.asarray(3.0 * 10 ** np.linspace(-decades, 0, ELEMENTS), "float32")
+    threshold = jax.random.bits(jax.random.key(0), x.shape, "uint32")
+    codes = settled(kept, x, threshold)
+    relative = np.asarray(kept.decode(codes) / x - 1)
+    name = "uint8" if codes.codes.dtype == jnp.uint8 else "bfloat16"
+    assert np.abs(relative).max() <= SPACING[name]
+    # The mean of so many roundings, each unbiased and within the spacing.
+    assert abs(relative.mean()) < SPACING[name] / np.sqrt(ELEMENTS) * 2
+    # At first the codes are exponents.
+    relative = np.asarray(kept.decode(kept.encode(x, threshold, None)) / x)
+    assert 0.5 <= relative.min()
+    assert relative.max() <= 2
+
+
+def test_all_codes_are_used():
+    x = jnp.asarray(10 ** np.linspace(-12, 0, ELEMENTS), "float32")
+    zero = jnp.zeros(ELEMENTS, "uint32")
+    kept = storage.uint8()
+    codes = settled(kept, x, zero)
+    assert int(codes.codes.max()) == 255 - 64
+    codes = kept.encode(x * 256, zero, codes)
+    assert len(np.unique(np.append(codes.codes, 0))) == 256
+
+
+def test_what_is_too_small_counts_as_the_smallest():
+    """Never as zero, which would make a step huge."""
+    x = jnp.where(jnp.arange(4096) < 100, 1.0, 1e-20)
+    zero = jnp.zeros(4096, "uint32")
+    kept = storage.uint8()
+    codes = settled(kept, x, zero)
+    value = kept.decode(codes)
+    assert 0 < value.min() < 1e-7
+    assert (value[100:] >= x[100:]).all()
+
+
+def test_no_step_is_twice_full_precisions():
+    """Also of elements that are 10 decades below the leaf's largest."""
+    rng = np.random.default_rng(0)
+    scale = 10 ** rng.uniform(-5, 0, 8192)
+    stored = scale_by_rmsprop(0.9, 0.0, storage={"nu": storage.uint8()})
+    full = scale_by_rmsprop(0.9, 0.0)
+    a, b = stored.init(jnp.ones(8192)), full.init(jnp.ones(8192))
+    for _ in range(200):
+        g = jnp.asarray(scale * rng.normal(size=8192), "float32")
+        u, a = stored.update(g, a)
+        v, b = full.update(g, b)
+        assert (np.abs(u) <= 2 * np.abs(v)).all()
+
+
+def test_zero_stays_zero_until_there_is_something():
+    g = jnp.zeros((64, 64)).at[:, 0].set(1.0)
+    optimizer = scale_by_rmsprop(0.9, 0.0, storage={"nu": storage.uint8()})
+    state = optimizer.init(g)
+    for _ in range(20):
+        u, state = optimizer.update(g, state)
+    np.testing.assert_array_equal(u[:, 1:], 0.0)
+    nu = storage.uint8().decode(state.inner_state.nu)
+    np.testing.assert_array_equal(nu[:, 1:], 0.0)
+    # The others' first step is what it would be without their neighbours.
+    u, _ = optimizer.update(jnp.full((64, 64), 1e-3), state)
+    np.testing.assert_allclose(u[:, 1:], 1 / np.sqrt(0.1), rtol=1e-4)
+
+
+@both
+def test_one_huge_gradient_recovers(kept):
+    rng = np.random.default_rng(0)
+    optimizer = scale_by_rmsprop(0.9, 1e-8, storage={"nu": kept})
+    full = scale_by_rmsprop(0.9, 1e-8)
+    state, exact = optimizer.init(jnp.ones(4096)), full.init(jnp.ones(4096))
+    for t in range(300):
+        g = rng.normal(size=4096).astype("float32")
+        if t == 50:
+            g[7] = 1e30
+        u, state = optimizer.update(jnp.asarray(g), state)
+        v, exact = full.update(jnp.asarray(g), exact)
+        assert np.isfinite(u).all()
+        others = np.arange(4096) != 7
+        if t > 0:
+            # Its neighbours do not notice.
+            assert (np.abs(u[others]) <= 2 * np.abs(v[others])).all()
+            assert (np.abs(u[others]) >= np.abs(v[others]) / 2).all()
+    if kept.min_size:
+        assert abs(u[7]) > 0.1 * abs(g[7])
+
+
+# Signed fields.
+
+
+@pytest.mark.parametrize("kept", [storage.bfloat16(), storage.int8()])
+def test_signed_numbers_are_unbiased(kept):
+    value = np.concatenate([-(10 ** np.linspace(-6, 0, 200)), [0.0, 1.0, 0.3, 1e-6]])
+    x = jnp.asarray(np.repeat(value[:, None], 4096, 1), "float32")
+    threshold = jax.random.bits(jax.random.key(0), x.shape, "uint32")
+    codes = settled(kept, x, threshold)
+    mean = np.asarray(kept.decode(codes), np.float64).mean(1)
+    # An eighth of the value, or of the smallest, by the root of the roundings.
+    smallest = 2.0**-13
+    np.testing.assert_allclose(mean, value, rtol=4 * 0.125 / 64, atol=4 * smallest / 64)
+    assert (np.sign(kept.decode(codes)) * np.sign(x) >= 0).all()
+
+
+@pytest.mark.parametrize("kept", [storage.bfloat16(), storage.int8()])
+@pytest.mark.parametrize("field", ["mu", "trace"])
+def test_mean_and_momentum(kept, field):
+    """Near full precision's, under noise with a drift."""
+    options = {"centered": True} if field == "mu" else {"momentum": 0.9}
+    full = rmsprop(0.01, 0.99, 1e-6, **options)
+    stored = rmsprop(0.01, 0.99, 1e-6, **options, storage={field: kept})
+    rng = np.random.default_rng(0)
+    x = jnp.zeros(8192)
+    a, b = full.init(x), stored.init(x)
+    moved = np.zeros((2, 8192))
+    for _ in range(300):
+        g = jnp.asarray(0.3 + rng.normal(size=8192), "float32")
+        u, a = full.update(g, a)
+        v, b = stored.update(g, b)
+        moved += np.stack([u, v])
+    difference = np.abs(moved[1] - moved[0]).mean() / np.abs(moved[0]).mean()
+    assert difference < (0.02 if kept.min_size == 0 else 0.05)
+    assert abs(moved[1].mean() / moved[0].mean() - 1) < 0.01
+
+
+# A state like any other.
+
+
+def params():
+    return {"w": jnp.ones((64, 128)), "b": jnp.ones(128)}
+
+
+def make(**options):
+    return rmsprop(
+        0.01,
+        momentum=0.9,
+        centered=True,
+        storage={
+            "nu": storage.uint8(),
+            "mu": storage.bfloat16(),
+            "trace": storage.int8(),
+        },
+        **options,
+    )
+
+
+def describe(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type, x.sharding), tree)
+
+
+def test_state_is_stable():
+    optimizer, x = make(), params()
+    state = optimizer.init(x)
+    step = jax.jit(optimizer.update)
+    for _ in range(3):
+        updates, new = step(x, state, x, value=1.0)
+        chex.assert_trees_all_equal_structs(new, state)
+        assert describe(new) == describe(state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, x)
+        state = new
+    assert step._cache_size() == 1
+    nu = state.inner_state[1].nu
+    assert nu["w"].codes.dtype == jnp.uint8
+    assert nu["w"].codes.shape == (64, 128)
+    # Small leaves fall back.
+    assert nu["b"].dtype == jnp.float32
+    assert jax.tree.map(lambda x: x, state) is not None
+
+
+def test_bytes_are_what_is_promised():
+    x = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    for kept, most in [(storage.uint8(), 1.02), (storage.bfloat16(), 2)]:
+        optimizer = scale_by_rmsprop(storage={"nu": kept})
+        report = storage.memory_report(optimizer, x)
+        assert report.total["parameters"] == 4_000_000
+        assert report.total["nu"] <= most * 1_000_000
+
+
+def test_eager_and_compiled_give_the_same_bits():
+    optimizer, x = make(), params()
+    eager, compiled = optimizer.init(x), jax.jit(optimizer.init)(x)
+    chex.assert_trees_all_equal(eager, compiled)
+    step = jax.jit(optimizer.update)
+    for _ in range(3):
+        updates, compiled = step(x, compiled, x)
+    again = optimizer.init(x)
+    _, scanned = jax.lax.scan(
+        lambda s, _: optimizer.update(x, s, x)[::-1], again, length=3
+    )
+    del scanned
+    assert jnp.isfinite(updates["w"]).all()
+
+
+def test_scan_and_donation():
+    optimizer, x = make(), params()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train(x, state):
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(x, state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        return jax.lax.scan(step, (x, state), length=3)[0]
+
+    state = optimizer.init(x)
+    analysis = train.lower(x, state).compile().memory_analysis()
+    kept = sum(a.nbytes for a in jax.tree.leaves((x, state)))
+    assert analysis.alias_size_in_bytes >= kept
+    train(x, state)
+
+
+def test_members_of_a_sweep_round_by_their_seeds():
+    g = jnp.asarray(np.random.default_rng(0).normal(size=8192), "float32")
+
+    def run(gamma, seed):
+        optimizer = storage.stored(
+            scale_by_rmsprop(gamma), {"nu": storage.uint8()}, seed=seed
+        )
+        state = optimizer.init(g)
+        for _ in range(3):
+            _, state = optimizer.update(g, state)
+        return state.inner_state.nu.codes
+
+    codes = jax.vmap(run)(jnp.array([0.9, 0.9, 0.99]), jnp.array([0, 1, 0]))
+    assert (codes[0] != codes[1]).any()
+    np.testing.assert_array_equal(codes[0], jax.jit(run)(jnp.float32(0.9), 0))
+
+
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d")])
+def test_the_same_bits_on_every_sharding(spec):
+    mesh = jax.make_mesh((4,), ("d",))
+    where = NamedSharding(mesh, spec)
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(64, 128)), "float32")
+    runs = []
+    for x in (g, jax.device_put(g, where)):
+        optimizer = scale_by_rmsprop(storage={"nu": storage.uint8()})
+        state = jax.jit(optimizer.init)(x)
+        for _ in range(4):
+            _, state = jax.jit(optimizer.update)(x, state)
+        runs.append(state.inner_state.nu)
+    np.testing.assert_array_equal(runs[0].codes, runs[1].codes)
+    assert runs[1].codes.sharding.is_equivalent_to(where, 2)
+    state = jax.jit(optimizer.init)(jax.device_put(g, where))
+    assert state.inner_state.nu.codes.sharding.is_equivalent_to(where, 2)
+
+
+def test_export():
+    optimizer, x = make(), params()
+    state = optimizer.init(x)
+    exported = jax.export.export(
+        jax.jit(lambda g, s: optimizer.update(g, s)),
+        platforms=["cpu", "cuda", "rocm", "tpu"],
+    )(x, state)
+    updates, _ = exported.call(x, state)
+    expected, _ = jax.jit(optimizer.update)(x, state)
+    chex.assert_trees_all_equal(updates, expected)
+
+
+def test_orbax(tmp_path):
+    import orbax.checkpoint as ocp
+
+    optimizer, x = make(), params()
+    state = optimizer.init(x)
+    _, state = optimizer.update(x, state, x)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        back = checkpointer.restore(tmp_path / "state", optimizer.init(x))
+    chex.assert_trees_all_equal(back, state)
+
+
+def test_multisteps(standard_promotion):
+    optimizer, x = make(), params()
+    steps = optax.MultiSteps(optimizer, 2)
+    state = steps.init(x)
+    for _ in range(4):
+        updates, state = steps.update(x, state, x)
+    expected = optimizer.init(x)
+    for _ in range(2):
+        last, expected = optimizer.update(x, expected, x)
+    chex.assert_trees_all_close(updates, last, rtol=1e-6)
+    chex.assert_trees_all_equal(state.inner_opt_state, expected)
+
+
+@pytest.mark.parametrize(
+    ("inner", "field"),
+    [
+        (optax.trace(0.9), "trace"),
+        (optax.scale_by_adam(), "nu"),
+        (optax.rmsprop(0.1, centered=True), "mu"),
+        (optax.masked(optax.trace(0.9), {"w": True, "b": False}), "trace"),
+    ],
+)
+def test_any_transformation(inner, field, standard_promotion):
+    optimizer = storage.stored(inner, {field: storage.bfloat16()})
+    x = params()
+    state, plain = optimizer.init(x), inner.init(x)
+    for _ in range(5):
+        updates, state = jax.jit(optimizer.update)(x, state, x)
+        expected, plain = inner.update(x, plain, x)
+    chex.assert_trees_all_close(updates, expected, rtol=0.02)
+    codes = optax.tree_utils.tree_get(state, field)["w"]
+    assert codes.codes.dtype == jnp.bfloat16
+
+
+def test_double_precision_and_complex_leaves_stay_as_they_are(x64, standard_promotion):
+    x = {"d": jnp.ones(8, "float64"), "z": jnp.ones(8, "complex64")}
+    optimizer = rmsprop(
+        0.1, centered=True, storage={f: storage.bfloat16() for f in ("nu", "mu")}
+    )
+    state = optimizer.init(x)
+    _, state = optimizer.update(x, state)
+    assert state.inner_state[1].nu["d"].dtype == jnp.float64
+    assert state.inner_state[1].mu["z"].dtype == jnp.complex64
+    assert state.inner_state[1].nu["z"].codes.dtype == jnp.bfloat16
+
+
+def test_full_changes_nothing():
+    x = params()
+    state = rmsprop(0.1, storage={"nu": storage.full()}).init(x)
+    chex.assert_trees_all_equal(state.inner_state, rmsprop(0.1).init(x))
+
+
+def test_a_storage_of_ones_own():
+    """Half the bytes of bfloat16's exponent: kept as the root, in float16."""
+    mine = storage.Storage(
+        lambda x, threshold, old: storage.Codes(jnp.sqrt(x).astype("float16"), None),
+        lambda stored: stored.codes.astype("float32") ** 2,
+    )
+    optimizer = scale_by_rmsprop(storage={"nu": mine})
+    g = jnp.ones(8)
+    updates, state = optimizer.update(g, optimizer.init(g))
+    assert state.inner_state.nu.codes.dtype == jnp.float16
+    expected, _ = scale_by_rmsprop().update(g, scale_by_rmsprop().init(g))
+    np.testing.assert_array_equal(updates, expected)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (
+            lambda: rmsprop(0.1, storage="uint8"),
+            TypeError,
+            "`storage` must be a dict of storages by the names of fields, such as "
+            "{\"nu\": storage.uint8()}, got 'uint8'",
+        ),
+        (
+            lambda: rmsprop(0.1, storage={"nu": "uint8"}),
+            TypeError,
+            "`storage` must have a Storage, such as storage.uint8(), for 'nu', got "
+            "'uint8'",
+        ),
+        (
+            lambda: rmsprop(0.1, storage={"nu": jnp.uint8}),
+            TypeError,
+            "`storage` must have a Storage, such as storage.uint8(), for 'nu', got "
+            f"{jnp.uint8!r}",
+        ),
+        (
+            lambda: rmsprop(0.1, storage={"mu": storage.bfloat16()}).init(jnp.ones(2)),
+            ValueError,
+            "`storage` has 'mu', of which the state has no array; it has count, nu",
+        ),
+        (
+            lambda: storage.uint8(min_size=-1),
+            ValueError,
+            "`min_size` must be an integer >= 0, got -1",
+        ),
+        (
+            lambda: storage.int8(min_size=0.5),
+            TypeError,
+            "`min_size` must be an integer >= 0, got 0.5",
+        ),
+    ],
+)
+def test_bad_input(bad, kind, message):
+    with pytest.raises(kind) as refused:
+        bad()
+    assert str(refused.value) == message
+
+
+# The report.
+
+
+def test_memory_report(capsys):
+    x = params()
+    report = storage.memory_report(make(), x)
+    assert report.rows["['w']"] == {
+        "parameters": 64 * 128 * 4,
+        "nu": 64 * 128 + 4,
+        "mu": 64 * 128 * 2,
+        "trace": 64 * 128 + 4,
+    }
+    assert report.rows["['b']"]["nu"] == 128 * 4
+    assert report.rows["other"] == {"count": 8}
+    state = jax.eval_shape(make().init, x)
+    bytes_of_state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+    kept = sum(n for name, n in report.total.items() if name != "parameters")
+    assert kept == bytes_of_state
+    lines = str(report).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[-1].startswith("| total | ")
+    # A list of parameters, and a bare array.
+    report = storage.memory_report(make(), [jnp.ones(3), jnp.ones((2, 2))])
+    assert report.rows["[1]"]["nu"] == 16
+    assert report.rows["other"] == {"count": 8}
+    report = storage.memory_report(rmsprop(0.1), jnp.ones(5))
+    assert report.rows["the root"]["nu"] == 20
