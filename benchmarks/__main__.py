@@ -10,13 +10,13 @@ import sys
 import jax
 from tqdm import tqdm
 
-from benchmarks import airfoil, update
+from benchmarks import airfoil, schemes, storages, update
 
 
 def machine():
     """The machine and the versions, as one line of Markdown."""
     versions = []
-    for name in ("jax", "jaxlib", "optax", "numpy", "torch"):
+    for name in ("jax", "jaxlib", "optax", "numpy", "torch", "bitsandbytes"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -29,7 +29,14 @@ def machine():
 
 def main():
     """Print a table for each benchmark, on each device there is."""
-    parts = [update.eager, update.large, update.compiling, airfoil.training]
+    parts = [
+        update.eager,
+        update.large,
+        update.compiling,
+        storages.storages,
+        schemes.schemes,
+        airfoil.training,
+    ]
     parser = argparse.ArgumentParser(description="ratios to the alternatives")
     parser.add_argument("names", nargs="*", help=", ".join(p.__name__ for p in parts))
     names = parser.parse_args().names

@@ -94,13 +94,13 @@ def large(size=2**24, rounds=60):
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state
 
-        calls[name] = _carried(
+        calls[name] = carried(
             lambda carry, step=step: step(*carry), (fresh(), optimizer.init(gradient))
         )
     # Five arrays' worth of traffic, 20 bytes a parameter: read three, write two.
     scale = jax.jit(lambda xs: [x * 0.999 for x in xs], donate_argnums=0)
     part = size * 5 // 4  # two arrays of it are read and written: 20 bytes a parameter
-    calls["scale"] = _carried(scale, [jnp.ones(part), jnp.ones(part)])
+    calls["scale"] = carried(scale, [jnp.ones(part), jnp.ones(part)])
     if torch is not None:
         weights = torch.randn(size)
         weights.grad = torch.randn(size)
@@ -126,7 +126,7 @@ def large(size=2**24, rounds=60):
     )
 
 
-def _carried(step, carry):
+def carried(step, carry):
     """A call that feeds the last result in again, as donation needs."""
     box = [carry]
 

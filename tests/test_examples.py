@@ -125,6 +125,18 @@ def test_port_without_pytorch(monkeypatch):
         example.main()
 
 
+def test_low_precision_state(run):
+    printed = run("low_precision_state")
+    rows = re.findall(r"^(.{20})  +([\d,]+) +(\d\.\d+) \+- (\d\.\d+)$", printed, re.M)
+    loss = [float(row[2]) for row in rows]
+    spread = float(rows[0][3])
+    assert len(rows) == 4
+    assert abs(loss[1] - loss[0]) < spread
+    assert abs(loss[2] - loss[0]) < spread
+    # What is merely rounded is another training.
+    assert loss[3] - loss[0] > 3 * spread
+
+
 @pytest.mark.parametrize("data", ["digits", "airfoil"])
 def test_gamma_sweep(run, data):
     if data == "airfoil":

@@ -51,6 +51,12 @@ def test_conventions_have_equations_examples_and_sources():
             assert name in conventions.RECIPES or "x = x - " in doc, name
 
 
+def test_readme_shows_the_memory_report(capsys):
+    block = next(b for b in BLOCKS if "memory_report" in b)
+    exec(block, {})
+    assert capsys.readouterr().out in README
+
+
 @pytest.mark.parametrize("module", [conventions, migrate])
 def test_namespaces_name_what_is_public(module):
     public = {n for n in vars(module) if not n.startswith("_")}

@@ -1,6 +1,8 @@
 """State in fewer bits: as precise as promised, and a state like any other."""
 
 import functools
+import importlib
+from pathlib import Path
 
 import chex
 import jax
@@ -12,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_rmsprop import rmsprop, scale_by_rmsprop, storage
+from jax_rmsprop import conventions, rmsprop, scale_by_rmsprop, storage
+from tests.conftest import airfoil_or_skip
 
 ELEMENTS = 65_536
 BOTH = {"bfloat16": storage.bfloat16(), "uint8": storage.uint8()}
@@ -521,3 +524,92 @@ def test_memory_report(capsys):
     assert report.rows["other"] == {"count": 8}
     report = storage.memory_report(rmsprop(0.1), jnp.ones(5))
     assert report.rows["the root"]["nu"] == 20
+
+
+# Trainings that run free: nothing brings them back to full precision's.
+
+
+def conv_parameters(key):
+    first, second = jax.random.split(key)
+    return {
+        "kernel": jax.random.normal(first, (3, 3, 1, 8)) / 3,
+        "w": jax.random.normal(second, (512, 10)) / 512**0.5,
+        "b": jnp.zeros(10),
+    }
+
+
+def conv_loss(p, data):
+    hidden = jax.lax.conv_general_dilated(
+        data.x.reshape(-1, 8, 8, 1),
+        p["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    logits = jax.nn.relu(hidden).reshape(len(data.x), -1) @ p["w"] + p["b"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
+    return losses.mean()
+
+
+def loss_curves(problem, make, steps=400, seeds=5):
+    """The losses of trainings; a seed is for parameters, batches and storage."""
+    common = importlib.import_module("common")
+    init, loss, data, size = {
+        "mlp": lambda: (
+            lambda key: common.network(key, 64, hidden=64),
+            common.cross_entropy,
+            common.digits()[0],
+            64,
+        ),
+        "conv": lambda: (conv_parameters, conv_loss, common.digits()[0], 64),
+        "airfoil": lambda: (
+            lambda key: common.linear(key, 5),
+            common.squared_loss,
+            common.airfoil(),
+            10,
+        ),
+    }[problem]()
+
+    def train(seed):
+        key = jax.random.key(seed)
+        params, optimizer = init(key), make(seed)
+        epochs = -(-steps // (len(data.x) // size))
+        epoch = [
+            common.batches(jax.random.fold_in(key, i), data, size)
+            for i in range(epochs)
+        ]
+        all_steps = jax.tree.map(lambda *a: jnp.concatenate(a)[:steps], *epoch)
+        step = common.train_step(loss, optimizer)
+        return jax.lax.scan(step, (params, optimizer.init(params)), all_steps)[1]
+
+    return np.asarray(jax.jit(jax.vmap(train))(jnp.arange(seeds)))
+
+
+@pytest.mark.parametrize("convention", ["textbook", "pytorch"])
+@pytest.mark.parametrize("problem", ["mlp", "conv", "airfoil"])
+def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    if problem == "airfoil":
+        airfoil_or_skip()
+    rate = 0.01 if problem == "airfoil" else 1e-3
+    if convention == "textbook":
+        inner = conventions.d2l(rate, gamma=0.9)
+    else:
+        inner = conventions.pytorch(rate)
+
+    def running(curves, window=50):
+        ones = np.ones(window) / window
+        return np.stack([np.convolve(c, ones, "valid") for c in curves])
+
+    full = running(loss_curves(problem, lambda seed: inner))
+    spread = full[:, -1].std()
+    # Of every size, since these networks are small.
+    for kept in (storage.bfloat16(), storage.uint8(min_size=0)):
+        kept_so = running(
+            loss_curves(
+                problem,
+                lambda seed, kept=kept: storage.stored(inner, {"nu": kept}, seed=seed),
+            )
+        )
+        assert np.abs(kept_so[:, -1] - full[:, -1]).max() < spread
+        assert np.abs(kept_so.mean(0) / full.mean(0) - 1).max() < 0.02

@@ -1,0 +1,132 @@
+"""Which code for an average of squares: the errors of four, on the same gradients.
+
+Each is a `storage.Storage` with the same thresholds, so they differ in the code alone.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import table
+from jax_rmsprop import scale_by_rmsprop, storage
+
+ELEMENTS, BLOCK = 65_536, 256
+
+
+def _uniform(threshold):
+    return (threshold >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def _in_blocks(scaled, unscaled):
+    """A code of what is left of x when its block's largest is divided out."""
+
+    def encode(x, threshold, old):
+        del old
+        blocks = x.reshape(-1, BLOCK)
+        largest = jnp.maximum(blocks.max(1, keepdims=True), 1e-38)
+        codes = scaled(blocks / largest, _uniform(threshold).reshape(-1, BLOCK))
+        return storage.Codes(codes.astype(jnp.uint8).reshape(x.shape), largest)
+
+    def decode(stored):
+        codes = stored.codes
+        blocks = unscaled(codes.reshape(-1, BLOCK)) * stored.base
+        return blocks.reshape(codes.shape)
+
+    return storage.Storage(encode, decode)
+
+
+def square_root():
+    """255 equal steps of the root."""
+    return _in_blocks(
+        lambda y, u: jnp.clip(jnp.floor(255 * jnp.sqrt(y) + u), 1, 255),
+        lambda codes: (codes.astype(jnp.float32) / 255) ** 2,
+    )
+
+
+def dynamic_map():
+    """The map of bitsandbytes, seven decades, all codes for positive numbers.
+
+    Each decade has twice as many numbers, evenly spaced, as the one below it.
+    """
+    decades = [
+        10.0 ** (i - 6) * (edges[:-1] + edges[1:]) / 2
+        for i, edges in enumerate(
+            np.linspace(0.1, 1, 2 ** (i + 1) + 1) for i in range(7)
+        )
+    ]
+    numbers = jnp.asarray(np.sort(np.concatenate([*decades, [0.0, 1.0]]))[-256:])
+    numbers = numbers.astype(jnp.float32)
+
+    def scaled(y, u):
+        below = jnp.clip(jnp.searchsorted(numbers, y, side="right") - 1, 0, 254)
+        low, high = numbers[below], numbers[below + 1]
+        return jnp.maximum(below + (y - low > u * (high - low)), 1)
+
+    return _in_blocks(scaled, lambda codes: numbers[codes.astype(jnp.int32)])
+
+
+def logarithm(decades=9.6):
+    """255 equal steps of the logarithm, below the leaf's largest, without blocks."""
+    step = np.float32(decades * np.log(10) / 255)
+
+    def value(k, largest):
+        return largest * jnp.exp((k - 255) * step)
+
+    def encode(x, threshold, old):
+        del old
+        largest = jnp.maximum(x.max(), 1e-38)
+        y = jnp.maximum(x, 1e-38)
+        k = jnp.floor(jnp.log(y / largest) / step + 255)
+        low, high = value(k, largest), value(k + 1, largest)
+        k += x - low > _uniform(threshold) * (high - low)
+        return storage.Codes(jnp.clip(k, 0, 255).astype(jnp.uint8), largest)
+
+    return storage.Storage(
+        encode, lambda stored: value(stored.codes.astype(jnp.float32), stored.base)
+    )
+
+
+SCHEMES = {
+    "`bfloat16`": storage.bfloat16,
+    "`uint8`: 5 bits of exponent, 3 of mantissa, a window that moves": storage.uint8,
+    "255 steps of the logarithm over 9.6 decades": logarithm,
+    "bitsandbytes' dynamic map, unsigned, in blocks of 256": dynamic_map,
+    "255 steps of the root, in blocks of 256": square_root,
+}
+
+
+@partial(jax.jit, static_argnames=("kept", "steps"))
+def _error(kept, gamma, steps=3000):
+    """The mean error and the mean bias of nu, relative to itself."""
+    rms = 10 ** jax.random.uniform(jax.random.key(0), (ELEMENTS,), minval=-3, maxval=0)
+    optimizers = [
+        scale_by_rmsprop(gamma, 0.0, storage={"nu": kept}),
+        scale_by_rmsprop(gamma, 0.0, storage={"nu": storage.full()}),
+    ]
+
+    def step(states, t):
+        key = jax.random.fold_in(jax.random.key(1), t)
+        g = rms * jax.random.normal(key, (ELEMENTS,))
+        pairs = zip(optimizers, states, strict=True)
+        return [optimizer.update(g, state)[1] for optimizer, state in pairs], None
+
+    states = [optimizer.init(rms) for optimizer in optimizers]
+    (a, b), _ = jax.lax.scan(step, states, jnp.arange(steps))
+    relative = kept.decode(a.inner_state.nu) / b.inner_state.nu - 1
+    return jnp.abs(relative).mean(), relative.mean()
+
+
+def schemes():
+    """Noisy gradients, rms over three decades in the leaf, 3,000 steps."""
+    rows = []
+    for name, make in SCHEMES.items():
+        kept = make()
+        cells = []
+        for gamma in (0.9, 0.99, 0.999):
+            error, bias = _error(kept, gamma)
+            cells.append(f"{error:.4f} ({bias:+.4f})")
+        rows.append((name, ", ".join(cells), ""))
+    title = "Error (and bias) of nu, relative to itself, at gamma 0.9, 0.99, 0.999"
+    return table(title, rows)

@@ -1,0 +1,93 @@
+"""State in fewer bits: the time of a step, and the bytes that it moves."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.timing import medians, table
+from benchmarks.update import carried
+from jax_rmsprop import rmsprop, storage
+
+try:
+    import bitsandbytes
+    import torch
+except ImportError:
+    bitsandbytes = None
+
+# Read gradient, parameter and state, write parameter and state.
+BYTES = {"full": 20, "bfloat16": 16, "uint8": 14}
+
+
+def storages(size=2**24, rounds=40):
+    """Update and apply, jitted with donation, one array of 16M float32 numbers."""
+    rng = np.random.default_rng(0)
+    fresh = lambda: jnp.asarray(rng.standard_normal(size, "float32"))  # noqa: E731
+    gradient = fresh()
+    makes = {
+        "full": rmsprop(1e-3),
+        "bfloat16": rmsprop(1e-3, storage={"nu": storage.bfloat16()}),
+        "uint8": rmsprop(1e-3, storage={"nu": storage.uint8()}),
+        "optax": optax.rmsprop(1e-3),
+    }
+    calls, moved = {}, {}
+    for name, optimizer in makes.items():
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, gradient, optimizer=optimizer):
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+        carry = fresh(), optimizer.init(gradient)
+        cost = step.lower(*carry, gradient).compile().cost_analysis()
+        moved[name] = cost.get("bytes accessed", float("nan")) / size
+        calls[name] = carried(lambda c, step=step: step(*c, gradient), carry)
+    # Eight bytes a number: read it, write it.
+    calls["copy"] = carried(
+        jax.jit(lambda x: x * jnp.float32(0.999), donate_argnums=0), fresh()
+    )
+    if bitsandbytes is not None and jax.default_backend() == "cpu":
+        weights = torch.randn(size)
+        weights.grad = torch.randn(size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            calls["bnb"] = bitsandbytes.optim.RMSprop8bit([weights], lr=1e-3).step
+    seconds = medians(calls, rounds)
+
+    def ratio(name, other):
+        if other not in seconds:
+            return "bitsandbytes is not measured"
+        return f"{seconds[name] / seconds[other]:.3f}"
+
+    rows = [
+        ("time of bfloat16 / full precision's", ratio("bfloat16", "full"), "<= 2"),
+        ("time of uint8 / full precision's", ratio("uint8", "full"), "<= 2.5"),
+        ("time of uint8 / `optax.rmsprop`'s", ratio("uint8", "optax"), "<= 1 on a GPU"),
+        (
+            "time of uint8 / `bitsandbytes.optim.RMSprop8bit`'s on the CPU",
+            ratio("uint8", "bnb"),
+            "",
+        ),
+    ]
+    bandwidth = 8 * size / seconds["copy"]
+    for name, must in BYTES.items():
+        share = must * size / seconds[name] / bandwidth
+        rows.append(
+            (
+                f"{name}: bandwidth for the {must} bytes a parameter that it must move "
+                "/ that of scaling in place",
+                f"{share:.2f}",
+                "",
+            )
+        )
+        rows.append(
+            (
+                f"{name}: bytes a parameter that the program moves, as compiled",
+                f"{moved[name]:.0f}",
+                f"<= {1.3 * must:.0f} on a GPU",
+            )
+        )
+    return table(f"The average in fewer bits, {size:,} float32 parameters", rows)
