@@ -94,10 +94,15 @@ def full() -> Storage:
       >>> full().min_size
       inf
     """
-    return Storage(lambda x, threshold, old: Codes(x, None), _codes, math.inf)
+    return Storage(_encode_full, _decode_full, math.inf)
 
 
-def _codes(stored: Codes) -> jax.Array:
+def _encode_full(x: jax.Array, threshold: jax.Array, old: Codes | None) -> Codes:
+    del threshold, old
+    return Codes(x, None)
+
+
+def _decode_full(stored: Codes) -> jax.Array:
     return stored.codes
 
 
@@ -334,31 +339,45 @@ def stored(
                 "`storage` must have a Storage, such as storage.uint8(), for "
                 f"{name!r}, got {value!r}"
             )
-    inner = optax.with_extra_args_support(inner)
-    chosen = dict(storage)
+    made = optax.with_extra_args_support(inner), dict(storage), seed
+    # Partials of functions here, so that the result can be pickled.
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, *made), functools.partial(_update, *made)
+    )
 
-    def init(params: Any) -> StoredState:
-        state = inner.init(params)
-        fields = {k.name for path, _ in _leaves(state) for k in path if _is_field(k)}
-        for name in chosen:
-            if name not in fields:
-                raise ValueError(
-                    f"`storage` has {name!r}, of which the state has no array; it has "
-                    f"{', '.join(sorted(fields))}"
-                )
-        count = jnp.zeros([], jnp.int32)
-        return StoredState(count, _encoded(chosen, state, None, count, seed))
 
-    def update(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, StoredState]:
-        before = _decoded(chosen, state.inner_state)
-        updates, after = inner.update(updates, before, params, **extra_args)
-        count = optax.safe_increment(state.count)
-        after = _encoded(chosen, after, state.inner_state, count, seed)
-        return updates, StoredState(count, after)
+def _init(
+    inner: optax.GradientTransformationExtraArgs,
+    storages: Storages,
+    seed: Any,
+    params: Any,
+) -> StoredState:
+    state = inner.init(params)
+    fields = {k.name for path, _ in _leaves(state) for k in path if _is_field(k)}
+    for name in storages:
+        if name not in fields:
+            raise ValueError(
+                f"`storage` has {name!r}, of which the state has no array; it has "
+                f"{', '.join(sorted(fields))}"
+            )
+    count = jnp.zeros([], jnp.int32)
+    return StoredState(count, _encoded(storages, state, None, count, seed))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+
+def _update(
+    inner: optax.GradientTransformationExtraArgs,
+    storages: Storages,
+    seed: Any,
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    **extra_args: Any,
+) -> tuple[Any, StoredState]:
+    before = _decoded(storages, state.inner_state)
+    updates, after = inner.update(updates, before, params, **extra_args)
+    count = optax.safe_increment(state.count)
+    after = _encoded(storages, after, state.inner_state, count, seed)
+    return updates, StoredState(count, after)
 
 
 def _decoded(storages: Mapping[str, Storage], state: Any) -> Any:

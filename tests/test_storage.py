@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import inspect
+import pickle
 from pathlib import Path
 
 import chex
@@ -14,7 +16,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_rmsprop import conventions, rmsprop, scale_by_rmsprop, storage
+from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop, storage
 from tests.conftest import airfoil_or_skip
 
 ELEMENTS = 65_536
@@ -428,6 +430,48 @@ def test_double_precision_and_complex_leaves_stay_as_they_are(x64, standard_prom
     assert state.inner_state[1].nu["d"].dtype == jnp.float64
     assert state.inner_state[1].mu["z"].dtype == jnp.complex64
     assert state.inner_state[1].nu["z"].codes.dtype == jnp.bfloat16
+
+
+def test_pickle():
+    optimizer, x = make(), params()
+    state = optimizer.init(x)
+    again, there = pickle.loads(pickle.dumps((optimizer, state)))
+    expected, _ = optimizer.update(x, state, x)
+    chex.assert_trees_all_equal(again.update(x, there, x)[0], expected)
+
+
+@pytest.mark.parametrize("name", [*conventions.TABLE, *conventions.RECIPES])
+def test_every_convention_takes_a_storage(name, standard_promotion):
+    convention = getattr(conventions, name)
+    parameters = inspect.signature(convention).parameters.values()
+    rate = {p.name: 0.1 for p in parameters if p.default is p.empty}
+    optimizer = convention(**rate, storage={"nu": storage.uint8()})
+    x = params()
+    state = optimizer.init(x)
+    updates, state = optimizer.update(x, state, x)
+    expected, _ = convention(**rate).update(x, convention(**rate).init(x), x)
+    nu = optax.tree_utils.tree_get(state, "nu")
+    assert nu["w"].codes.dtype == jnp.uint8
+    # The first step knows the average in full, where it starts at 0 or a power of 2.
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
+
+def test_half_precision_parameters():
+    x = {"w": jnp.ones((64, 64), jnp.bfloat16)}
+    optimizer = rmsprop(0.1, storage={"nu": storage.uint8()})
+    state = optimizer.init(x)
+    updates, state = optimizer.update(x, state)
+    assert updates["w"].dtype == jnp.bfloat16
+    assert state.inner_state[1].nu["w"].codes.dtype == jnp.uint8
+
+
+def test_a_stored_state_is_not_migrated():
+    x = params()
+    optimizer = rmsprop(0.1, storage={"nu": storage.uint8()})
+    with pytest.raises(ValueError, match="fewer bits cannot be migrated: use an optim"):
+        migrate.to_tf1(optimizer.init(x), x, layout=dict)
+    with pytest.raises(ValueError, match="fewer bits cannot be migrated: use an optim"):
+        migrate.from_tf1({}, x, layout=dict, optimizer=optimizer)
 
 
 def test_full_changes_nothing():
