@@ -398,7 +398,7 @@ def _encoded(
     for i, ((path, x), codes) in enumerate(zip(_leaves(state), before, strict=True)):
         storage = _storage(storages, path)
         if x.dtype == jnp.float32 and x.size >= storage.min_size:
-            threshold = _threshold(x.shape, i, count, seed)
+            threshold = thresholds(x.shape, i, count, seed)
             codes = storage.encode(x, threshold, codes)
             x = codes._replace(codes=shard_alike(codes.codes, x)[0])
         leaves.append(x)
@@ -409,8 +409,22 @@ def _encoded(
 _RENEWED = np.uint32(32)
 
 
-def _threshold(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.Array:
-    """Each element's threshold at this step, in units of 2^-32."""
+def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.Array:
+    """What each element of an array is rounded by at a step, in units of 2^-32.
+
+    Args:
+      shape: the array's.
+      leaf: its number in the state.
+      count: the step.
+      seed: as for `stored`.
+
+    Returns:
+      uint32 numbers of that shape, all equally likely.
+
+    Example:
+      >>> thresholds((3,), 0, 0, 0).dtype
+      dtype('uint32')
+    """
     position, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         index = lax.broadcasted_iota(jnp.uint32, shape, axis)
