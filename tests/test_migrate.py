@@ -348,6 +348,15 @@ def test_layers_stacked_in_one_array():
     )
     nu = optax.tree_utils.tree_get(state, "nu")
     chex.assert_trees_all_equal(nu, {"blocks": params["blocks"] ** 2})
+    # One layer that is missing is named, not the array that it belongs to.
+    del entries[1]
+    with pytest.raises(ValueError, match="has no square_avg of 'layers.1.weight'"):
+        migrate.from_torch(
+            {"state": entries, "param_groups": groups}, params, layout=unstacked
+        )
+    del named["layers.2.weight"]
+    with pytest.raises(ValueError, match="there is no parameter 'layers.2.weight'"):
+        migrate.from_named(named, params, layout=unstacked)
 
 
 def test_complex_parameters_go_on(x64, standard_promotion):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -64,11 +64,11 @@ class Elements:
         """Their names, in the layout's order."""
         return list(self._places)
 
-    def name(self, path: Any) -> str:
-        """The first of their arrays that has something of our leaf."""
+    def name(self, path: Any, but: Collection[str] = ()) -> str:
+        """The first of their arrays, but for some, that has something of our leaf."""
         numbers = self._leaves(np.arange(self._size))[path]
         for name, place in self._places.items():
-            if np.isin(place, numbers).any():
+            if name not in but and np.isin(place, numbers).any():
                 return name
         return jax.tree_util.keystr(path)
 

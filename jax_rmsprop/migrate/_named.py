@@ -40,5 +40,7 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
     values = elements.ours(theirs, "the parameter")
     for path in elements.shapes:
         if path not in values:
-            raise ValueError(f"there is no parameter {elements.name(path)!r}")
+            raise ValueError(
+                f"there is no parameter {elements.name(path, but=theirs)!r}"
+            )
     return tree_map_with_path(lambda path, old: like(old, values[path]), params)

@@ -80,7 +80,7 @@ def fill(
         def put_leaf(path: Any, old: Any) -> jax.Array:
             whole, part = _whole(path, elements)
             if whole not in fields[field]:
-                name = elements.name(whole)
+                name = elements.name(whole, but=theirs.get(field, {}))
                 raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
             unused.discard((field, whole))
             return like(old, part(fields[field][whole]))
