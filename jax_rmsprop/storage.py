@@ -185,7 +185,8 @@ def uint8(min_size: int = 4096) -> Storage:
       >>> state.inner_state[1].nu.codes.dtype
       dtype('uint8')
     """
-    return _one_byte(_UNSIGNED, min_size)
+    size = _checks.integer("min_size", min_size, low=0)
+    return Storage(_ENCODE_UNSIGNED, _DECODE_UNSIGNED, size)
 
 
 def int8(min_size: int = 4096) -> Storage:
@@ -209,15 +210,8 @@ def int8(min_size: int = 4096) -> Storage:
       >>> state.inner_state.trace.codes.dtype
       dtype('int8')
     """
-    return _one_byte(_SIGNED, min_size)
-
-
-def _one_byte(byte: _Byte, min_size: int) -> Storage:
-    return Storage(
-        functools.partial(_encode_byte, byte),
-        functools.partial(_decode_byte, byte),
-        _checks.integer("min_size", min_size, low=0),
-    )
+    size = _checks.integer("min_size", min_size, low=0)
+    return Storage(_ENCODE_SIGNED, _DECODE_SIGNED, size)
 
 
 def _encode_byte(
@@ -241,6 +235,13 @@ def _decode_byte(byte: _Byte, stored: Codes) -> jax.Array:
     codes = stored.codes.astype(jnp.int32)
     value = _value(byte, jnp.abs(codes), stored.base)
     return jnp.where(codes < 0, -value, value) if byte.signed else value
+
+
+# Made once, so that two storages with the same settings are equal.
+_ENCODE_UNSIGNED = functools.partial(_encode_byte, _UNSIGNED)
+_DECODE_UNSIGNED = functools.partial(_decode_byte, _UNSIGNED)
+_ENCODE_SIGNED = functools.partial(_encode_byte, _SIGNED)
+_DECODE_SIGNED = functools.partial(_decode_byte, _SIGNED)
 
 
 def _value(byte: _Byte, codes: jax.Array, base: Any) -> jax.Array:

@@ -476,6 +476,17 @@ def test_a_stored_state_is_not_migrated():
         migrate.from_tf1({}, x, layout=dict, optimizer=optimizer)
 
 
+@pytest.mark.parametrize(
+    "make_one", [storage.full, storage.bfloat16, storage.uint8, storage.int8]
+)
+def test_a_storage_is_a_value(make_one):
+    assert make_one() == make_one()
+    assert hash(make_one()) == hash(make_one())
+    assert pickle.loads(pickle.dumps(make_one())).min_size == make_one().min_size
+    assert storage.uint8() != storage.int8()
+    assert storage.uint8() != storage.uint8(min_size=1)
+
+
 def test_full_changes_nothing():
     x = params()
     state = rmsprop(0.1, storage={"nu": storage.full()}).init(x)
