@@ -37,7 +37,7 @@ from jax import lax
 from jax.experimental.shard_alike import shard_alike
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
 
-from jax_rmsprop import _checks
+from jax_rmsprop import _checks, _markdown
 
 
 class Codes(NamedTuple):
@@ -488,14 +488,7 @@ class MemoryReport:
         lines = [["bytes", *total]]
         for name, row in [*self.rows.items(), ("total", total)]:
             lines.append([name, *(f"{row.get(c, 0):,}" for c in total)])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        lines.insert(1, ["-" * width for width in widths])
-        return "\n".join(
-            f"| {line[0].ljust(widths[0])} | "
-            + " | ".join(x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True))
-            + " |"
-            for line in lines
-        )
+        return _markdown.table(lines, numbers=True)
 
 
 def memory_report(optimizer: optax.GradientTransformation, params: Any) -> MemoryReport:
@@ -528,9 +521,10 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
         cells = rows.setdefault(row, {})
         cells[column] = cells.get(column, 0) + size
 
+    shapes: dict[Any, tuple[int, ...]] = {}
     for path, x in _leaves(params):
+        shapes[path] = x.shape
         add(keystr(path) or "the root", "parameters", x)
-    shapes = {path: x.shape for path, x in _leaves(params)}
     for path, x in tree_flatten_with_path(jax.eval_shape(optimizer.init, params))[0]:
         of_codes = path[-1:] == (GetAttrKey("base"),)
         row, last = None, "state"

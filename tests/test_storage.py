@@ -282,7 +282,6 @@ def test_state_is_stable():
     assert nu["w"].codes.shape == (64, 128)
     # Small leaves fall back.
     assert nu["b"].dtype == jnp.float32
-    assert jax.tree.map(lambda x: x, state) is not None
 
 
 def test_bytes_are_what_is_promised():
@@ -300,13 +299,9 @@ def test_eager_and_compiled_give_the_same_bits():
     chex.assert_trees_all_equal(eager, compiled)
     step = jax.jit(optimizer.update)
     for _ in range(3):
-        updates, compiled = step(x, compiled, x)
-    again = optimizer.init(x)
-    _, scanned = jax.lax.scan(
-        lambda s, _: optimizer.update(x, s, x)[::-1], again, length=3
-    )
-    del scanned
-    assert jnp.isfinite(updates["w"]).all()
+        _, eager = optimizer.update(x, eager, x)
+        _, compiled = step(x, compiled, x)
+    chex.assert_trees_all_equal(eager, compiled)
 
 
 def test_scan_and_donation():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from jax_rmsprop import _markdown
 from jax_rmsprop.conventions import _frameworks
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 
@@ -40,10 +41,7 @@ def explain(name: str | None = None) -> None:
     if name is not None and name not in names:
         raise ValueError(f"`name` must be one of {', '.join(names)}; got {name!r}")
     rows = [_row(each) for each in (names if name is None else [name])]
-    widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
-    for row in [_HEADER, ["-" * width for width in widths], *rows]:
-        cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        print(f"| {' | '.join(cells)} |")
+    print(_markdown.table([_HEADER, *rows]))
 
 
 def _row(name: str) -> list[str]:

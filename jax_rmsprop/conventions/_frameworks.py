@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax as _optax
 
 from jax_rmsprop import _checks
@@ -14,6 +12,7 @@ from jax_rmsprop.conventions._parts import (
     Transformation,
     accumulate,
     at_most_one,
+    beginning_at,
     begun,
     cautious,
     chain,
@@ -587,19 +586,8 @@ def optax(
         momentum=momentum,
         nesterov=nesterov and momentum is not None and not is_zero(momentum),
     )
-    if not bias_correction or is_zero(scale):
-        return optimizer if storage is None else stored(optimizer, storage)
-
-    uncounted = optimizer
-
-    def init(params: Any) -> Any:
-        # An initial value that, unlike `rmsprop`'s, counts as no weight collected.
-        state: Any = uncounted.init(params)
-        average = state[1]
-        nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), average.nu)
-        return state[0], average._replace(nu=nu), *state[2:]
-
-    optimizer = _optax.GradientTransformationExtraArgs(init, optimizer.update)
+    if bias_correction and not is_zero(scale):
+        optimizer = beginning_at(optimizer, scale)
     return optimizer if storage is None else stored(optimizer, storage)
 
 

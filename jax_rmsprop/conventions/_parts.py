@@ -38,6 +38,18 @@ def rmsprop_of(
         )
 
 
+def beginning_at(optimizer: Transformation, scale: Any) -> Transformation:
+    """Begin `rmsprop`'s average there, as one that has collected no weight."""
+
+    def init(params: Any) -> Any:
+        state: Any = optimizer.init(params)
+        first, average, *rest = state
+        nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), average.nu)
+        return first, average._replace(nu=nu), *rest
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+
 def chain(*parts: Part) -> Transformation:
     """Optax's chain of the parts that are there; one alone stays as it is."""
     there = [part for part in parts if part is not None]
