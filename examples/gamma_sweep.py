@@ -1,8 +1,8 @@
-"""The main job: which gamma? A sweep over 33 of them, three seeds each, at once.
+"""The main job: which gamma? 17 of them, 7 learning rates, 3 seeds: 357 trainings.
 
-Every training is the same jitted, scanned program; `jax.vmap` runs all of them as one,
-the optimizer being built inside it. The gammas are spaced evenly in the number of steps
-that the average looks back over, 1/(1 - gamma), from 1 to 10,000.
+`sweep` runs them as one compiled program, the optimizer being built inside it, on every
+device there is. The gammas are spaced evenly in the logarithm of the steps that the
+average looks back over, 1/(1 - gamma), from 1 to 10,000.
 """
 
 import functools
@@ -10,11 +10,8 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 from common import (
-    COLOURS,
     airfoil,
     arguments,
     batches,
@@ -27,12 +24,14 @@ from common import (
     squared_loss,
     train_step,
 )
-from tqdm import tqdm
 
-from jax_rmsprop import rmsprop
+from jax_rmsprop import log_one_minus, plotting, rmsprop, summary, sweep, to_table
 
-GAMMAS = 1 - np.logspace(0, -4, 33)
-SEEDS = np.arange(3)
+GRID = {
+    "gamma": log_one_minus(0, 0.9999, 17),
+    "learning_rate": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
+    "seed": range(3),
+}
 
 
 class Problem(NamedTuple):
@@ -45,7 +44,8 @@ class Problem(NamedTuple):
     loss: object
     batch: int
     epochs: int
-    learning_rate: float
+    judge: str
+    unit: str
 
 
 def problem(data):
@@ -61,7 +61,8 @@ def problem(data):
             squared_loss,
             10,
             5,
-            0.01,
+            "loss after the last epoch",
+            "half the mean squared error",
         )
     train, test = digits()
     init = functools.partial(network, inputs=train.x.shape[1])
@@ -73,151 +74,81 @@ def problem(data):
         cross_entropy,
         30,
         20,
-        0.01,
+        "test loss",
+        "nats per example",
     )
 
 
-def sweep(problem, gammas, seeds, learning_rate, progress=True):
-    """Train one member for each gamma and seed.
+def training(problem):
+    """A training as a function of what is swept."""
 
-    Returns the training losses [gammas, seeds, epochs] (the mean over each epoch) and
-    the trained parameters, with leading axes [gammas, seeds].
-    """
+    def train(gamma, learning_rate, seed):
+        optimizer = rmsprop(learning_rate, gamma)
+        step = train_step(problem.loss, optimizer)
+        key = jax.random.key(seed)
 
-    def start(gamma, seed):
-        params = problem.init(jax.random.key(seed))
-        return params, rmsprop(learning_rate, gamma).init(params)
+        def epoch(carry, number):
+            shuffled = batches(
+                jax.random.fold_in(key, number), problem.train, problem.batch
+            )
+            carry, losses = jax.lax.scan(step, carry, shuffled)
+            return carry, losses.mean()
 
-    def epoch(carry, gamma, seed, number):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        step = train_step(problem.loss, rmsprop(learning_rate, gamma))
-        carry, losses = jax.lax.scan(
-            step, carry, batches(key, problem.train, problem.batch)
+        params = problem.init(key)
+        (params, _), losses = jax.lax.scan(
+            epoch, (params, optimizer.init(params)), jax.numpy.arange(problem.epochs)
         )
-        return carry, losses.mean()
+        found = {"train_loss": losses, "loss": problem.loss(params, problem.test)}
+        if problem.loss is cross_entropy:
+            right = logits(params, problem.test.x).argmax(-1) == problem.test.y
+            found["accuracy"] = right.mean()
+        return found
 
-    # The inner vmap runs over seeds, the outer one over gammas.
-    start = jax.vmap(jax.vmap(start, (None, 0)), (0, None))
-    run = jax.jit(jax.vmap(jax.vmap(epoch, (0, None, 0, None)), (0, 0, None, None)))
-    gammas, seeds = jnp.asarray(gammas, "float32"), jnp.asarray(seeds)
-    carry = jax.jit(start)(gammas, seeds)
-    curves = []
-    members = len(gammas) * len(seeds)
-    with tqdm(
-        total=problem.epochs,
-        desc=f"{members} trainings at once",
-        unit="epoch",
-        disable=not progress,
-    ) as bar:
-        for number in range(problem.epochs):
-            carry, losses = run(carry, gammas, seeds, number)
-            curves.append(np.asarray(losses))
-            bar.update()
-    return np.stack(curves, axis=-1), carry[0]
-
-
-def evaluate(problem, params):
-    """Test losses and, for digits, accuracies, of shape [gammas, seeds]."""
-
-    def accuracy(p):
-        return (logits(p, problem.test.x).argmax(-1) == problem.test.y).mean()
-
-    def over_all(f):
-        return np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(params))
-
-    losses = over_all(lambda p: problem.loss(p, problem.test))
-    return losses, None if problem.loss is squared_loss else over_all(accuracy)
+    return train
 
 
 def main():
-    """Sweep, print the table and the best gamma, and draw both."""
+    """Sweep, print what was best, and draw it."""
     parser = arguments(__doc__, "gamma_sweep.png")
     parser.add_argument(
         "--data", choices=["digits", "airfoil"], default="digits", help="what to learn"
     )
-    parser.add_argument("--learning-rate", type=float, help="of every member")
+    parser.add_argument("--store", help="a folder to go on from, and to keep it in")
     options = parser.parse_args()
     chosen = problem(options.data)
-    rate = options.learning_rate or chosen.learning_rate
 
     began = time.perf_counter()
-    curves, params = sweep(chosen, GAMMAS, SEEDS, rate)
+    curves = sweep(training(chosen), GRID, store=options.store)
     seconds = time.perf_counter() - began
-    losses, accuracy = evaluate(chosen, params)
-    train = curves[..., -1]
+    curves.loss.attrs["long_name"] = chosen.judge
+    curves.loss.attrs["units"] = curves.train_loss.attrs["units"] = chosen.unit
+    curves.train_loss.attrs["long_name"] = "training loss"
 
-    score = losses.mean(1)
-    best = int(np.nanargmin(score))
-    where = "test" if accuracy is not None else "final"
-    print(f"\n{chosen.title}, learning rate {rate:g}, {len(SEEDS)} seeds")
-    heads = ["gamma", "steps back", "train loss", f"{where} loss", "+- seeds"]
-    heads += [] if accuracy is None else ["accuracy"]
-    print("  ".join(f"{h:>10}" for h in heads))
-    for i, gamma in enumerate(GAMMAS):
-        row = [f"{gamma:.5f}", f"{1 / (1 - gamma):.1f}", f"{train[i].mean():.4f}"]
-        row += [f"{score[i]:.4f}", f"{losses[i].std():.4f}"]
-        row += [] if accuracy is None else [f"{accuracy[i].mean():.3f}"]
-        mark = "  <- best" if i == best else ""
-        print("  ".join(f"{cell:>10}" for cell in row) + mark)
+    print(f"\n{chosen.title}; judged by the {chosen.judge}, mean of 3 seeds")
+    best = summary(curves, "loss")
+    print(best)
+    table = to_table(curves)
+    table = table[table.learning_rate == best.best["learning_rate"]]
+    table.insert(1, "steps back", 1 / (1 - table.gamma))
+    rows = table.drop(columns=["seed", "finished"]).groupby("gamma").mean()
+    print(f"\nat learning rate {best.best['learning_rate']:g}, means of the seeds:")
+    print(rows.drop(columns="learning_rate").to_string(float_format="{:.4f}".format))
     print(
-        f"best gamma: {GAMMAS[best]:.5f} ({where} loss {score[best]:.4f}); "
-        f"{curves.shape[0] * curves.shape[1]} trainings in {seconds:.1f} s, "
-        "compiling included"
+        f"\nbest gamma: {best.best['gamma']:.5f}; {curves.diverged.size} trainings in "
+        f"{seconds:.1f} s, of which {curves.compile_seconds:.1f} s compiling; "
+        f"{curves.batch_size} at once on each of {curves.devices} device(s)"
     )
-    save(draw(chosen, rate, curves, losses, best, where), options.output)
+    save(draw(chosen, curves), options.output)
 
 
-def draw(chosen, rate, curves, losses, best, where):
-    """Loss against gamma with the spread over seeds, and a few loss curves."""
-
-    def scale(values):
-        return "log" if values.max() > 10 * values.min() else "linear"
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    back = 1 / (1 - GAMMAS)
-    left.fill_between(
-        back,
-        losses.min(1),
-        losses.max(1),
-        color=COLOURS[0],
-        alpha=0.25,
-        linewidth=0,
-        label=f"range over {len(SEEDS)} seeds",
-    )
-    left.plot(back, losses.mean(1), "o-", markersize=3.5, label="mean")
-    left.plot(
-        back[best],
-        losses[best].mean(),
-        "*",
-        color=COLOURS[1],
-        markersize=15,
-        label=f"best: gamma = {GAMMAS[best]:.4g}",
-    )
-    left.set(
-        xscale="log",
-        yscale=scale(losses),
-        ylabel=f"{where} loss",
-        xlabel="steps the average looks back over, 1/(1 - gamma)",
-        title=f"Loss against gamma, learning rate {rate:g}",
-    )
-    left.legend()
-    top = left.secondary_xaxis("top")
-    top.set_xticks([1, 10, 100, 1000, 10_000], ["0", "0.9", "0.99", "0.999", "0.9999"])
-    top.set_xlabel("gamma")
-
-    epochs = np.arange(1, curves.shape[-1] + 1)
-    shown = sorted({0, best, 8, 16, 24, 32})
-    for i, colour in zip(shown, COLOURS, strict=False):
-        label = f"{GAMMAS[i]:.4g}" + (" (best)" if i == best else "")
-        right.plot(epochs, curves[i].mean(0), ".-", color=colour, label=label)
-    right.set(
-        yscale=scale(curves),
-        xlabel="epoch",
-        ylabel="training loss, mean over the epoch",
-        title="Loss curves, mean of seeds",
-        xticks=epochs[:: max(1, len(epochs) // 5)],
-    )
-    right.legend(title="gamma", ncols=2)
+def draw(chosen, curves):
+    """The four pictures of a sweep."""
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9))
+    plotting.loss_against_gamma(curves, ax=axes[0, 0])
+    plotting.heat_map(curves, ax=axes[0, 1])
+    plotting.sensitivity(curves, ax=axes[1, 0])
+    plotting.best_curves(curves, "train_loss", k=5, ax=axes[1, 1])
+    axes[1, 1].set_xlabel("epoch")
     figure.suptitle(chosen.title)
     return figure
 

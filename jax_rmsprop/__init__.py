@@ -1,8 +1,31 @@
 """RMSProp for JAX, as pure Optax gradient transformations."""
 
 from jax_rmsprop._optimizer import rmsprop
+from jax_rmsprop._sweep import (
+    PopulationState,
+    Summary,
+    load_sweep,
+    log_one_minus,
+    population,
+    summary,
+    sweep,
+    to_table,
+)
 from jax_rmsprop._transform import ScaleByRMSPropState, scale_by_rmsprop
 
 __version__ = "0.1.0"
 
-__all__ = ["ScaleByRMSPropState", "__version__", "rmsprop", "scale_by_rmsprop"]
+__all__ = [
+    "PopulationState",
+    "ScaleByRMSPropState",
+    "Summary",
+    "__version__",
+    "load_sweep",
+    "log_one_minus",
+    "population",
+    "rmsprop",
+    "scale_by_rmsprop",
+    "summary",
+    "sweep",
+    "to_table",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import re
 from collections.abc import Callable, Generator, Mapping
@@ -85,6 +86,22 @@ def integer(name: str, value: Any, *, low: int) -> int:
     if value < low:
         raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}")
     return value
+
+
+def extra(name: str, *modules: str) -> None:
+    """Check that what an extra installs is there.
+
+    Raises:
+      ModuleNotFoundError: naming the extra.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error.name} is missing: pip install 'jax-rmsprop[{name}]'",
+                name=error.name,
+            ) from None
 
 
 @contextlib.contextmanager

@@ -16,10 +16,10 @@ import optax
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
 from jax_rmsprop._compiled import compiled
+from jax_rmsprop._place import place_like
 from jax_rmsprop._transform import (
     at_precision,
     average_arguments,
-    place_like,
     state_dtype,
     uncompiled_scale_by_rmsprop,
 )

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
 from jax_rmsprop._compiled import compiled
+from jax_rmsprop._place import place_like
 from jax_rmsprop.storage import Storages, stored
 
 
@@ -332,11 +332,3 @@ def at_precision(x: jax.Array, dtype: Any) -> jax.Array:
     return x.astype(
         np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
     )
-
-
-def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
-    """Shard x, which does not depend on p, as p is sharded.
-
-    Under jit and an automatic mesh the compiler would put a constant on one device.
-    """
-    return shard_alike(x, p)[0]

@@ -1,0 +1,165 @@
+"""A batch of trainings as one compiled call, on every device of a mesh."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_rmsprop._sweep._trace import Traced
+
+Rows = dict[str, np.ndarray]
+
+
+class Program:
+    """`size` members on each device: vmap inside, the mesh outside.
+
+    The devices do not talk to each other, and each runs the same program whatever
+    their number. So a member's bits depend on `size`, on its place in the batch, and
+    on nothing else.
+
+    Attributes:
+      size: the members that a device runs at once.
+      seconds: how long it took to compile.
+      bytes: the memory that a device needs, as the compiler says; 0 if it doesn't.
+    """
+
+    def __init__(self, traced: Traced, mesh: Mesh, size: int):
+        """Compile for that many members a device."""
+        self.size, self._mesh = size, mesh
+        self._names, self._each = tuple(traced.outputs), _split(mesh)
+        began = time.perf_counter()
+        jaxpr = traced.jaxpr
+        # What the training closes over is an argument here, on each device once: as
+        # constants of the program, data would be compiled again with every size.
+        self._consts = jax.device_put(
+            list(jaxpr.consts), NamedSharding(mesh, PartitionSpec())
+        )
+
+        def member(consts: list[Any], *numbers: Any) -> list[Any]:
+            closed = jax.extend.core.ClosedJaxpr(jaxpr.jaxpr, consts)
+            return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
+
+        def batch(consts: list[Any], *numbers: Any) -> list[Any]:
+            if size == 1:  # the training as it is, without the cost of a batch axis
+                outputs = member(consts, *(x[0] for x in numbers))
+                return [x[None] for x in outputs]
+            # A sweep without numbers has one member in a batch for each lane.
+            axes = (None, *(0 for _ in numbers))
+            return jax.vmap(member, axes, axis_size=size)(consts, *numbers)
+
+        one, each = PartitionSpec(), PartitionSpec("member")
+        sharded = jax.shard_map(
+            batch,
+            mesh=mesh,
+            in_specs=(one, *(each for _ in jaxpr.in_avals)),
+            out_specs=each,
+            check_vma=False,  # `train` may hold loops whose carries start replicated
+        )
+        numbers = [
+            jax.ShapeDtypeStruct((mesh.size * size,), x.dtype, sharding=self._each)
+            for x in jaxpr.in_avals
+        ]
+        self._call = jax.jit(sharded).lower(self._consts, *numbers).compile()
+        memory = self._call.memory_analysis()
+        self.bytes = 0
+        if memory is not None:
+            self.bytes = (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+            )
+        self.seconds = time.perf_counter() - began
+
+    def __call__(self, numbers: Sequence[np.ndarray]) -> Rows:
+        """Run one batch on each device.
+
+        Args:
+          numbers: the hyperparameters of all devices' members, [devices * size], in
+            the order of the jaxpr.
+
+        Returns:
+          The outputs of this process' devices, in the mesh's order.
+        """
+        placed = [
+            jax.make_array_from_callback(x.shape, self._each, x.__getitem__)
+            for x in numbers
+        ]
+        outputs = self._call(self._consts, *placed)
+        return dict(zip(self._names, map(_local, outputs), strict=True))
+
+
+def mesh_of(devices: Any) -> Mesh:
+    """The mesh of these devices, or of all that all processes have.
+
+    Raises:
+      TypeError: not a sequence of devices.
+      ValueError: none, one twice, or none of this process.
+    """
+    if devices is None:
+        devices = jax.devices()
+    if not isinstance(devices, Sequence) or not all(
+        isinstance(d, jax.Device) for d in devices
+    ):
+        raise TypeError(f"`devices` must be a sequence of jax devices, got {devices!r}")
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(
+            f"`devices` must be at least one device, each once, got {list(devices)}"
+        )
+    if all(d.process_index != jax.process_index() for d in devices):
+        raise ValueError(
+            "`devices` must have one of this process' own, got "
+            f"{list(devices)} in process {jax.process_index()}"
+        )
+    return Mesh(np.array(devices), ("member",))
+
+
+def agree(value: Any) -> Any:
+    """The first process' value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def available(device: Any) -> int:
+    """Bytes that a program may use there.
+
+    A CPU's are the machine's free memory, which all local devices share.
+    """
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return free_memory() // jax.local_device_count(device.platform)
+
+
+def free_memory() -> int:
+    """Bytes that this machine has to give."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _split(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("member"))
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    rows = np.concatenate([np.asarray(s.data) for s in shards])
+    if rows.dtype.kind == "V":  # bfloat16 and the like, which files do not know
+        rows = rows.astype(widened(rows.dtype))
+    return rows
+
+
+def widened(dtype: Any) -> np.dtype:
+    """The narrowest of NumPy's own dtypes that holds all of this one's values."""
+    dtype = np.dtype(dtype)
+    if dtype.kind != "V":
+        return dtype
+    is_float = jax.numpy.issubdtype(dtype, jax.numpy.floating)
+    return np.dtype("float32" if is_float else "int16")

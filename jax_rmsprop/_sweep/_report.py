@@ -1,0 +1,288 @@
+"""What a sweep found: its best point, and all members as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jax_rmsprop import _markdown
+from jax_rmsprop._checks import extra, flag
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+class Scores(NamedTuple):
+    """An output's last value at each point of the grid, over the seeds.
+
+    NaN where a seed diverged or has not run.
+
+    Attributes:
+      mean: over the seeds.
+      low: the least of them.
+      high: the greatest of them.
+      seeds: how many there are; 1 if the grid has no such axis.
+    """
+
+    mean: xr.DataArray
+    low: xr.DataArray
+    high: xr.DataArray
+    seeds: int
+
+    def at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
+        """Mean, least and greatest at one point."""
+        mean, low, high = (x.isel(place) for x in (self.mean, self.low, self.high))
+        return float(mean), float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `summary` found; printed, it is a page of text.
+
+    Attributes:
+      output: which output was judged.
+      best: the best point, by axis.
+      value: the output there, mean over the seeds.
+      low: the least over the seeds.
+      high: the greatest over the seeds.
+      seeds: how many seeds there are.
+      neighbours: for each axis of numbers the points just below and above the best
+        one: (axis, its value there, mean, low, high), NaN where a seed diverged.
+      edges: the axes at whose first or last value the best point lies.
+      members: how many there are.
+      diverged: how many of them have an output that is not finite.
+      unfinished: how many have not run.
+    """
+
+    output: str
+    best: dict[str, Any]
+    value: float
+    low: float
+    high: float
+    seeds: int
+    neighbours: list[tuple[str, float, float, float, float]]
+    edges: list[str]
+    members: int
+    diverged: int
+    unfinished: int
+
+    def __str__(self) -> str:
+        """The best point, its neighbours, and what to mind."""
+        over = ""
+        if self.seeds > 1:
+            over = f" ({self.low:.4g} to {self.high:.4g} over {self.seeds} seeds)"
+        rows = [["", self.output, "lowest seed", "highest seed"]]
+        rows.append(["best", *(f"{x:.4g}" for x in (self.value, self.low, self.high))])
+        for axis, label, *values in self.neighbours:
+            cells = ["diverged" if np.isnan(x) else f"{x:.4g}" for x in values]
+            rows.append([f"{axis} {label:.6g}", *cells])
+        if self.seeds == 1:
+            rows = [row[:2] for row in rows]
+        lines = [
+            f"{self.members:,} members, {self.diverged:,} diverged"
+            + (f", {self.unfinished:,} not run" if self.unfinished else ""),
+            f"best {self.output}: {self.value:.4g}{over} at {_point(self.best)}",
+            "",
+            _markdown.table(rows, numbers=True),
+        ]
+        if self.edges:
+            lines += ["", f"at the end of its axis: {', '.join(self.edges)}"]
+        return "\n".join(lines)
+
+
+def summary(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    maximize: bool = False,
+    seeds: str = "seed",
+) -> Summary:
+    r"""The best point of a sweep, its neighbours, the spread over seeds.
+
+    An output :math:`y` is judged by its last value, averaged over the seeds
+    :math:`s = 1 \dots S` of a point :math:`p`; a point of which a seed diverged, or has
+    not run, is never the best:
+
+    .. math::
+        p^* = \arg\min_p \frac{1}{S} \sum_s y_{p,s}
+
+    Args:
+      curves: what `sweep` returned.
+      output: which output is judged; needed if there are several and none is "loss".
+        It has at most one axis of its own.
+      maximize: whether more is better, as for an accuracy.
+      seeds: the axis over which to average, if the grid has it.
+
+    Returns:
+      A `Summary`: a frozen dataclass of the numbers, which prints as a text.
+
+    Raises:
+      KeyError: there is no such output.
+      ValueError: no output was named and it is not clear which, the output has several
+        axes, or no point finished without diverging.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_rmsprop import summary, sweep
+      >>> def train(gamma, seed):
+      ...     return {"loss": (gamma - 0.9) ** 2 + 0.001 * seed}
+      >>> curves = sweep(
+      ...     train, {"gamma": [0.8, 0.9, 0.99], "seed": range(3)}, progress=False
+      ... )
+      >>> print(summary(curves))
+      9 members, 0 diverged
+      best loss: 0.001 (0 to 0.002 over 3 seeds) at gamma 0.9
+      <BLANKLINE>
+      |            |   loss | lowest seed | highest seed |
+      | ---------- | ------ | ----------- | ------------ |
+      | best       |  0.001 |           0 |        0.002 |
+      | gamma 0.8  |  0.011 |        0.01 |        0.012 |
+      | gamma 0.99 | 0.0091 |      0.0081 |       0.0101 |
+
+    References:
+      Sivaprasad et al., [Optimizer Benchmarking Needs to Account for Hyperparameter
+      Tuning](https://arxiv.org/abs/1910.11758), 2020, on judging by more than the best
+    """
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
+    place = best(found.mean, maximize)
+    neighbours: list[tuple[str, float, float, float, float]] = []
+    edges: list[str] = []
+    for axis, i in place.items():
+        labels = curves[axis].values if axis in curves.coords else np.array([])
+        if labels.dtype.kind not in "iuf" or not len(labels):
+            continue
+        if len(labels) > 2 and i in (0, len(labels) - 1):
+            edges.append(axis)
+        for j in (i - 1, i + 1):
+            if 0 <= j < len(labels):
+                mean, low, high = found.at(place | {axis: j})
+                neighbours.append((axis, float(labels[j]), mean, low, high))
+    value, low, high = found.at(place)
+    return Summary(
+        output,
+        {str(name): x.item() for name, x in found.mean.isel(place).coords.items()},
+        value,
+        low,
+        high,
+        found.seeds,
+        neighbours,
+        edges,
+        members=curves["finished"].size,
+        diverged=int(curves["diverged"].sum()),
+        unfinished=int((~curves["finished"]).sum()),
+    )
+
+
+def to_table(curves: xr.Dataset) -> pd.DataFrame:
+    """A row for each member: its hyperparameters, and the last value of each output.
+
+    Args:
+      curves: what `sweep` returned.
+
+    Returns:
+      A pandas DataFrame of as many rows as members, in the order of the grid, with a
+      column for each axis, for each output of at most one axis of its own, and for
+      `diverged` and `finished`.
+
+    Raises:
+      ModuleNotFoundError: pandas is not installed.
+
+    Example:
+      >>> from jax_rmsprop import sweep, to_table
+      >>> curves = sweep(
+      ...     lambda gamma: {"loss": gamma**2}, {"gamma": [0.25, 0.5]}, progress=False
+      ... )
+      >>> print(to_table(curves))
+         gamma    loss  diverged  finished
+      0   0.25  0.0625     False      True
+      1   0.50  0.2500     False      True
+
+    References:
+      Wickham, [Tidy Data](https://doi.org/10.18637/jss.v059.i10), 2014
+    """
+    extra("sweep", "pandas")
+    last = {name: final(curves, name) for name in outputs(curves)}
+    rows = curves[["diverged", "finished"]].assign(
+        {name: x for name, x in last.items() if x.ndim == curves["finished"].ndim}
+    )
+    axes = [str(name) for name in curves["finished"].coords]
+    columns = [*axes, *(n for n in last if n in rows), "diverged", "finished"]
+    return rows.to_dataframe().reset_index().loc[:, columns]
+
+
+def outputs(curves: xr.Dataset) -> list[str]:
+    """The names of what the training returned."""
+    return [str(name) for name in curves["output"].values]
+
+
+def judged(curves: xr.Dataset, output: str | None) -> str:
+    """The output to judge by.
+
+    Raises:
+      KeyError: there is no such output.
+      ValueError: none was named, and it is not clear which.
+    """
+    names = outputs(curves)
+    if output is None and "loss" in names:
+        return "loss"
+    if output is None and len(names) > 1:
+        raise ValueError(f"`output` must be one of {', '.join(names)}, got None")
+    if output is not None and output not in names:
+        raise KeyError(f"`output` must be one of {', '.join(names)}, got {output!r}")
+    return output or names[0]
+
+
+def final(curves: xr.Dataset, output: str) -> xr.DataArray:
+    """The last value along the output's own leading axis."""
+    values = curves[output]
+    own = [d for d in values.dims if d not in curves["finished"].dims]
+    return values.isel({own[0]: -1}) if own else values
+
+
+def scores(curves: xr.Dataset, output: str, seeds: str = "seed") -> Scores:
+    """The output's last value at each point, over the seeds.
+
+    Raises:
+      ValueError: the output has several axes of its own.
+    """
+    values = final(curves, output)
+    if values.ndim > curves["finished"].ndim:
+        raise ValueError(
+            f"`output` must have at most one axis of its own, but {output} has "
+            f"{values.ndim - curves['finished'].ndim + 1}"
+        )
+    good = curves["finished"] & ~curves["diverged"]
+    values = values.astype(float).where(good).compute()
+    if seeds not in values.dims:
+        return Scores(values, values, values, 1)
+    return Scores(
+        values.mean(seeds, skipna=False),
+        values.min(seeds, skipna=False),
+        values.max(seeds, skipna=False),
+        values.sizes[seeds],
+    )
+
+
+def best(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
+    """Where the best value is, by dimension.
+
+    Raises:
+      ValueError: no value is finite.
+    """
+    values = -mean if flag("maximize", maximize) else mean
+    if not bool(np.isfinite(values).any()):
+        raise ValueError("every point has a seed that diverged or has not run")
+    place = np.unravel_index(int(np.nanargmin(values.values)), values.shape)
+    return {str(d): int(i) for d, i in zip(values.dims, place, strict=True)}
+
+
+def _point(point: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {x:.6g}" if isinstance(x, float) else f"{name} {x}"
+        for name, x in point.items()
+    )

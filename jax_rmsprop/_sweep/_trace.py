@@ -1,0 +1,157 @@
+"""What a training is: its program for one member, its outputs, its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+Spec = dict[str, jax.ShapeDtypeStruct]
+
+
+class Traced(NamedTuple):
+    """A training of one member, as JAX sees it.
+
+    Attributes:
+      jaxpr: from the numeric hyperparameters, by name in sorted order, to the outputs.
+      outputs: their shapes and dtypes, by name.
+    """
+
+    jaxpr: jax.extend.core.ClosedJaxpr
+    outputs: Spec
+
+
+def trace(
+    train: Callable[..., Any], python: Mapping[str, Any], numbers: Mapping[str, Any]
+) -> Traced:
+    """Trace `train` for one member.
+
+    Args:
+      train: a function of keyword arguments.
+      python: those that are known while it is traced.
+      numbers: those that are not; the values or the dtypes of one member.
+
+    Raises:
+      TypeError: `train` cannot be traced or returns something else than arrays.
+      RuntimeError: `train` raises an error of its own.
+    """
+    names: list[str] = []
+
+    def outputs(numbers: Mapping[str, Any]) -> list[Any]:
+        try:
+            tree = train(**python, **numbers)
+        except jax.errors.JAXTypeError as error:
+            raise TypeError(
+                f"`train` cannot be traced: {type(error).__name__} {_place(error)}; "
+                "a hyperparameter that decides shapes or branches must be an axis of "
+                "Python values (an array of dtype object)"
+            ) from error
+        except Exception as error:
+            raise RuntimeError(
+                f"`train` raised {type(error).__name__} {_place(error)}: "
+                f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
+            ) from error
+        leaves = _named(tree)
+        names[:] = leaves
+        return list(leaves.values())
+
+    arguments = {name: jax.ShapeDtypeStruct((), numbers[name]) for name in numbers}
+    jaxpr = jax.make_jaxpr(outputs)(arguments)
+    return Traced(
+        jaxpr,
+        {
+            name: jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+            for name, aval in zip(names, jaxpr.out_avals, strict=True)
+        },
+    )
+
+
+def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
+    """Check that a function can be called with the axes' names, and with nothing else.
+
+    Raises:
+      TypeError: naming the axis that it does not take, or the argument it lacks.
+    """
+    if not callable(function):
+        raise TypeError(f"`{called}` must be a function of the axes, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a builtin or the like has none; calling it will tell
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise TypeError(
+            f"`{called}` must take the axes of the grid by name: {error}; the axes are "
+            f"{', '.join(names)}, its arguments {signature}"
+        ) from None
+
+
+def fingerprint(traced: Traced) -> str:
+    """What tells one training from another: its jaxpr and the arrays it closes over."""
+    digest = hashlib.sha256()
+    # An address in memory is another in every process.
+    digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)).encode())
+    for const in _consts(traced.jaxpr):
+        if jnp.issubdtype(const.dtype, jax.dtypes.prng_key):
+            const = jax.random.key_data(const)
+        digest.update(np.asarray(const).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _consts(value: Any) -> Generator[Any]:
+    """All arrays of a jaxpr and the jaxprs within it; printing shows their shapes."""
+    if isinstance(value, jax.extend.core.ClosedJaxpr):
+        yield from value.consts
+        yield from _consts(value.jaxpr)
+    elif isinstance(value, jax.extend.core.Jaxpr):
+        for equation in value.eqns:
+            yield from _consts(tuple(equation.params.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _consts(part)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths; a bare array is called "output"."""
+    leaves: dict[str, Any] = {}
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    for path, leaf in found:
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "output"
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise TypeError(
+                f"`train` must return a tree of arrays, but {name} is {leaf!r}"
+            )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"`train` must return numbers, but {name} is {leaf.dtype}; "
+                "jax.random.key_data makes numbers of random keys"
+            )
+        if name in leaves or "/" in name:
+            raise ValueError(
+                f"`train` must return names that differ, without a /; got {name!r}"
+            )
+        leaves[name] = leaf
+    if not leaves:
+        raise TypeError(f"`train` must return a tree of arrays, got {tree!r}")
+    return leaves
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the caller's own code that an error passed through."""
+    library = str(Path(jax.__file__).parent)
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith((library, str(Path(__file__).parent)))
+    ]
+    return f"at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

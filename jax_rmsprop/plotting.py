@@ -1,0 +1,429 @@
+"""Pictures of a sweep.
+
+Each function draws into one matplotlib Axes, which it returns, so that pictures are
+combined, changed and saved with matplotlib's own means. An output is judged by its
+last value, averaged over the seeds; what diverged is marked, never left out silently.
+If an output has attributes `long_name` and `units`, as xarray knows them, they label
+its axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_rmsprop._checks import extra, integer
+from jax_rmsprop._sweep._report import best, judged, scores
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+__all__ = ["best_curves", "heat_map", "loss_against_gamma", "sensitivity"]
+
+# Okabe and Ito's colours, which the colour-blind tell apart.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# As many lines as have a colour of their own; more take theirs from viridis.
+_MARKED = "#D55E00"
+
+
+def loss_against_gamma(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    gamma: str = "gamma",
+    seeds: str = "seed",
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """The output against gamma, with its spread over the seeds.
+
+    The horizontal axis is spaced evenly in log(1 - gamma); on top it shows the steps
+    that the average looks back over, 1/(1 - gamma). Other axes of the grid are held at
+    the best point's values, which the title names. A gamma of which a seed diverged
+    is a cross at the upper end.
+
+    Args:
+      curves: what `sweep` returned.
+      output: which output; needed if there are several and none is "loss".
+      gamma: the axis that is drawn, of values in [0, 1).
+      seeds: the axis over which to average, if the grid has it.
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes.
+
+    Raises:
+      ValueError: the grid has no such axis, or no point is finite.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma: {"loss": (gamma - 0.9) ** 2},
+      ...     {"gamma": [0.8, 0.9, 0.99]},
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.loss_against_gamma(curves)
+      >>> ax.figure.savefig("/dev/null", format="png")
+    """
+    ax = _axes(ax)
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
+    _needs(found.mean, gamma)
+    place = best(found.mean, maximize)
+    rest = {d: i for d, i in place.items() if d != gamma}
+    mean, low, high = (x.isel(rest) for x in found[:3])
+    x = 1 - mean[gamma].values.astype(float)
+    if found.seeds > 1:
+        spread: dict[str, Any] = {"color": _COLOURS[0], "alpha": 0.25, "linewidth": 0}
+        label = f"range over {found.seeds} seeds"
+        ax.fill_between(x, low.values, high.values, label=label, **spread)
+    ax.plot(x, mean.values, "o-", color=_COLOURS[0], markersize=4, label="mean")
+    here, value = x[place[gamma]], float(mean.isel({gamma: place[gamma]}))
+    label = f"best: {gamma} = {1 - here:.6g}"
+    ax.plot(here, value, "*", color=_MARKED, markersize=15, label=label)
+    _vertical(ax, found.mean.isel(rest).values, _label(curves, output))
+    _crosses(ax, x[~np.isfinite(mean.values)])
+    _gamma_axis(ax, x, gamma)
+    ax.set_title(f"{output} against {gamma}{_at(found.mean.isel(rest), rest)}", pad=10)
+    ax.legend()
+    return ax
+
+
+def heat_map(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    x: str = "gamma",
+    y: str = "learning_rate",
+    seeds: str = "seed",
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """The output over two axes of the grid, as a map.
+
+    Cells of which a seed diverged are grey with a cross, the best one is outlined.
+    Other axes of the grid are held at the best point's values. The colours are
+    logarithmic if the values span more than a factor of ten.
+
+    Args:
+      curves: what `sweep` returned.
+      output: which output; needed if there are several and none is "loss".
+      x: the horizontal axis.
+      y: the vertical axis.
+      seeds: the axis over which to average, if the grid has it.
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes.
+
+    Raises:
+      ValueError: the grid has no such axes, or no point is finite.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+      ...     {"gamma": [0.8, 0.9, 0.99], "learning_rate": [0.1, 0.01]},
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.heat_map(curves)
+    """
+    ax = _axes(ax)
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.patches import Rectangle
+
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
+    _needs(found.mean, x, y)
+    place = best(found.mean, maximize)
+    rest = {d: i for d, i in place.items() if d not in (x, y)}
+    cells = found.mean.isel(rest).transpose(y, x)
+    values = cells.values
+    scale = LogNorm if _spans_decades(values) else Normalize
+    ax.set_facecolor("#BBBBBB")
+    ax.grid(visible=False)
+    image = ax.pcolormesh(
+        np.ma.masked_invalid(values),
+        cmap="viridis" if maximize else "viridis_r",
+        norm=scale(np.nanmin(values), np.nanmax(values)),
+    )
+    ax.figure.colorbar(image, ax=ax, label=_label(curves, output))
+    rows, columns = np.nonzero(~np.isfinite(values))
+    if len(rows):
+        label = "a seed diverged" if found.seeds > 1 else "diverged"
+        ax.plot(columns + 0.5, rows + 0.5, "kx", markersize=5, label=label)
+    corner = (place[x], place[y])
+    outline: dict[str, Any] = {
+        "fill": False,
+        "edgecolor": _MARKED,
+        "linewidth": 3,
+        "zorder": 3,
+    }
+    value = float(cells.isel({x: corner[0], y: corner[1]}))
+    ax.add_patch(Rectangle(corner, 1, 1, label=f"best: {value:.4g}", **outline))
+    for name, axis in ((x, ax.xaxis), (y, ax.yaxis)):
+        labels = [_short(label) for label in cells[name].values]
+        shown = np.arange(0, len(labels), max(1, -(-len(labels) // 7)))
+        axis.set_ticks(shown + 0.5, [labels[i] for i in shown])
+        axis.set_label_text(name)
+    ax.set_title(f"{output} by {x} and {y}{_at(cells, rest)}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    return ax
+
+
+def best_curves(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    k: int = 5,
+    seeds: str = "seed",
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """The output along its own axis, for the best points of the grid.
+
+    A line is the mean over the seeds, a band their range. The points are in order of
+    the last value, the best first; those of which a seed diverged are left out.
+
+    Args:
+      curves: what `sweep` returned.
+      output: which output, with one axis of its own; needed if there are several and
+        none is "loss".
+      k: how many points, at least 1.
+      seeds: the axis over which to average, if the grid has it.
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes.
+
+    Raises:
+      ValueError: the output has no axis of its own, or no point is finite.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma: {"loss": gamma ** jnp.arange(10.0)},
+      ...     {"gamma": [0.8, 0.9]},
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.best_curves(curves, k=2)
+    """
+    ax = _axes(ax)
+    from matplotlib.ticker import MaxNLocator
+
+    integer("k", k, low=1)
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
+    best(found.mean, maximize)  # one at least
+    values = curves[output]
+    own = [d for d in values.dims if d not in curves["finished"].dims]
+    if len(own) != 1:
+        raise ValueError(
+            f"`output` must have one axis of its own, but {output} has {len(own)}"
+        )
+    flat = -found.mean.values.ravel() if maximize else found.mean.values.ravel()
+    order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:k]
+    shown: list[np.ndarray] = []
+    for rank, i in enumerate(order):
+        where = np.unravel_index(i, found.mean.shape)
+        place = {d: int(j) for d, j in zip(found.mean.dims, where, strict=True)}
+        lines = values.isel(place)
+        if seeds not in lines.dims:
+            lines = lines.expand_dims(seeds)
+        lines = lines.transpose(seeds, own[0]).values
+        colour = _colour(rank, len(order))
+        steps = np.arange(1, lines.shape[1] + 1)
+        if len(lines) > 1:
+            band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(steps, lines.min(0), lines.max(0), **band)
+        label = _point(found.mean, place)
+        ax.plot(steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / k)
+        shown.append(lines)
+    _vertical(ax, np.concatenate(shown), _label(curves, output))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("step")
+    ax.set_title(f"{output}, the best {len(order)}" if len(order) > 1 else output)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def sensitivity(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    gamma: str = "gamma",
+    lines: str = "learning_rate",
+    seeds: str = "seed",
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """How much the output depends on gamma, for each value of another axis.
+
+    A line for each value of `lines`, against gamma on an axis that is spaced evenly in
+    log(1 - gamma): flat lines say that gamma matters little there. Each is at the
+    best values of the remaining axes. Points of which a seed diverged are crosses at
+    the upper end, in the line's colour.
+
+    Args:
+      curves: what `sweep` returned.
+      output: which output; needed if there are several and none is "loss".
+      gamma: the horizontal axis, of values in [0, 1).
+      lines: the axis of which each value is a line.
+      seeds: the axis over which to average, if the grid has it.
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes.
+
+    Raises:
+      ValueError: the grid has no such axes, or no point is finite.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+      ...     {"gamma": [0.8, 0.9, 0.99], "learning_rate": [0.1, 0.01]},
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.sensitivity(curves)
+    """
+    ax = _axes(ax)
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
+    _needs(found.mean, gamma, lines)
+    place = best(found.mean, maximize)
+    rest = {d: i for d, i in place.items() if d not in (gamma, lines)}
+    table = found.mean.isel(rest).transpose(lines, gamma)
+    x = 1 - table[gamma].values.astype(float)
+    _vertical(ax, table.values, _label(curves, output))
+    for i, values in enumerate(table.values):
+        colour = _colour(i, len(table))
+        label = _short(table[lines].values[i])
+        marker = "osD^vP*"[i % 7]
+        ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
+        _crosses(ax, x[~np.isfinite(values)], colour, height=0.98 - 0.03 * (i % 7))
+    _gamma_axis(ax, x, gamma)
+    ax.set_title(f"sensitivity of {output} to {gamma}{_at(table, rest)}", pad=10)
+    # Beside the lines, of which there may be many, everywhere.
+    outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    ax.legend(title=lines, fontsize="small", frameon=False, **outside)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    extra("plot", "matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
+    if ax is not None:
+        return ax
+    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    del figure
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def _needs(values: xr.DataArray, *axes: str) -> None:
+    for axis in axes:
+        if axis not in values.dims:
+            raise ValueError(
+                f"the grid has no axis {axis!r}, its axes are "
+                f"{', '.join(map(str, values.dims))}"
+            )
+
+
+def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
+    """Draw along log(1 - gamma): gamma below, the window on top."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    def powers(low: float, high: float) -> np.ndarray:
+        return 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+
+    positive = distance[distance > 0]  # gamma = 1 looks back for ever
+    low, high = positive.min() / 1.2, positive.max() * 1.2
+    ticks = [t for t in powers(low, high) if low <= t <= high]
+    if len(ticks) < 2:
+        ticks = list(np.geomspace(positive.min(), positive.max(), 4))
+    ax.set_xscale("log")
+    ax.set_xlim(high, low)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{1 - t:.6g}"))
+    ax.set_xlabel(name)
+    top = ax.secondary_xaxis("top")
+    top.xaxis.set_major_locator(FixedLocator(ticks))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _count(1 / t)))
+    top.set_xlabel(f"steps looked back over, 1/(1 - {name})")
+
+
+def _vertical(ax: Axes, values: np.ndarray, label: str) -> None:
+    ax.set_ylabel(label)
+    if _spans_decades(values):
+        ax.set_yscale("log")
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(finite.min() > 0 and finite.max() > 10 * finite.min())
+
+
+def _crosses(
+    ax: Axes, x: np.ndarray, colour: str = "black", height: float = 0.97
+) -> None:
+    """Marks at the upper end for what diverged."""
+    if not len(x):
+        return
+    _, labels = ax.get_legend_handles_labels()
+    style: dict[str, Any] = {"color": colour, "marker": "x", "linestyle": "none"}
+    ax.plot(
+        x,
+        np.full(len(x), height),
+        transform=ax.get_xaxis_transform(),
+        label=None if "diverged" in labels else "diverged",
+        **style,
+    )
+
+
+def _colour(i: int, n: int) -> Any:
+    import matplotlib as mpl
+
+    return _COLOURS[i] if n <= len(_COLOURS) else mpl.colormaps["viridis"](i / (n - 1))
+
+
+def _label(curves: xr.Dataset, output: str) -> str:
+    attributes = curves[output].attrs
+    name, units = attributes.get("long_name", output), attributes.get("units")
+    return f"{name} [{units}]" if units else str(name)
+
+
+def _count(steps: float) -> str:
+    return f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
+
+
+def _short(label: Any) -> str:
+    return f"{label:.4g}" if isinstance(label, float | np.floating) else str(label)
+
+
+def _point(values: xr.DataArray, place: Mapping[Any, int]) -> str:
+    coords = values.isel(place).coords
+    return ", ".join(f"{name} {_short(x.item())}" for name, x in coords.items())
+
+
+def _at(values: xr.DataArray, rest: Mapping[str, int]) -> str:
+    """The values at which the other axes are held."""
+    held = [f"{d} {_short(values[d].item())}" for d in rest if d in values.coords]
+    return f", at {', '.join(held)}" if held else ""
