@@ -133,6 +133,13 @@ class Store:
     def describe(self, grid: xr.Dataset) -> None:
         """Write the grid beside the results, so that they can be read without it."""
         if not self.segments and jax.process_index() == 0:
+            # Zarr has no strings of one length.
+            words = {
+                n: x.astype(object)
+                for n, x in grid.coords.items()
+                if x.dtype.kind == "U"
+            }
+            grid = grid.assign_coords(words)
             with _told(self.path):
                 grid.to_zarr(self.path, group="grid", mode="w", consolidated=False)
 
@@ -329,7 +336,7 @@ def _same(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
                 f"it was computed with {name} {then}, this one is with {ours_now}, "
                 "so the bits may differ; `load_sweep` reads it"
             )
-    for name in ours["outputs"] | theirs["outputs"]:
+    for name in theirs["outputs"] | ours["outputs"]:
         now, then = (x["outputs"].get(name, "missing") for x in (ours, theirs))
         if now != then:
             refuse(f"its output {name} is {then}, this one's {now}")

@@ -52,7 +52,7 @@ def sweep(
       train: a pure function of keyword arguments, the axes' names, to a tree of arrays,
         such as `{"loss": [steps], "accuracy": []}`; traceable, the same shapes for all
         members. An output is named by its path in the tree, with dots ("eval.loss"); a
-        bare array is "output".
+        bare array is "value".
       grid: for each argument its values. Numbers (float32, int32; 64 bits under x64)
         arrive traced, as scalars, and share a program. Python's values arrive as they
         are, one compilation for each combination: bools, strings, functions, None, and
@@ -206,7 +206,10 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
     # Zarr's strings are of variable length, NumPy's usual ones are not.
     strings = [n for n, x in described.variables.items() if x.dtype.kind in "OT"]
     described = described.assign_coords(
-        {n: (described[n].dims, described[n].values.astype(str)) for n in strings}
+        {
+            n: (described[n].dims, np.array(described[n].values.tolist()))
+            for n in strings
+        }
     )
     return _shaped(
         flat(path, len(found["segments"]), described.sizes["run"]), described

@@ -88,7 +88,8 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
     except (TypeError, ValueError):
         return  # a builtin or the like has none; calling it will tell
     try:
-        signature.bind(**dict.fromkeys(names))
+        signature.bind_partial(**dict.fromkeys(names))  # what it does not take
+        signature.bind(**dict.fromkeys(names))  # what it lacks
     except TypeError as error:
         raise TypeError(
             f"`{called}` must take the axes of the grid by name: {error}; the axes are "
@@ -122,11 +123,11 @@ def _consts(value: Any) -> Generator[Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths; a bare array is called "output"."""
+    """The leaves by their paths; a bare array is called "value"."""
     leaves: dict[str, Any] = {}
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     for path, leaf in found:
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "output"
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             raise TypeError(
                 f"`train` must return a tree of arrays, but {name} is {leaf!r}"

@@ -1,0 +1,1069 @@
+"""Sweeps: every row is its own training, wherever and however often it is begun."""
+
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_rmsprop import load_sweep, log_one_minus, sweep
+from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
+from tests.conftest import tolerance
+from tests.sweeps import GRID, LONG, bits, long, network
+
+ROOT = Path(__file__).parents[1]
+quiet = functools.partial(sweep, progress=False)
+
+
+def square(x):
+    """A training that is one multiplication."""
+    return {"loss": x * x}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The results at batch size 1, of which every row is a training as it is."""
+    return quiet(network, GRID, batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def together():
+    """The results at batch size 8."""
+    return quiet(network, GRID, batch_size=8)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The batches that are run, as (batch size, members a call)."""
+    calls = []
+    call = _program.Program.__call__
+
+    def counted(self, numbers):
+        calls.append((self.size, len(numbers[0]) if numbers else None))
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.Program, "__call__", counted)
+    return calls
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The batch sizes that are compiled."""
+    sizes = []
+    build = _program.Program.__init__
+
+    def counted(self, traced, mesh, size):
+        sizes.append(size)
+        build(self, traced, mesh, size)
+
+    monkeypatch.setattr(_program.Program, "__init__", counted)
+    return sizes
+
+
+# What the result is
+
+
+def test_a_row_at_batch_size_1_is_the_jitted_training(alone):
+    train = jax.jit(network)
+    for i, gamma in enumerate(GRID["gamma"]):
+        for j, rate in enumerate(GRID["learning_rate"]):
+            for seed in GRID["seed"]:
+                expected = train(
+                    gamma=np.float32(gamma), learning_rate=np.float32(rate), seed=seed
+                )
+                row = alone.isel(gamma=i, learning_rate=j, seed=seed)
+                np.testing.assert_array_equal(row.loss, expected["loss"])
+                np.testing.assert_array_equal(row["end.v"], expected["end"]["v"])
+                assert row["end.seed"] == seed
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_a_row_is_the_single_run_at_that_batch_size(size, rng):
+    curves = quiet(network, GRID, batch_size=size)
+    for _ in range(5):
+        place = {name: rng.integers(len(values)) for name, values in GRID.items()}
+        point = {name: [GRID[name][i]] for name, i in place.items()}
+        single = quiet(network, point, batch_size=size, devices=jax.devices()[:1])
+        row = curves.isel({name: [i] for name, i in place.items()})
+        assert bits(single) == bits(row)
+
+
+# Whole batches, short last ones, one batch for all, more than there are.
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 60, 100])
+def test_any_batch_size(size, alone):
+    curves = quiet(network, GRID, batch_size=size)
+    for name in ("loss", "end.v"):
+        # 15 steps, in each of which a few sums are added in another order.
+        good = ~alone.diverged
+        np.testing.assert_allclose(
+            curves[name].where(good),
+            alone[name].where(good),
+            rtol=tolerance("float32", 128),
+            atol=tolerance("float32", 16),
+        )
+    for name in ("end.seed", "diverged", "diverged_at", "finished"):
+        np.testing.assert_array_equal(curves[name], alone[name])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_any_number_of_devices_gives_the_same_bits(devices, size, alone, together):
+    curves = quiet(network, GRID, batch_size=size, devices=jax.devices()[-devices:])
+    expected = {1: alone, 8: together}.get(size)
+    if expected is None:
+        expected = quiet(network, GRID, batch_size=size)
+    assert bits(curves) == bits(expected)
+    assert curves.devices == devices
+
+
+def test_the_dataset(together):
+    assert together.loss.dims == ("gamma", "learning_rate", "seed", "loss_dim_0")
+    assert together["end.v"].dims[-1] == "end.v_dim_0"
+    assert together["end.seed"].dims == ("gamma", "learning_rate", "seed")
+    assert together["end.seed"].dtype == "int32"
+    np.testing.assert_array_equal(together.gamma, GRID["gamma"])  # float64, as given
+    np.testing.assert_array_equal(together.seed, range(4))
+    assert list(together.output.values) == ["end.seed", "end.v", "loss"]
+    assert together.batch_size == 8
+    assert together.compile_seconds > 0
+    assert together.run_seconds > 0
+    assert together.finished.all()
+
+
+def test_what_diverged_is_kept_and_flagged(together):
+    flagged = together.diverged
+    np.testing.assert_array_equal(
+        flagged, np.broadcast_to([[False], [False], [True]], flagged.shape)
+    )
+    lost = together.isel(learning_rate=2)
+    assert np.isnan(lost.loss[..., -1]).all()
+    assert np.isfinite(lost.loss[..., 0]).all()
+    first = lost.diverged_at.sel(output="loss").values
+    np.testing.assert_array_equal(
+        first, np.argmax(~np.isfinite(lost.loss.values), axis=-1)
+    )
+    assert (first > 0).all()
+    assert (together.diverged_at.sel(output="end.seed") == -1).all()
+    assert (together.diverged_at.isel(learning_rate=0) == -1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64", "int8", "bool"])
+def test_outputs_of_any_dtype_are_kept_as_they_are(dtype, tmp_path):
+    """Also in a folder, also zeros with a sign, infinities and NaN."""
+    values = jnp.array([-0.0, 1, 2, 0, 0], "float32")
+    if dtype not in ("int8", "bool"):
+        values = values.at[3:].set(jnp.array([jnp.inf, jnp.nan]))
+
+    def train(x):
+        return {"result": values.astype(dtype) * x.astype(dtype)}
+
+    expected = np.asarray(jax.vmap(train)(jnp.arange(3))["result"])
+    if dtype == "bfloat16":  # which files do not know
+        expected = expected.astype("float32")
+    for store in (None, tmp_path / "store"):
+        curves = quiet(train, {"x": range(3)}, store=store)
+        found = curves["result"].values
+        assert found.dtype == expected.dtype
+        assert found.tobytes() == expected.tobytes()
+
+
+def test_zipped_points():
+    points = {"gamma": [0.9, 0.5, 0.9], "learning_rate": [0.01, 0.02, 0.03]}
+    curves = quiet(network, points | {"seed": [3, 1, 2]}, zipped=True, batch_size=1)
+    assert curves.loss.dims == ("member", "loss_dim_0")
+    assert curves.learning_rate.dims == ("member",)
+    expected = jax.jit(network)(
+        gamma=np.float32(0.5), learning_rate=np.float32(0.02), seed=1
+    )
+    np.testing.assert_array_equal(curves.loss[1], expected["loss"])
+
+
+def test_python_values_are_a_group_each(compiled):
+    def train(gamma, centered, power):
+        assert isinstance(centered, bool)
+        assert callable(power)
+        return {"loss": power(gamma) + (10 if centered else 0)}
+
+    def cube(x):
+        return x**3
+
+    grid = {
+        "gamma": [0.25, 0.5],
+        "centered": [True, False],
+        "power": [jnp.square, cube],
+    }
+    curves = quiet(train, grid, batch_size=2)
+    assert len(compiled) == 4
+    assert curves.loss.dims == tuple(grid)
+    assert curves.loss.sel(gamma=0.5, centered=True, power="cube") == 10.125
+    assert curves.loss.sel(gamma=0.25, centered=False, power="square") == 0.0625
+
+
+def test_python_values_between_numbers_keep_their_place():
+    def train(a, kind, b):
+        return {"loss": a + {"x": 10, "y": 20, None: 30}[kind] + b}
+
+    grid = {"a": [1.0, 2.0], "kind": ["x", None, "y"], "b": [100.0, 200.0, 300.0]}
+    curves = quiet(train, grid, batch_size=4)
+    expected = (
+        np.array([1, 2])[:, None, None]
+        + np.array([10, 30, 20])[:, None]
+        + np.array([100, 200, 300])
+    )
+    np.testing.assert_array_equal(curves.loss, expected)
+    assert list(curves.kind.values) == ["x", "None", "y"]
+    # Paired, equal values share a program wherever they stand.
+    paired = {"a": [1.0, 2.0, 3.0], "kind": ["y", "x", "y"], "b": [1.0, 2.0, 3.0]}
+    curves = quiet(train, paired, zipped=True)
+    np.testing.assert_array_equal(curves.loss, [22, 14, 26])
+
+
+def test_only_python_values():
+    curves = quiet(
+        lambda kind: {"loss": jnp.zeros(2) + len(kind)}, {"kind": ["a", "bc"]}
+    )
+    np.testing.assert_array_equal(curves.loss, [[1, 1], [2, 2]])
+
+
+def test_a_static_number_is_an_array_of_objects():
+    def train(width):
+        return {"loss": jnp.ones(width).sum()}
+
+    curves = quiet(train, {"width": np.array([2, 3], dtype=object)})
+    np.testing.assert_array_equal(curves.loss, [2, 3])
+    assert list(curves.width.values) == ["2", "3"]
+
+
+def test_values_that_look_alike_are_told_apart():
+    functions = [lambda x: x, lambda x: 2 * x, functools.partial(jnp.multiply, 3.0)]
+    curves = quiet(lambda f: {"loss": f(jnp.ones(()))}, {"f": functions})
+    assert list(curves.f.values) == ["<lambda>[0]", "<lambda>[1]", "multiply"]
+    np.testing.assert_array_equal(curves.loss, [1, 2, 3])
+    both = quiet(lambda f: {"loss": jnp.float32(f is True)}, {"f": [True, "True"]})
+    np.testing.assert_array_equal(both.loss, [1, 0])
+
+
+def test_64_bits(x64):
+    seed = 2**40
+    curves = quiet(
+        lambda gamma, seed: {"loss": gamma * 1, "end": seed},
+        {"gamma": [1 - 1e-12], "seed": [seed]},
+    )
+    assert curves.loss.item() == 1 - 1e-12
+    assert curves.loss.dtype == "float64"
+    assert curves.end.item() == seed
+
+
+@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_every_member_is_where_it_belongs(lengths, size, devices):
+    grid = {name: range(n) for name, n in zip("abc", lengths, strict=False)}
+    weights = {"a": 100, "b": 10, "c": 1}
+
+    def train(**point):
+        return {"value": sum(weights[name] * x for name, x in point.items())}
+
+    curves = quiet(train, grid, batch_size=size, devices=jax.devices()[:devices])
+    for i in np.ndindex(*lengths):
+        expected = sum(weights[n] * j for n, j in zip("abc", i, strict=False))
+        assert curves["value"].values[i] == expected
+
+
+# How it runs
+
+
+def test_one_compilation_for_each_shape(compiled, programs):
+    quiet(network, GRID, batch_size=7, devices=jax.devices()[:2])
+    assert compiled == [7]
+    assert programs == [(7, 14)] * 5  # 60 members, the last batch filled up
+
+
+def test_train_is_traced_once():
+    calls = []
+
+    def train(x):
+        calls.append(x)
+        return {"loss": x}
+
+    quiet(train, {"x": range(50)}, batch_size=3)
+    assert len(calls) == 1
+
+
+def test_what_the_training_closes_over_is_an_argument_of_the_program():
+    """Data as constants would be compiled into the program of every batch size."""
+    data = jnp.asarray(np.random.default_rng(0).standard_normal(100_000), "float32")
+    traced = _trace.trace(lambda x: data.sum() * x, {}, {"x": np.dtype("float32")})
+    program = _program.Program(traced, _program.mesh_of(jax.devices()[:1]), 4)
+    assert program.bytes > 400_000
+    assert len(program._call.as_text()) < 100_000
+
+
+def test_auto_begins_with_nearly_full_batches():
+    assert _run.first(64, 1, "cpu") == 8
+    assert _run.first(9, 1, "cpu") == 5  # 5 and 4, not 8 and 1
+    assert _run.first(3, 4, "cpu") == 1
+    assert _run.first(64, 1, "gpu") == 64
+    assert _run.first(100_000, 8, "tpu") == 962  # 13 rounds of 8 x 962
+
+
+def test_auto_tries_other_sizes_while_that_is_cheap():
+    choose = _run.choose
+    # Nothing is tried for the little that is left, or where compiling takes long.
+    assert choose({8: 1.0}, 20, 1, 0.1) == (8, 20)
+    assert choose({8: 1.0}, 1000, 1, 51) == (8, 1000)
+    assert choose({8: 1.0}, 1000, 1, 49) == (32, 32)
+    # Up as long as it helps, then down.
+    assert choose({8: 1.0, 32: 0.5}, 10_000, 2, 1) == (128, 256)
+    assert choose({8: 1.0, 32: 2.0}, 10_000, 2, 1) == (2, 16)
+    assert choose({2: 0.9, 8: 1.0}, 10_000, 2, 1) == (1, 4)
+    assert choose({1: 1.0, 2: 0.9, 8: 1.0}, 10_000, 2, 1) == (2, 10_000)
+    # What does not fit is not tried again.
+    assert choose({256: 1.0, 1024: np.inf, 64: 2.0}, 10**6, 1, 1) == (256, 10**6)
+
+
+def test_auto_keeps_what_its_trials_computed(monkeypatch, programs):
+    monkeypatch.setattr(_run, "choose", lambda *_: trials.pop(0))
+    trials = [(32, 32), (2, 32), (8, 10_000)]
+    curves = quiet(square, {"x": range(100)}, devices=jax.devices()[:1])
+    np.testing.assert_array_equal(curves.loss, np.arange(100) ** 2)
+    # 8 members at first; none is computed twice.
+    assert programs == [(8, 8), (32, 32)] + [(2, 2)] * 16 + [(8, 8)] * 4
+    assert trials == []
+
+
+def test_auto_takes_a_smaller_batch_where_memory_is_short(monkeypatch, compiled):
+    def train(x):
+        return {"loss": jnp.full(100_000, x).cumsum()}
+
+    monkeypatch.setattr(_run, "available", lambda _: 1_500_000)
+    curves = quiet(train, {"x": range(16)}, devices=jax.devices()[:1])
+    assert compiled[0] == 8
+    assert curves.batch_size == compiled[-1] < 8
+    np.testing.assert_array_equal(curves.loss[:, -1], 1e5 * np.arange(16))
+
+
+def test_progress_is_shown(capsys):
+    sweep(network, GRID, batch_size=8, devices=jax.devices()[:2])
+    shown = capsys.readouterr().err
+    for part in ("compiling for 8 at once", "60/60", "member/s", "diverged=20"):
+        assert part in shown
+    quiet(square, {"x": [1, 2]})
+    assert capsys.readouterr().err == ""
+
+
+# Bad input: one line
+
+
+def raises(error, message, *args, **kwargs):
+    with pytest.raises(error) as caught:
+        quiet(*args, **kwargs)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([], ValueError, "`x` must have at least one value, got none"),
+        ([1.0, np.nan], ValueError, "`x` must have no NaN, got one at [1]"),
+        (0.9, TypeError, "`x` must be a sequence of values, got 0.9"),
+        ("abc", TypeError, "`x` must be a sequence of values, got 'abc'"),
+        (
+            np.ones((2, 3)),
+            ValueError,
+            "`x` must have one dimension, got an array of shape (2, 3)",
+        ),
+        ([2**40], ValueError, "`x` must fit int32, got 1099511627776"),
+        ([1e300], ValueError, "`x` must fit float32, got 1e+300"),
+    ],
+)
+def test_bad_axes(values, error, message):
+    raises(error, message, square, {"x": values})
+
+
+def test_random_keys_are_no_axis():
+    raises(
+        TypeError,
+        "`x` must be numbers or Python values, got random keys; sweep over seeds, and "
+        "make the key of each with jax.random.key",
+        square,
+        {"x": jax.random.split(jax.random.key(0), 3)},
+    )
+
+
+@pytest.mark.parametrize("grid", [{}, [1, 2], None])
+def test_bad_grids(grid):
+    raises(
+        TypeError,
+        f"`grid` must map the name of at least one axis to its values, got {grid!r}",
+        square,
+        grid,
+    )
+
+
+def test_names_that_a_result_needs():
+    names = "diverged, diverged_at, finished, member, output"
+    for name in ("member", "diverged", "no name", 3):
+        raises(
+            ValueError,
+            "an axis' name must be an argument's name, and none of "
+            f"{names}; got {name!r}",
+            square,
+            {name: [1]},
+        )
+    raises(
+        ValueError,
+        "`train` must not call an output 'x': it is taken",
+        lambda x: {"x": x},
+        {"x": [1]},
+    )
+
+
+def test_unequal_lengths():
+    raises(
+        ValueError,
+        "zipped axes must be equally long, but `a` has 2, `b` has 3",
+        lambda a, b: a * b,
+        {"a": [1, 2], "b": [1, 2, 3]},
+        zipped=True,
+    )
+
+
+def test_other_arguments():
+    grid = {"x": [1]}
+    raises(TypeError, "`zipped` must be True or False, got 1", square, grid, zipped=1)
+    for size, error in ((0, ValueError), ("all", TypeError), (2.0, TypeError)):
+        message = f"`batch_size` must be an integer >= 1, got {size!r}"
+        raises(error, message, square, grid, batch_size=size)
+    raises(
+        ValueError,
+        "`devices` must be at least one device, each once, got []",
+        square,
+        grid,
+        devices=[],
+    )
+    raises(
+        TypeError,
+        "`devices` must be a sequence of jax devices, got 'cpu'",
+        square,
+        grid,
+        devices="cpu",
+    )
+    raises(TypeError, "`train` must be a function of the axes, got 3", 3, grid)
+
+
+def test_train_without_the_axis_name():
+    raises(
+        TypeError,
+        "`train` must take the axes of the grid by name: got an unexpected keyword "
+        "argument 'gamma'; the axes are gamma, its arguments (x)",
+        square,
+        {"gamma": [0.9]},
+    )
+    raises(
+        TypeError,
+        "`train` must take the axes of the grid by name: missing a required argument: "
+        "'learning_rate'; the axes are gamma, its arguments (gamma, learning_rate)",
+        lambda gamma, learning_rate: gamma,
+        {"gamma": [0.9]},
+    )
+
+
+def test_train_that_returns_no_arrays():
+    def returning(value):
+        return lambda x: value
+
+    grid = {"x": [1.0]}
+    message = "`train` must return a tree of arrays, but {} is {}"
+    raises(TypeError, message.format("loss", 0.5), returning({"loss": 0.5}), grid)
+    raises(TypeError, message.format("value", None), returning(None), grid)
+    raises(TypeError, message.format("a.b", None), returning({"a": {"b": None}}), grid)
+    raises(
+        TypeError,
+        "`train` must return a tree of arrays, got {}",
+        returning({}),
+        grid,
+    )
+    raises(
+        TypeError,
+        "`train` must return numbers, but value is key<fry>; "
+        "jax.random.key_data makes numbers of random keys",
+        lambda x: jax.random.key(0),
+        grid,
+    )
+
+
+def test_train_that_cannot_be_traced():
+    def branches(x):
+        return {"loss": x if x > 0 else -x}
+
+    line = branches.__code__.co_firstlineno + 1
+    raises(
+        TypeError,
+        f"`train` cannot be traced: TracerBoolConversionError at test_sweep.py:{line}; "
+        "a hyperparameter that decides shapes or branches must be an axis of Python "
+        "values (an array of dtype object)",
+        branches,
+        {"x": [1.0]},
+    )
+
+
+def test_train_that_raises():
+    def fails(x):
+        raise KeyError("no such file\nand more")
+
+    line = fails.__code__.co_firstlineno + 1
+    raises(
+        RuntimeError,
+        f"`train` raised KeyError at test_sweep.py:{line}: 'no such file\\nand more'",
+        fails,
+        {"x": [1.0]},
+    )
+
+
+def test_outputs_that_differ_between_groups():
+    raises(
+        ValueError,
+        "`train` must return the same for all Python values, but loss is float32[2] "
+        "with {'n': 2} and float32[3] with {'n': 3}",
+        lambda n: {"loss": jnp.ones(n)},
+        {"n": np.array([2, 3], object)},
+    )
+
+
+def test_what_the_extra_installs_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    raises(
+        ModuleNotFoundError,
+        "zarr is missing: pip install 'jax-rmsprop[sweep]'",
+        square,
+        {"x": [1]},
+    )
+
+
+# The folder
+
+
+def test_the_same_from_a_folder(tmp_path, together, compiled):
+    store = tmp_path / "a" / "sweep.zarr"
+    for _ in range(2):
+        curves = quiet(network, GRID, batch_size=8, store=store)
+        assert bits(curves) == bits(together)
+        assert list(curves.data_vars) == list(together.data_vars)
+    assert compiled == [8]  # the second time there is nothing to compute
+    assert bits(load_sweep(store)) == bits(together)
+    assert bits(load_sweep(str(store))) == bits(together)
+
+
+def test_groups_and_points_from_a_folder(tmp_path):
+    def train(a, kind, flag):
+        return {"loss": a * len(kind) + float(flag)}
+
+    product = {"a": [1.0, 2.0], "kind": ["xy", "x"], "flag": [False, True]}
+    points = {"a": [1.0, 2.0], "kind": ["xy", "x"], "flag": [True, False]}
+    for grid, zipped in ((product, False), (points, True)):
+        store = tmp_path / str(zipped)
+        expected = quiet(train, grid, zipped=zipped)
+        curves = quiet(train, grid, zipped=zipped, store=store)
+        assert bits(curves) == bits(expected) == bits(load_sweep(store))
+        assert bits(quiet(train, grid, zipped=zipped, store=store)) == bits(expected)
+
+
+def test_it_is_lazy_where_it_does_not_fit(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(_sweep, "free_memory", lambda: 1000)
+    curves = quiet(network, GRID, batch_size=8, store=tmp_path / "sweep.zarr")
+    assert curves.loss.chunks is not None
+    assert bits(curves.compute()) == bits(together)
+
+
+@pytest.mark.parametrize(
+    "harm", ["cut", "emptied", "removed", "a bit", "another chunk", "checksum"]
+)
+def test_a_torn_write_is_noticed_and_computed_again(tmp_path, programs, harm):
+    def wave(x):
+        return {"loss": jnp.sin(x * jnp.arange(100.0))}
+
+    grid = {"x": np.linspace(1, 2, 60)}
+    store = tmp_path / "sweep.zarr"
+    whole = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
+    chunk = store / "0" / ("checksum/c/2" if harm == "checksum" else "loss/c/2/0")
+    content = chunk.read_bytes()
+    if harm in ("removed", "checksum"):
+        chunk.unlink()
+    elif harm == "another chunk":
+        chunk.write_bytes((store / "0/loss/c/3/0").read_bytes())
+    else:
+        harmed = {"cut": content[: len(content) // 2], "emptied": b""}
+        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        chunk.write_bytes(harmed.get(harm, flipped))
+    programs.clear()
+    curves = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
+    assert programs == [(8, 8)]  # that batch, and no other
+    assert bits(curves) == bits(whole)
+
+
+def test_another_number_of_devices_goes_on(tmp_path, together, monkeypatch):
+    store = tmp_path / "sweep.zarr"
+    interrupt_after(monkeypatch, 1)
+    with pytest.warns(UserWarning, match="interrupted: 24 of 60 members"):
+        quiet(network, GRID, batch_size=8, store=store, devices=jax.devices()[:3])
+    monkeypatch.undo()
+    curves = quiet(network, GRID, batch_size=8, store=store, devices=jax.devices()[:2])
+    assert bits(curves) == bits(together)
+
+
+def test_auto_goes_on_with_the_sizes_in_the_folder(tmp_path, monkeypatch, programs):
+    store = tmp_path / "sweep.zarr"
+    trials = [(32, 32), (2, 10_000)]
+    monkeypatch.setattr(_run, "choose", lambda *_: trials.pop(0))
+    grid, one = {"x": np.arange(100.0)}, jax.devices()[:1]
+    expected = quiet(square, grid, store=store, devices=one)
+    assert [s[:3] for s in _keep.attributes(str(store))["segments"]] == [
+        [0, 8, 8],
+        [8, 40, 32],
+        [40, 100, 2],
+    ]
+    # As if killed in the trial: its last blocks are not there.
+    (store / "1/loss/c/0").unlink()
+    (store / "2/loss/c/20").unlink()
+    programs.clear()
+    curves = quiet(square, grid, store=store, devices=one)
+    assert programs == [(32, 32), (2, 2)]
+    assert bits(curves) == bits(expected)
+
+
+def refused(store, differs, *args, **kwargs):
+    raises(
+        ValueError,
+        f"`store` {store} holds another sweep: {differs}",
+        *args,
+        store=store,
+        **kwargs,
+    )
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
+    store = tmp_path / "sweep.zarr"
+    grid = {"x": [1.0, 2.0], "y": [1.0]}
+    data = jnp.ones(3)
+
+    def train(x, y):
+        return {"loss": x.astype(float) * y * data}
+
+    quiet(train, grid, store=store, batch_size=2)
+    refused(
+        store,
+        "its axes are x, y, this one's y, x",
+        train,
+        {"y": [1.0], "x": [1.0, 2.0]},
+        batch_size=2,
+    )
+    refused(
+        store, "its x has 2 values, this one's 3", train, grid | {"x": [1.0, 2.0, 3.0]}
+    )
+    refused(store, "its x has other values", train, grid | {"x": [1.0, 2.5]})
+    refused(store, "its x has other values", train, grid | {"x": [1, 2]})
+    refused(
+        store,
+        "its output loss is float32[3], this one's float32[]",
+        lambda x, y: {"loss": x * y},
+        grid,
+    )
+    refused(
+        store,
+        "its output loss is float32[3], this one's missing",
+        lambda x, y: {"error": x * y * data},
+        grid,
+    )
+    another = "its `train` is another function, or closes over other data"
+    refused(store, another, lambda x, y: {"loss": x + y * data}, grid)
+    other = 2 * data
+    refused(store, another, lambda x, y: {"loss": x.astype(float) * y * other}, grid)
+    refused(
+        store,
+        another,
+        jax.jit(lambda x, y: {"loss": x.astype(float) * y * other}),
+        grid,
+    )
+    refused(store, "its `batch_size` is 2, this one's 4", train, grid, batch_size=4)
+    now = jax.__version__
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    refused(
+        store,
+        f"it was computed with jax {now}, this one is with 0.0.1, so the bits may "
+        "differ; `load_sweep` reads it",
+        train,
+        grid,
+        batch_size=2,
+    )
+    assert load_sweep(store).loss.shape == (2, 1, 3)
+
+
+def test_zipped_and_product_are_not_the_same(tmp_path):
+    grid = {"x": [1.0], "y": [1.0]}
+    quiet(lambda x, y: x * y, grid, store=tmp_path / "a")
+    refused(
+        tmp_path / "a",
+        "its `zipped` is False, this one's True",
+        lambda x, y: x * y,
+        grid,
+        zipped=True,
+    )
+
+
+def test_data_inside_a_jitted_training_count():
+    """A jaxpr shows their shapes only."""
+    seen = set()
+    for scale in (1.0, 2.0):
+        data = scale * jnp.arange(1000.0)
+
+        @jax.jit
+        def train(x, data=data):
+            inner = jax.jit(lambda y: (y * data).sum())
+            return jax.lax.fori_loop(0, 3, lambda _, y: inner(y), x)
+
+        traced = _trace.trace(
+            lambda x, train=train: train(x), {}, {"x": np.dtype("float32")}
+        )
+        seen.add(_trace.fingerprint(traced))
+    assert len(seen) == 2
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    code = (
+        "import numpy as np; from tests.sweeps import network;"
+        "from jax_rmsprop._sweep import _trace; d = np.dtype('float32');"
+        "n = dict(gamma=d, learning_rate=d, seed=np.dtype('int32'));"
+        "print(_trace.fingerprint(_trace.trace(network, {}, n)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_a_store_that_is_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    raises(
+        ValueError,
+        f"`store` must be a folder or a new path, got the file {path}",
+        square,
+        {"x": [1]},
+        store=path,
+    )
+
+
+def test_a_store_that_is_another_folder(tmp_path):
+    import zarr
+
+    (tmp_path / "thesis.tex").write_text("")
+    raises(
+        ValueError,
+        f"`store` must be a sweep's or a new path, but {tmp_path} has thesis.tex",
+        square,
+        {"x": [1]},
+        store=tmp_path,
+    )
+    zarr.create_group(tmp_path / "group")
+    raises(
+        ValueError,
+        f"`store` must be a sweep's, but {tmp_path / 'group'} is another zarr group",
+        square,
+        {"x": [1]},
+        store=tmp_path / "group",
+    )
+    with pytest.raises(ValueError, match="has no finished members"):
+        load_sweep(tmp_path / "nothing")
+
+
+def test_a_store_that_cannot_be_written():
+    # A place where not even the superuser makes folders.
+    with pytest.raises(
+        OSError, match=r"`store` /proc/sweep.zarr cannot be written: \w"
+    ):
+        quiet(square, {"x": [1]}, store="/proc/sweep.zarr")
+
+
+def test_an_empty_folder_is_a_new_store(tmp_path):
+    """A process that was killed while it made the store leaves one."""
+    (tmp_path / "zarr.json.0123.partial").write_text("{")
+    curves = quiet(square, {"x": [1, 2]}, store=tmp_path)
+    np.testing.assert_array_equal(curves.loss, [1, 4])
+
+
+def test_a_full_disk(tmp_path):
+    """Files of more than a few kilobytes cannot be written, then they can."""
+    store = tmp_path / "sweep.zarr"
+    code = (
+        "import resource, numpy as np; from jax_rmsprop import sweep\n"
+        "import jax.numpy as jnp, jax\n"
+        "def train(x):\n"
+        "    noise = jax.random.normal(jax.random.key(x), (5000,))\n"
+        "    return {'loss': jnp.where(x < 8, 0.0, noise)}\n"
+        "import sys; limit = int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
+        "c = sweep(train, {'x': range(16)}, batch_size=4, store=sys.argv[1],"
+        " progress=False)\n"
+        "print(int(c.finished.sum()))"
+    )
+
+    def attempt(limit):
+        return subprocess.run(
+            [sys.executable, "-c", code, str(store), str(limit)],
+            capture_output=True,
+            text=True,
+        )
+
+    failed = attempt(20_000)
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert (
+        f"`store` {store} cannot be written: File too large; what is finished" in last
+    )
+    assert int(load_sweep(store).finished.sum()) == 8
+    assert attempt(-1).stdout == "16\n"
+
+
+# Ends
+
+
+def interrupt_after(monkeypatch, batches):
+    """Press Ctrl-C while a batch runs."""
+    call = _program.Program.__call__
+    count = []
+
+    def interrupted(self, numbers):
+        count.append(None)
+        if len(count) == batches:
+            signal.raise_signal(signal.SIGINT)
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.Program, "__call__", interrupted)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_ctrl_c_ends_with_what_is_finished(kept, tmp_path, monkeypatch, together):
+    store = tmp_path / "sweep.zarr" if kept else None
+    before = signal.getsignal(signal.SIGINT)
+    interrupt_after(monkeypatch, 2)
+    one = jax.devices()[:1]
+    again = ", and the same call computes them" if kept else ""
+    with pytest.warns(UserWarning, match="interrupted") as caught:
+        curves = quiet(network, GRID, batch_size=8, store=store, devices=one)
+    assert str(caught[0].message) == (
+        "interrupted: 16 of 60 members are finished; those where `finished` is False "
+        f"are missing{again}"
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert curves.finished.values.sum() == 16
+    done = curves.finished.values.ravel()
+    assert done[:16].all()
+    for name in ("loss", "end.v", "diverged_at", "diverged"):
+        rows, whole = (
+            x[name].values.reshape(60, -1).astype(float) for x in (curves, together)
+        )
+        np.testing.assert_array_equal(rows[:16], whole[:16])
+        missing = np.nan if name in ("loss", "end.v") else rows[20]
+        np.testing.assert_array_equal(
+            rows[16:], np.broadcast_to(missing, rows[16:].shape)
+        )
+    assert not curves.diverged.values.ravel()[16:].any()
+    monkeypatch.undo()
+    if kept:
+        assert bits(load_sweep(store)) == bits(curves)
+        whole = quiet(network, GRID, batch_size=8, store=store, devices=one)
+        assert bits(whole) == bits(together)
+
+
+def test_the_second_ctrl_c_ends_at_once(monkeypatch, tmp_path):
+    call = _program.Program.__call__
+
+    def interrupted(self, numbers):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.Program, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(square, {"x": [1]}, store=tmp_path)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(quiet(square, {"x": [1]}, store=tmp_path).loss, [1])
+
+
+def test_ctrl_c_before_anything_ran(monkeypatch):
+    build = _program.Program.__init__
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        build(self, *args)
+
+    monkeypatch.setattr(_program.Program, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(square, {"x": [1]})
+
+
+# Processes
+
+
+@pytest.fixture
+def start():
+    """Start processes of `tests.sweeps`; those that still run in the end are killed."""
+    running = []
+
+    def start(store, **options):
+        words = [f"{name}={value}" for name, value in options.items()]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sweeps", str(store), *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def result(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def chunks(store):
+    return sum(1 for _ in store.glob("*/checksum/c/*"))
+
+
+def wait_for(process, store, number):
+    """Until so many batches are in the folder, or the process has ended."""
+    while process.poll() is None and chunks(store) < number:
+        time.sleep(0.005)
+
+
+def test_kill_9_ten_times_over(tmp_path, start):
+    store = tmp_path / "sweep.zarr"
+    random = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    counts = []
+    for _ in range(10):
+        process = start(store)
+        wait_for(process, store, chunks(store) + 1)
+        time.sleep(random.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        counts.append(chunks(store))
+    print("batches in the folder after each kill:", counts)
+    assert counts[-1] < 50  # it was still at work
+    found = result(start(store))
+    whole = quiet(long, LONG, batch_size=4, devices=jax.devices()[:1])
+    assert found == {"bits": bits(whole), "finished": 200}
+
+
+def test_two_processes_give_the_same(tmp_path, start, together):
+    for store in ("", tmp_path / "sweep.zarr"):
+        port = free_port()
+        options = {"devices": 2, "processes": 2, "port": port, "batch_size": 8}
+        both = [start(store, process=i, what="network", **options) for i in range(2)]
+        expected = {"bits": bits(together), "finished": 60}
+        assert [result(process) for process in both] == [expected] * 2
+
+
+def test_two_processes_of_which_one_is_killed(tmp_path, start):
+    store = tmp_path / "sweep.zarr"
+    options = {"devices": 2, "processes": 2, "batch_size": 1}
+    port = free_port()
+    first, second = (start(store, process=i, port=port, **options) for i in range(2))
+    wait_for(second, store, 40)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    assert chunks(store) < 200
+    first.kill()  # which would wait for the other
+    first.communicate()
+    port = free_port()
+    both = [start(store, process=i, port=port, **options) for i in range(2)]
+    whole = quiet(long, LONG, batch_size=1)
+    expected = {"bits": bits(whole), "finished": 200}
+    assert [result(process) for process in both] == [expected] * 2
+
+
+def test_100_000_members_in_bounded_memory(tmp_path):
+    """200 megabytes of results, of which the process never holds a quarter."""
+    code = (
+        "import resource, sys, jax.numpy as jnp\n"
+        "from jax_rmsprop import sweep\n"
+        "from jax_rmsprop._sweep import _sweep\n"
+        "_sweep.free_memory = lambda: 0\n"
+        "def train(x):\n"
+        "    return {'loss': x + jnp.arange(500.0), 'last': x}\n"
+        "def peak():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "def run(n, store):\n"
+        "    return sweep(train, {'x': jnp.arange(float(n))}, batch_size=1000,"
+        " store=store, progress=False)\n"
+        "run(2000, sys.argv[1] + '/small').last.sum().compute()\n"
+        "before = peak()\n"
+        "curves = run(100_000, sys.argv[1] + '/large')\n"
+        "assert curves.loss.shape == (100_000, 500)\n"
+        "assert float(curves.loss[99_999, 499]) == 99_999 + 499\n"
+        "assert (curves.last == curves.x).all().compute()\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 50, done.stdout
+
+
+def test_log_one_minus():
+    gammas = log_one_minus(0.5, 0.9999, 9)
+    np.testing.assert_allclose(np.diff(np.log(1 - gammas)), np.log(2e-4) / 8, rtol=1e-9)
+    assert (gammas[0], gammas[-1]) == (0.5, 0.9999)
+    for low, high, n, error, message in (
+        (1.0, 0.9, 3, ValueError, "`low` must be in [0, 1), got 1.0"),
+        (0.9, 1.0, 3, ValueError, "`high` must be in [0, 1), got 1.0"),
+        (0.9, 0.99, 1, ValueError, "`n` must be an integer >= 2, got 1"),
+    ):
+        with pytest.raises(error) as caught:
+            log_one_minus(low, high, n)
+        assert str(caught.value) == message
+
+
+def test_an_axis_is_read_without_loss():
+    axis = _grid.parse({"x": jnp.array([0.9, 0.99], "bfloat16")}, False).axes["x"]
+    assert axis.labels.dtype == "float64"
+    np.testing.assert_array_equal(axis.labels, np.float64([0.8984375, 0.98828125]))
