@@ -10,13 +10,21 @@ import sys
 import jax
 from tqdm import tqdm
 
-from benchmarks import airfoil, schemes, storages, update
+from benchmarks import airfoil, schemes, storages, sweeps, update
 
 
 def machine():
     """The machine and the versions, as one line of Markdown."""
     versions = []
-    for name in ("jax", "jaxlib", "optax", "numpy", "torch", "bitsandbytes"):
+    for name in (
+        "jax",
+        "jaxlib",
+        "optax",
+        "numpy",
+        "torch",
+        "bitsandbytes",
+        "hyperoptax",
+    ):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -36,6 +44,10 @@ def main():
         storages.storages,
         schemes.schemes,
         airfoil.training,
+        sweeps.against_loop_and_vmap,
+        sweeps.sizes,
+        sweeps.against_torch,
+        sweeps.against_hyperoptax,
     ]
     parser = argparse.ArgumentParser(description="ratios to the alternatives")
     parser.add_argument("names", nargs="*", help=", ".join(p.__name__ for p in parts))

@@ -17,21 +17,39 @@ def medians(
 
     Args:
       alternatives: functions of no argument; what they return is waited for.
-      rounds: how often each is called, after two rounds that don't count. The order
-        is another one each time, since a call can disturb the one after it: PyTorch's
-        threads, for one, go on spinning for a while.
+      rounds: how often each is called, after two rounds that don't count.
       before: called before each call, and not timed.
+    """
+
+    def timed(function: Callable[[], object]) -> Callable[[], float]:
+        def seconds() -> float:
+            before()
+            began = time.perf_counter()
+            jax.block_until_ready(function())
+            return time.perf_counter() - began
+
+        return seconds
+
+    return medians_of({n: timed(f) for n, f in alternatives.items()}, rounds, warm=2)
+
+
+def medians_of(
+    alternatives: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1
+) -> dict[str, float]:
+    """The median of what each alternative returns, its seconds, in interleaved calls.
+
+    The order is another one each time, since a call can disturb the one after it:
+    PyTorch's threads, for one, go on spinning for a while. The first `warm` rounds
+    don't count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     order, rng = list(alternatives), random.Random(0)
-    for turn in range(2 + rounds):
+    for turn in range(warm + rounds):
         rng.shuffle(order)
         for name in order:
-            before()
-            began = time.perf_counter()
-            jax.block_until_ready(alternatives[name]())
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - began)
+            took = alternatives[name]()
+            if turn >= warm:
+                seconds[name].append(took)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 

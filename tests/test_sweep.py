@@ -314,11 +314,31 @@ def test_what_the_training_closes_over_is_an_argument_of_the_program():
 
 
 def test_auto_begins_with_nearly_full_batches():
-    assert _run.first(64, 1, "cpu") == 8
-    assert _run.first(9, 1, "cpu") == 5  # 5 and 4, not 8 and 1
-    assert _run.first(3, 4, "cpu") == 1
-    assert _run.first(64, 1, "gpu") == 64
-    assert _run.first(100_000, 8, "tpu") == 962  # 13 rounds of 8 x 962
+    assert _run.first(64, 1, 400_000) == 8  # as many as the cache holds
+    assert _run.first(64, 1, 30_000) == 64
+    assert _run.first(64, 1, 10**9) == 1
+    assert _run.first(9, 1, 400_000) == 5  # 5 and 4, not 8 and 1
+    assert _run.first(3, 4, 400_000) == 1
+    assert _run.first(64, 1, 0) == 64
+    assert _run.first(100_000, 8, 0) == 962  # 13 rounds of 8 x 962
+
+
+def test_only_arrays_of_a_members_own_count_for_the_cache():
+    data = jnp.ones((1000, 10))
+
+    def footprint(train):
+        return _trace.footprint(_trace.trace(train, {}, {"x": np.dtype("float32")}))
+
+    def shared(x):
+        shuffled = jax.random.permutation(jax.random.key(0), data)
+        return jax.lax.fori_loop(0, 3, lambda i, y: y + (shuffled[i] * y).sum(), x)
+
+    def own(x):
+        key = jax.random.key(x.astype("int32"))
+        return jax.random.permutation(key, data).sum()
+
+    assert footprint(shared) == 40  # a row of the data, times y
+    assert footprint(own) == 40_000
 
 
 def test_auto_tries_other_sizes_while_that_is_cheap():
@@ -338,6 +358,7 @@ def test_auto_tries_other_sizes_while_that_is_cheap():
 
 def test_auto_keeps_what_its_trials_computed(monkeypatch, programs):
     monkeypatch.setattr(_run, "choose", lambda *_: trials.pop(0))
+    monkeypatch.setattr(_run, "first", lambda *_: 8)
     trials = [(32, 32), (2, 32), (8, 10_000)]
     curves = quiet(square, {"x": range(100)}, devices=jax.devices()[:1])
     np.testing.assert_array_equal(curves.loss, np.arange(100) ** 2)
@@ -350,10 +371,10 @@ def test_auto_takes_a_smaller_batch_where_memory_is_short(monkeypatch, compiled)
     def train(x):
         return {"loss": jnp.full(100_000, x).cumsum()}
 
-    monkeypatch.setattr(_run, "available", lambda _: 1_500_000)
+    monkeypatch.setattr(_run, "available", lambda _: 2_500_000)
     curves = quiet(train, {"x": range(16)}, devices=jax.devices()[:1])
-    assert compiled[0] == 8
-    assert curves.batch_size == compiled[-1] < 8
+    assert compiled == [8, 4, 2]  # 8 members' arrays fit into the cache
+    assert curves.batch_size == 2
     np.testing.assert_array_equal(curves.loss[:, -1], 1e5 * np.arange(16))
 
 
@@ -552,6 +573,14 @@ def test_what_the_extra_installs_is_named_where_it_is_missing(monkeypatch):
         "zarr is missing: pip install 'jax-rmsprop[sweep]'",
         square,
         {"x": [1]},
+        store="sweep.zarr",
+    )
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    raises(
+        ModuleNotFoundError,
+        "xarray is missing: pip install 'jax-rmsprop[sweep]'",
+        square,
+        {"x": [1]},
     )
 
 
@@ -629,6 +658,7 @@ def test_another_number_of_devices_goes_on(tmp_path, together, monkeypatch):
 def test_auto_goes_on_with_the_sizes_in_the_folder(tmp_path, monkeypatch, programs):
     store = tmp_path / "sweep.zarr"
     trials = [(32, 32), (2, 10_000)]
+    monkeypatch.setattr(_run, "first", lambda *_: 8)
     monkeypatch.setattr(_run, "choose", lambda *_: trials.pop(0))
     grid, one = {"x": np.arange(100.0)}, jax.devices()[:1]
     expected = quiet(square, grid, store=store, devices=one)

@@ -85,7 +85,8 @@ def population(
       ...     params = optax.apply_updates(params, updates)
       >>> state.hyperparams["gamma"].shape
       (6,)
-      >>> state = optax.tree.set(state, learning_rate=jnp.full(6, 0.001))
+      >>> rates = jnp.full(6, 0.001, "float32")  # without the dtype a weak type: one
+      >>> state = optax.tree.set(state, learning_rate=rates)  # compilation more
 
     References:
       Jaderberg et al.,

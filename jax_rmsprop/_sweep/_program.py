@@ -88,10 +88,12 @@ class Program:
         Returns:
           The outputs of this process' devices, in the mesh's order.
         """
-        placed = [
-            jax.make_array_from_callback(x.shape, self._each, x.__getitem__)
-            for x in numbers
-        ]
+        placed: Sequence[Any] = numbers
+        if jax.process_count() > 1:  # where a call takes no array of one process
+            placed = [
+                jax.make_array_from_callback(x.shape, self._each, x.__getitem__)
+                for x in numbers
+            ]
         outputs = self._call(self._consts, *placed)
         return dict(zip(self._names, map(_local, outputs), strict=True))
 
@@ -149,6 +151,7 @@ def _split(mesh: Mesh) -> NamedSharding:
 
 
 def _local(array: jax.Array) -> np.ndarray:
+    """The rows of this process' devices."""
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
     rows = np.concatenate([np.asarray(s.data) for s in shards])
     if rows.dtype.kind == "V":  # bfloat16 and the like, which files do not know

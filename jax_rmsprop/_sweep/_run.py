@@ -17,7 +17,10 @@ from jax.sharding import Mesh
 from jax_rmsprop._sweep._grid import Group
 from jax_rmsprop._sweep._keep import Memory, Segment, Store
 from jax_rmsprop._sweep._program import Program, Rows, agree, available
-from jax_rmsprop._sweep._trace import Traced
+from jax_rmsprop._sweep._trace import Traced, footprint
+
+# Bytes of cache that a core of today's processors has for itself, about.
+_CACHE = 4_000_000
 
 
 class Run:
@@ -57,7 +60,7 @@ class Run:
         numbers = [group.numbers[name] for name in sorted(group.numbers)]
         while self._start < end and not self.stopped:
             if self._number == len(self._kept.segments):
-                size, members = self._next(end - self._start, bool(programs))
+                size, members = self._next(traced, end - self._start, bool(programs))
                 size = self._program(programs, traced, size).size
                 if self.stopped:
                     return
@@ -73,13 +76,14 @@ class Run:
                 self._rates[segment.size] = segment.rate
             self._start, self._number = segment.stop, self._number + 1
 
-    def _next(self, remaining: int, compiled: bool) -> tuple[int, int]:
+    def _next(self, traced: Traced, remaining: int, compiled: bool) -> tuple[int, int]:
         """The batch size of the next segment, and how many members it has."""
         if isinstance(self._batch_size, int):
             return self._batch_size, remaining
         devices = self._mesh.size
         if not self._rates:
-            size = first(remaining, devices, self._mesh.devices.flat[0].platform)
+            cpu = self._mesh.devices.flat[0].platform == "cpu"
+            size = first(remaining, devices, footprint(traced) if cpu else 0)
             return size, size * devices
         size, members = choose(self._rates, remaining, devices, self._last_compile)
         if not compiled:  # nothing is compiled twice, but this group is new
@@ -117,13 +121,14 @@ class Run:
         self.size = size
         there = set(range(segment.blocks)) - set(missing.tolist())
         self._bar.update(sum(_length(segment.block(b)) for b in there))
+        slot, lane = np.arange(devices), np.arange(size)
         began = time.perf_counter()
         for i in range(0, len(missing), devices):
             blocks = missing[i : i + devices]
             # What is short is filled up: the last block with its last member, the
             # last batch with its last block.
-            slots = np.pad(blocks, (0, devices - len(blocks)), mode="edge")
-            members = segment.start + slots[:, None] * size + np.arange(size)
+            slots = missing[np.minimum(i + slot, len(missing) - 1)]
+            members = segment.start + slots[:, None] * size + lane
             members = np.minimum(members, segment.stop - 1).ravel() - offset
             rows = program([x[members] for x in numbers])
             rows["diverged_at"] = np.stack([first_bad(x) for x in rows.values()], -1)
@@ -156,13 +161,22 @@ class Run:
         self._bar.set_postfix(diverged=self._diverged, refresh=False)
 
 
-def first(members: int, devices: int, platform: str) -> int:
+def first(members: int, devices: int, bytes_each: int) -> int:
     """The batch size to begin with, such that the last batch is nearly full.
 
-    Eight fill a CPU's vector registers and keep a network's state in its cache; an
-    accelerator wants all it can hold, and the compiler says if that was too much.
+    A power of two, at most 1024, for which the members' largest arrays together fit
+    into a processor's cache: a network with its data is best at about eight, a linear
+    regression at hundreds.
+
+    Args:
+      members: how many there are.
+      devices: on which they run.
+      bytes_each: of the largest array that a member has of its own; 0 for accelerators,
+        which want all they can hold: the compiler says if that was too much.
     """
-    size = 8 if platform == "cpu" else 1024
+    size = 1024
+    while size > 1 and size * bytes_each > _CACHE:
+        size //= 2
     rounds = math.ceil(members / (size * devices))
     return math.ceil(members / (rounds * devices))
 

@@ -59,10 +59,11 @@ def sweep(
         numbers in an array of dtype object.
       zipped: pair the axes' values, which must be equally many, instead of taking all
         combinations.
-      batch_size: members that a device runs at once, at least 1. "auto" begins with 8
-        on a CPU and with 1024 elsewhere (fewer if the compiler says that they need more
-        memory than there is), and tries four times more and less while compiling that
-        costs at most a twentieth of the time left; what the trials compute is kept.
+      batch_size: members that a device runs at once, at least 1. "auto" begins with
+        1024, on a CPU with as many as fit into its cache (in either case fewer if the
+        compiler says that they need more memory than there is), and tries four times
+        more and less while compiling that costs at most a twentieth of the time left;
+        what the trials compute is kept.
       devices: where to run; None for all devices of all processes.
       store: a folder (for several processes, one that all share) to which each batch
         is written as zarr when it is done. The same call goes on from what is there,
@@ -123,7 +124,9 @@ def sweep(
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    extra("sweep", "dask.array", "tqdm.auto", "xarray", "zarr")
+    extra("sweep", "tqdm.auto", "xarray")
+    if store is not None:
+        extra("sweep", "dask.array", "zarr")
     from tqdm.auto import tqdm
 
     flag("progress", progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
@@ -97,29 +98,54 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
         ) from None
 
 
+def footprint(traced: Traced) -> int:
+    """Bytes of the largest array that each member has of its own.
+
+    What all members share, such as data in one order, does not count: it is the same
+    array in a batch of two and in a batch of three.
+    """
+    two, three = (_bytes(traced.jaxpr, members) for members in (2, 3))
+    return max((b - a for a, b in zip(two, three, strict=False)), default=0)
+
+
+def _bytes(closed: jax.extend.core.ClosedJaxpr, members: int) -> list[int]:
+    """Of all arrays that a batch of so many members makes, in order."""
+    arguments = [jax.ShapeDtypeStruct((members,), x.dtype) for x in closed.in_avals]
+    batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)
+    jaxpr = jax.make_jaxpr(batch)(*arguments)
+    return [
+        variable.aval.size * variable.aval.dtype.itemsize
+        for inner in _jaxprs(jaxpr)
+        for equation in inner.eqns
+        for variable in equation.outvars
+        if isinstance(variable.aval, jax.core.ShapedArray)
+    ]
+
+
 def fingerprint(traced: Traced) -> str:
     """What tells one training from another: its jaxpr and the arrays it closes over."""
     digest = hashlib.sha256()
     # An address in memory is another in every process.
     digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)).encode())
-    for const in _consts(traced.jaxpr):
-        if jnp.issubdtype(const.dtype, jax.dtypes.prng_key):
-            const = jax.random.key_data(const)
-        digest.update(np.asarray(const).tobytes())
+    for inner in _jaxprs(traced.jaxpr):
+        for const in inner.consts:
+            if jnp.issubdtype(const.dtype, jax.dtypes.prng_key):
+                const = jax.random.key_data(const)
+            digest.update(np.asarray(const).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _consts(value: Any) -> Generator[Any]:
-    """All arrays of a jaxpr and the jaxprs within it; printing shows their shapes."""
+def _jaxprs(value: Any) -> Generator[jax.extend.core.ClosedJaxpr]:
+    """A jaxpr and all those within it, with the arrays that they close over."""
+    if isinstance(value, jax.extend.core.Jaxpr):
+        value = jax.extend.core.ClosedJaxpr(value, ())
     if isinstance(value, jax.extend.core.ClosedJaxpr):
-        yield from value.consts
-        yield from _consts(value.jaxpr)
-    elif isinstance(value, jax.extend.core.Jaxpr):
+        yield value
         for equation in value.eqns:
-            yield from _consts(tuple(equation.params.values()))
+            yield from _jaxprs(tuple(equation.params.values()))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _consts(part)
+            yield from _jaxprs(part)
 
 
 def _named(tree: Any) -> dict[str, Any]:

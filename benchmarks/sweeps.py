@@ -1,0 +1,288 @@
+"""Sweeps against a loop over one jitted training, one big vmap, PyTorch, hyperoptax."""
+
+import functools
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.compilation_cache import compilation_cache
+
+from benchmarks.airfoil import airfoil_data, example, torch, torch_loop
+from benchmarks.timing import medians_of, table
+from jax_rmsprop import rmsprop, sweep
+
+# On the examples' path, which benchmarks.airfoil adds.
+from common import (  # isort: skip
+    batches,
+    cross_entropy,
+    digits,
+    linear,
+    network,
+    squared_loss,
+    train_step,
+)
+
+try:
+    import hyperoptax
+except ImportError:
+    hyperoptax = None
+
+MEMBERS = 64
+
+
+def conv_network(key):
+    """Two convolutions and a linear layer, for 8 x 8 pixels and ten classes."""
+    first, second, third = jax.random.split(key, 3)
+    return {
+        "first": 0.3 * jax.random.normal(first, (3, 3, 1, 8)),
+        "second": 0.15 * jax.random.normal(second, (3, 3, 8, 16)),
+        "w": 0.1 * jax.random.normal(third, (64, 10)),
+        "b": jnp.zeros(10),
+    }
+
+
+def conv_loss(p, data):
+    """Its mean cross entropy, in nats."""
+    x = data.x.reshape(-1, 8, 8, 1)
+    for kernel in (p["first"], p["second"]):
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(x)
+    outputs = x.reshape(len(x), -1) @ p["w"] + p["b"]
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, data.y).mean()
+
+
+def training(data, init, loss, batch, epochs):
+    """A training as a function of gamma and seed."""
+
+    def train(gamma, seed):
+        optimizer = rmsprop(0.01, gamma)
+        step = train_step(loss, optimizer)
+        key = jax.random.key(seed)
+
+        def epoch(carry, key):
+            carry, losses = jax.lax.scan(step, carry, batches(key, data, batch))
+            return carry, losses.mean()
+
+        params = init(key)
+        _, losses = jax.lax.scan(
+            epoch, (params, optimizer.init(params)), jax.random.split(key, epochs)
+        )
+        return {"loss": losses}
+
+    return train
+
+
+def problems():
+    """Linear regression, a network, a convolutional network."""
+    train, _ = digits()
+    return {
+        "linear regression, airfoil": training(
+            airfoil_data(), functools.partial(linear, inputs=5), squared_loss, 10, 5
+        ),
+        "network, digits": training(
+            train, functools.partial(network, inputs=64), cross_entropy, 30, 8
+        ),
+        "convolutional network, digits": training(
+            train, conv_network, conv_loss, 30, 2
+        ),
+    }
+
+
+def grid(members=MEMBERS):
+    """So many gammas, each with a seed of its own."""
+    return {
+        "gamma": np.linspace(0.5, 0.999, members, dtype="float32"),
+        "seed": np.arange(members, dtype="int32"),
+    }
+
+
+def timed(function):
+    """The function as one that returns its seconds."""
+
+    def seconds():
+        began = time.perf_counter()
+        function()
+        return time.perf_counter() - began
+
+    return seconds
+
+
+def once(function):
+    """The function with a cache of compiled programs: each is compiled once."""
+
+    @functools.wraps(function)
+    def cached(*args):
+        with tempfile.TemporaryDirectory() as folder:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            compilation_cache.reset_cache()
+            try:
+                return function(*args)
+            finally:
+                jax.config.update("jax_compilation_cache_dir", None)
+                compilation_cache.reset_cache()
+
+    return cached
+
+
+def swept(train, points, **options):
+    """A sweep as a function that returns the seconds of its running."""
+
+    def seconds():
+        curves = sweep(train, points, zipped=True, progress=False, **options)
+        return curves.run_seconds
+
+    return seconds
+
+
+@once
+def against_loop_and_vmap():
+    """Members per second, compiling apart, of each of the three problems."""
+    rows = []
+    points = grid()
+    for name, train in problems().items():
+        alone, together = jax.jit(train), jax.jit(jax.vmap(train))
+
+        def loop(alone=alone):
+            for gamma, seed in zip(*points.values(), strict=True):
+                np.asarray(alone(gamma, seed)["loss"])
+
+        def vmap(together=together):
+            np.asarray(together(**points)["loss"])
+
+        seconds = medians_of(
+            {
+                "loop": timed(loop),
+                "vmap": timed(vmap),
+                "auto": swept(train, points),
+                "8": swept(train, points, batch_size=8),
+                "1": swept(train, points, batch_size=1),
+            },
+            rounds=3,
+        )
+        better = min(seconds["loop"], seconds["vmap"])
+        rows += [
+            (
+                f"{name}: members a second / the better of loop and vmap",
+                f"{better / seconds['auto']:.2f}",
+                ">= 0.95",
+            ),
+            (
+                "members a second: sweep, loop, vmap",
+                ", ".join(
+                    f"{MEMBERS / seconds[x]:.0f}" for x in ("auto", "loop", "vmap")
+                ),
+                "",
+            ),
+            (
+                "the same with batch_size 1 / loop",
+                f"{seconds['loop'] / seconds['1']:.2f}",
+                "",
+            ),
+        ]
+    return table(f"A sweep of {MEMBERS} members, running", rows)
+
+
+@once
+def sizes():
+    """What "auto" costs over the best fixed batch size."""
+    rows = []
+    points = grid()
+    for name, train in problems().items():
+        fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 8, 16, 64)}
+        seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=3)
+        best = min(fixed, key=lambda n: seconds[n])
+        rows += [
+            (
+                f"{name}: time of auto / of the best fixed size, {best}",
+                f"{seconds['auto'] / seconds[best]:.2f}",
+                "<= 1.1",
+            ),
+            (
+                f"seconds with {', '.join(map(str, fixed))} at once, auto",
+                ", ".join(f"{seconds[n]:.2f}" for n in [*fixed, "auto"]),
+                "",
+            ),
+        ]
+    return table(f'batch_size="auto" on {MEMBERS} members, running', rows)
+
+
+def against_torch(members=512):
+    """The textbook's training: a sweep of it, and PyTorch's one after another."""
+    if torch is None:
+        return table("Against PyTorch", [("PyTorch is not installed", "", "")])
+    data = airfoil_data()
+
+    def train(gamma, seed):
+        return {"loss": example.train(seed, data, example.concise(gamma=gamma))}
+
+    seconds = medians_of(
+        {
+            "torch": timed(lambda: torch_loop(data)),
+            "sweep": swept(train, grid(members)),
+            "all": timed(swept(train, grid(members))),
+        },
+        rounds=3,
+    )
+    rows = [
+        (
+            f"times faster than PyTorch's loop, {members} members, running",
+            f"{seconds['torch'] * members / seconds['sweep']:.0f}",
+            ">= 100",
+        ),
+        (
+            "the same with tracing and compiling",
+            f"{seconds['torch'] * members / seconds['all']:.0f}",
+            "",
+        ),
+    ]
+    return table("A sweep of the textbook's training on airfoil noise", rows)
+
+
+def against_hyperoptax(members=MEMBERS):
+    """Hyperoptax's GridSearch on the same function and grid, all in all."""
+    if hyperoptax is None:
+        return table("Against hyperoptax", [("hyperoptax is not installed", "", "")])
+    gammas = np.linspace(0.5, 0.999, members, dtype="float32")
+    rows = []
+    for name, train in problems().items():
+
+        def function(key, params, train=train):
+            del key
+            return train(params["gamma"], 0)["loss"][-1]
+
+        def search(parallel, function=function):
+            space = {"gamma": hyperoptax.DiscreteSpace(list(gammas))}
+            state, optimizer = hyperoptax.GridSearch.init(space, n_parallel=parallel)
+            _, (_, found) = optimizer.optimize_scan(
+                state, jax.random.key(0), function, n_iterations=members // parallel
+            )
+            return np.asarray(found).ravel()
+
+        def ours(train=train):
+            curves = sweep(
+                lambda gamma: train(gamma, 0), {"gamma": gammas}, progress=False
+            )
+            return curves.loss[:, -1].values
+
+        parallel = (8, 32)  # one scan needs two iterations at least
+        seconds = medians_of(
+            {n: timed(functools.partial(search, n)) for n in parallel}
+            | {"sweep": timed(ours)},
+            rounds=3,
+        )
+        best = min(parallel, key=lambda n: seconds[n])
+        apart = np.abs(search(best) / ours() - 1).max()
+        rows += [
+            (
+                f"{name}: times faster than GridSearch, {best} in parallel",
+                f"{seconds[best] / seconds['sweep']:.2f}",
+                ">= 1",
+            ),
+            ("results apart, relative", f"{apart:.0e}", "the same"),
+        ]
+    return table(f"{members} members with tracing and compiling", rows)

@@ -1,0 +1,235 @@
+"""What the pictures of a sweep, its summary and its table say."""
+
+import sys
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from jax_rmsprop import Summary, plotting, summary, sweep, to_table
+from jax_rmsprop.plotting import best_curves, heat_map, loss_against_gamma, sensitivity
+
+GAMMAS = [0.0, 0.9, 0.99, 0.999]
+RATES = [0.001, 0.01, 0.1]
+
+
+def train(gamma, learning_rate, seed):
+    """Losses with their least at gamma .99, learning rate .01; .1 and .999 diverge."""
+    distance = (jnp.log10(1 - gamma) + 2) ** 2 + (jnp.log10(learning_rate) + 2) ** 2
+    loss = (1 + distance) * (1 + seed / 10) * jnp.arange(5.0, 0, -1)
+    bad = (gamma > 0.995) & (learning_rate > 0.05) & (seed == 1)
+    return {
+        "loss": jnp.where(bad & (jnp.arange(5) > 2), jnp.nan, loss),
+        "accuracy": 1 / (1 + distance),
+    }
+
+
+@pytest.fixture(scope="module")
+def curves():
+    grid = {"gamma": GAMMAS, "learning_rate": RATES, "seed": [0.0, 1.0, 2.0]}
+    return sweep(train, grid, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def final():
+    """The last losses, by NumPy."""
+    g, r, s = np.meshgrid(GAMMAS, RATES, range(3), indexing="ij")
+    loss = 1 + (np.log10(1 - g) + 2) ** 2 + (np.log10(r) + 2) ** 2
+    loss = loss * (1 + s / 10)
+    loss[3, 2, 1] = np.nan
+    return loss
+
+
+def test_summary(curves):
+    found = summary(curves)
+    assert isinstance(found, Summary)
+    assert found.best == {"gamma": 0.99, "learning_rate": 0.01}
+    np.testing.assert_allclose(
+        (found.value, found.low, found.high), (1.1, 1, 1.2), 1e-6
+    )
+    assert (found.members, found.diverged, found.unfinished) == (36, 1, 0)
+    assert found.seeds == 3
+    assert found.edges == []
+    around = {(axis, label): mean for axis, label, mean, _, _ in found.neighbours}
+    assert list(around) == [
+        ("gamma", 0.9),
+        ("gamma", 0.999),
+        ("learning_rate", 0.001),
+        ("learning_rate", 0.1),
+    ]
+    np.testing.assert_allclose(list(around.values()), 2.2, rtol=1e-5)
+    text = str(found)
+    assert "36 members, 1 diverged" in text
+    assert "best loss: 1.1 (1 to 1.2 over 3 seeds) at gamma 0.99, learning_rate" in text
+
+
+def test_a_point_with_a_diverged_seed_is_never_the_best(curves):
+    """Also where its other seeds are best."""
+    corner = curves.isel(gamma=[2, 3], learning_rate=[1, 2])
+    corner = corner.assign(loss=corner.loss - 100 * (corner.gamma > 0.995))
+    found = summary(corner)
+    assert found.best == {"gamma": 0.999, "learning_rate": 0.01}
+    assert np.isnan([x[2] for x in found.neighbours if x[0] == "learning_rate"]).all()
+    assert "diverged" in str(found)
+
+
+def test_summary_by_another_output(curves):
+    assert summary(curves, "accuracy", maximize=True).value == pytest.approx(1)
+    assert summary(curves, "accuracy").best["learning_rate"] in (0.001, 0.1)
+    edge = summary(curves.isel(gamma=slice(0, 3)))
+    assert edge.edges == ["gamma"]
+    assert "at the end of its axis: gamma" in str(edge)
+    single = summary(curves.isel(seed=0))
+    assert single.seeds == 1
+    assert "seed" not in str(single).split("\n", 3)[3]
+
+
+def test_summary_where_it_is_not_clear_what_to_judge(curves):
+    with pytest.raises(KeyError, match=r"must be one of accuracy, loss, got 'lost'"):
+        summary(curves, "lost")
+    renamed = sweep(lambda x: {"a": x, "b": x}, {"x": [1.0]}, progress=False)
+    with pytest.raises(ValueError, match="`output` must be one of a, b, got None"):
+        summary(renamed)
+    lost = sweep(lambda x: {"loss": x / 0}, {"x": [1.0]}, progress=False)
+    with pytest.raises(ValueError, match="every point has a seed that diverged"):
+        summary(lost)
+    matrix = sweep(
+        lambda x: {"loss": x * jnp.ones((2, 3))}, {"x": [1.0]}, progress=False
+    )
+    with pytest.raises(ValueError, match="at most one axis of its own, but loss"):
+        summary(matrix)
+
+
+def test_zipped_points_have_a_summary_and_a_table():
+    points = {"gamma": [0.9, 0.99, 0.999], "learning_rate": [0.1, 0.01, 0.01]}
+    curves = sweep(
+        lambda **point: train(seed=jnp.float32(0), **point),
+        points,
+        zipped=True,
+        progress=False,
+    )
+    assert summary(curves).best == {"gamma": 0.99, "learning_rate": 0.01}
+    table = to_table(curves)
+    assert list(table.gamma) == points["gamma"]
+    assert table.shape == (3, 6)
+
+
+def test_table(curves):
+    table = to_table(curves)
+    columns = ["gamma", "learning_rate", "seed", "accuracy", "loss"]
+    assert list(table.columns) == [*columns, "diverged", "finished"]
+    assert len(table) == 36
+    np.testing.assert_allclose(table.loss, final().ravel(), rtol=1e-5)
+    assert list(np.flatnonzero(table.diverged)) == [34]
+    assert table.finished.all()
+
+
+def lines(ax):
+    return {line.get_label(): line.get_xydata() for line in ax.get_lines()}
+
+
+def test_loss_against_gamma(curves):
+    ax = loss_against_gamma(curves)
+    drawn = lines(ax)
+    expected = final()[:, 1]
+    np.testing.assert_allclose(drawn["mean"][:, 0], 1 - np.array(GAMMAS), rtol=1e-12)
+    np.testing.assert_allclose(drawn["mean"][:, 1], expected.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(drawn["best: gamma = 0.99"], [[0.01, 1.1]], rtol=1e-5)
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {round(float(y), 4) for y in band[:, 1]} >= {1.0, 1.2}
+    assert ax.get_xlabel() == "gamma"
+    assert ax.get_xscale() == "log"
+    assert ax.xaxis_inverted()
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.999", "0.99", "0.9", "0"]
+    (top,) = ax.child_axes
+    assert [t.get_text() for t in top.get_xticklabels()] == ["1,000", "100", "10", "1"]
+    assert top.get_xlabel() == "steps looked back over, 1/(1 - gamma)"
+    assert ax.get_title() == "loss against gamma, at learning_rate 0.01"
+
+
+def test_what_diverged_is_marked(curves):
+    """At learning rate .1 alone, gamma .999 has no mean."""
+    ax = loss_against_gamma(curves.isel(learning_rate=[2]))
+    np.testing.assert_allclose(lines(ax)["diverged"][:, 0], [0.001])
+    ax = sensitivity(curves)
+    np.testing.assert_allclose(lines(ax)["diverged"][:, 0], [0.001])
+    ax = heat_map(curves)
+    np.testing.assert_array_equal(lines(ax)["a seed diverged"], [[3.5, 2.5]])
+
+
+def test_heat_map(curves):
+    ax = heat_map(curves)
+    (mesh,) = ax.collections
+    np.testing.assert_allclose(
+        np.ma.filled(mesh.get_array(), np.nan), final().mean(-1).T, rtol=1e-5
+    )
+    (outline,) = ax.patches
+    assert outline.get_xy() == (2, 1)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "0.9", "0.99", "0.999"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0.001", "0.01", "0.1"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("gamma", "learning_rate")
+
+
+def test_best_curves(curves):
+    ax = best_curves(curves, k=3)
+    drawn = lines(ax)
+    assert len(drawn) == 3
+    first = drawn["gamma 0.99, learning_rate 0.01"]
+    np.testing.assert_array_equal(first[:, 0], [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(first[:, 1], 1.1 * np.arange(5, 0, -1), rtol=1e-5)
+    assert "gamma 0.999, learning_rate 0.1" not in lines(best_curves(curves, k=12))
+
+
+def test_sensitivity(curves):
+    drawn = lines(sensitivity(curves))
+    for i, rate in enumerate(RATES):
+        np.testing.assert_allclose(
+            drawn[f"{rate:g}"][:, 1], final()[:, i].mean(-1), rtol=1e-5
+        )
+
+
+def test_more_lines_than_colours():
+    curves = sweep(
+        lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+        {"gamma": [0.5, 0.9, 1.0], "learning_rate": np.linspace(0.1, 1, 12)},
+        progress=False,
+    )
+    ax = sensitivity(curves)  # and a gamma of 1, for which there is no place
+    assert len({mpl.colors.to_hex(line.get_color()) for line in ax.get_lines()}) == 12
+
+
+def test_labels_say_the_units(curves):
+    curves = curves.copy()
+    curves.loss.attrs.update(long_name="training loss", units="nats")
+    assert loss_against_gamma(curves).get_ylabel() == "training loss [nats]"
+    assert best_curves(curves).get_ylabel() == "training loss [nats]"
+
+
+def test_pictures_into_a_given_axes(curves):
+    _, axes = plt.subplots(1, 4)
+    for draw, ax in zip(plotting.__all__, axes, strict=True):
+        assert getattr(plotting, draw)(curves, ax=ax) is ax
+
+
+def test_bad_input(curves, monkeypatch):
+    with pytest.raises(ValueError, match="the grid has no axis 'rho', its axes are g"):
+        loss_against_gamma(curves, gamma="rho")
+    with pytest.raises(ValueError, match="no axis 'learning_rate', its axes are gamma"):
+        heat_map(curves.isel(learning_rate=0))
+    with pytest.raises(ValueError, match="one axis of its own, but accuracy has 0"):
+        best_curves(curves, "accuracy")
+    with pytest.raises(ValueError, match="`k` must be an integer >= 1, got 0"):
+        best_curves(curves, k=0)
+    with pytest.raises(TypeError, match="`maximize` must be True or False, got 1"):
+        summary(curves, maximize=1)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax-rmsprop\[plot\]'"):
+        heat_map(curves)
