@@ -23,11 +23,11 @@ lint: .venv/ready  ## style and types
 
 docs: .venv/ready  ## pages from the docstrings, in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api \
-	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate jax_rmsprop.storage
+	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate jax_rmsprop.storage jax_rmsprop.plotting
 
 pictures: .venv/ready  ## draw again the pictures that the README shows
 	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \
-	  port_from_pytorch low_precision_state; do \
+	  port_from_pytorch low_precision_state population_training; do \
 	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
 	done
 

@@ -1,14 +1,12 @@
 """Sweeps against a loop over one jitted training, one big vmap, PyTorch, hyperoptax."""
 
 import functools
-import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.airfoil import airfoil_data, example, torch, torch_loop
 from benchmarks.timing import medians_of, table
@@ -112,23 +110,6 @@ def timed(function):
     return seconds
 
 
-def once(function):
-    """The function with a cache of compiled programs: each is compiled once."""
-
-    @functools.wraps(function)
-    def cached(*args):
-        with tempfile.TemporaryDirectory() as folder:
-            jax.config.update("jax_compilation_cache_dir", folder)
-            compilation_cache.reset_cache()
-            try:
-                return function(*args)
-            finally:
-                jax.config.update("jax_compilation_cache_dir", None)
-                compilation_cache.reset_cache()
-
-    return cached
-
-
 def swept(train, points, **options):
     """A sweep as a function that returns the seconds of its running."""
 
@@ -139,13 +120,16 @@ def swept(train, points, **options):
     return seconds
 
 
-@once
 def against_loop_and_vmap():
     """Members per second, compiling apart, of each of the three problems."""
     rows = []
     points = grid()
     for name, train in problems().items():
         alone, together = jax.jit(train), jax.jit(jax.vmap(train))
+
+        jax.block_until_ready(
+            (alone(points["gamma"][0], points["seed"][0]), together(**points))
+        )  # compiled
 
         def loop(alone=alone):
             for gamma, seed in zip(*points.values(), strict=True):
@@ -162,7 +146,8 @@ def against_loop_and_vmap():
                 "8": swept(train, points, batch_size=8),
                 "1": swept(train, points, batch_size=1),
             },
-            rounds=3,
+            rounds=4,
+            warm=0,
         )
         better = min(seconds["loop"], seconds["vmap"])
         rows += [
@@ -187,14 +172,13 @@ def against_loop_and_vmap():
     return table(f"A sweep of {MEMBERS} members, running", rows)
 
 
-@once
 def sizes():
     """What "auto" costs over the best fixed batch size."""
     rows = []
     points = grid()
     for name, train in problems().items():
-        fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 8, 16, 64)}
-        seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=3)
+        fixed = {n: swept(train, points, batch_size=n) for n in (1, 8, 16, 64)}
+        seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=5, warm=0)
         best = min(fixed, key=lambda n: seconds[n])
         rows += [
             (

@@ -61,8 +61,8 @@ def problem(data):
             squared_loss,
             10,
             5,
-            "loss after the last epoch",
-            "half the mean squared error",
+            "final loss",
+            "half the mean square",
         )
     train, test = digits()
     init = functools.partial(network, inputs=train.x.shape[1])

@@ -3,6 +3,8 @@
 import importlib
 import re
 import runpy
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,15 +144,24 @@ def test_gamma_sweep(run, data):
     if data == "airfoil":
         airfoil_or_skip()
     printed = run("gamma_sweep", "--data", data)
+    assert "357 members, 0 diverged" in printed
     rows = [
-        line.split() for line in printed.splitlines() if re.match(r" +\d\.\d{5} ", line)
+        line.split() for line in printed.splitlines() if re.match(r"0\.\d{6} ", line)
     ]
-    assert len(rows) == 33
-    score = [float(row[3]) for row in rows]
-    best = float(re.search(r"best gamma: (\S+)", printed).group(1))
-    assert score[[float(row[0]) for row in rows].index(best)] == min(score)
+    assert len(rows) == 17
+    head = next(line for line in printed.splitlines() if "steps back" in line).split()
+    # "steps back" is two words, but gamma stands on the line below.
+    scores = [float(row[head.index("loss")]) for row in rows]
+    best = re.search(r"best gamma: (\S+);", printed).group(1)
+    assert scores[[f"{float(row[0]):.5f}" for row in rows].index(best)] == min(scores)
     # Neither no memory nor the longest is the best.
-    assert 0 < best < 0.9999
+    assert 0 < float(best) < 0.9999
+
+
+def test_gamma_sweep_goes_on_from_a_folder(run, tmp_path):
+    for compiling in (True, False):
+        printed = run("gamma_sweep", "--store", str(tmp_path / "store"))
+        assert ("of which 0.0 s compiling" in printed) is not compiling
 
 
 def test_a_members_curve_is_its_own_training():
@@ -159,8 +170,9 @@ def test_a_members_curve_is_its_own_training():
     import jax
 
     problem = example.problem("digits")._replace(epochs=1)
-    curves, _ = example.sweep(problem, [0.5, 0.9], [0, 1], 0.01, progress=False)
-    optimizer = example.rmsprop(0.01, np.float32(0.9))
+    grid = {"gamma": [0.5, 0.9], "learning_rate": [0.01], "seed": [0, 1]}
+    curves = example.sweep(example.training(problem), grid, progress=False)
+    optimizer = example.rmsprop(np.float32(0.01), np.float32(0.9))
     params = problem.init(jax.random.key(1))
     carry = params, optimizer.init(params)
     step = jax.jit(common.train_step(problem.loss, optimizer))
@@ -172,4 +184,41 @@ def test_a_members_curve_is_its_own_training():
         carry, loss = step(carry, jax.tree.map(lambda x: x[i], shuffled))  # noqa: B023
         losses.append(loss)
     # A vmapped matrix product adds in another order; 50 steps carry that along.
-    np.testing.assert_allclose(curves[1, 1, 0], np.mean(losses), rtol=1e-4)
+    found = curves.train_loss.sel(gamma=0.9, seed=1).item()
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
+
+
+def test_population_training(run):
+    printed = run("population_training")
+    assert "1 program compiled for 600 steps of 18 members" in printed
+    assert printed.count("the same") == 9
+    best = float(re.search(r"test loss (\S+);", printed).group(1))
+    assert best < 0.08
+
+
+def test_sweep_many_hosts(tmp_path):
+    """The two commands of its docstring, and of one process, give the same."""
+    found = []
+    for processes in (2, 1):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{s.getsockname()[1]}"
+        words = ["--processes", processes, "--address", address]
+        words += ["--store", tmp_path / f"{processes}.zarr"]
+        words += ["--output", tmp_path / "picture.png"]
+        started = [
+            subprocess.Popen(
+                [sys.executable, EXAMPLES / "sweep_many_hosts.py"]
+                + [str(word) for word in (*words, "--process", i)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(processes)
+        ]
+        printed = [process.communicate(timeout=240) for process in started]
+        assert all(p.returncode == 0 for p in started), printed
+        assert f"on {2 * processes} devices of {processes} process(es)" in printed[0][0]
+        found.append(re.search(r"best loss: .*", printed[0][0]).group(0))
+        assert (tmp_path / "picture.png").exists()
+    assert found[0] == found[1]

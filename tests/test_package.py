@@ -5,13 +5,14 @@ import importlib.metadata
 import inspect
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import jax_rmsprop
-from jax_rmsprop import conventions, migrate
+from jax_rmsprop import conventions, migrate, plotting
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,6 +52,13 @@ def test_conventions_have_equations_examples_and_sources():
             assert name in conventions.RECIPES or "x = x - " in doc, name
 
 
+@pytest.mark.parametrize("name", plotting.__all__)
+def test_pictures_have_the_same_headings(name):
+    doc = inspect.getdoc(getattr(plotting, name))
+    for heading in ("Args:", "Returns:", "Raises:", "Example:", ">>> "):
+        assert heading in doc
+
+
 def test_readme_shows_the_memory_report(capsys):
     block = next(b for b in BLOCKS if "memory_report" in b)
     exec(block, {})
@@ -68,17 +76,59 @@ def test_readme_shows_the_table_of_conventions(capsys):
     assert capsys.readouterr().out in README
 
 
+CORE = {"jax", "numpy", "optax", "jax_rmsprop"} | sys.stdlib_module_names
+# What an extra installs, by where it may be imported: inside functions only.
+EXTRAS = {
+    "_sweep": {"dask", "pandas", "tqdm", "xarray", "zarr"},
+    "plotting.py": {"matplotlib", "xarray"},
+}
+
+
+def imports(node):
+    """The packages that a part of a module imports, but for types alone."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield node.module
+    for child in ast.iter_child_nodes(node):
+        yield from imports(child)
+
+
 def test_the_core_imports_only_jax_numpy_and_optax():
-    allowed = {"jax", "numpy", "optax", "jax_rmsprop"} | sys.stdlib_module_names
     for path in (ROOT / "jax_rmsprop").rglob("*.py"):
+        part = path.relative_to(ROOT / "jax_rmsprop").parts[0]
+        found = {n.split(".")[0] for n in imports(ast.parse(path.read_text()))}
+        assert found <= CORE | EXTRAS.get(part, set()), path
+
+
+def test_modules_import_one_way():
+    order = ["_checks", "_place", "_compiled", "storage", "_transform", "_optimizer"]
+    order += ["conventions", "migrate"]
+    apart = {"_sweep": {"_checks", "_place", "_markdown"}}
+    apart["plotting"] = {"_checks", "_sweep"}
+    for path in (ROOT / "jax_rmsprop").rglob("*.py"):
+        part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")
+        found = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module]
-            for name in names:
-                assert name.split(".")[0] in allowed, path
+            if isinstance(node, ast.ImportFrom) and node.module == "jax_rmsprop":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and "jax_rmsprop." in node.module:
+                found.add(node.module.split(".")[1])
+        found -= {part, "__version__"}
+        if part in apart:
+            assert found <= apart[part], path
+        elif part in order:
+            assert found <= {*order[: order.index(part)], "_markdown"}, path
+
+
+def test_importing_the_package_imports_no_extra():
+    code = "import sys, jax_rmsprop, jax_rmsprop.plotting; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {name for names in EXTRAS.values() for name in names} & set(loaded)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

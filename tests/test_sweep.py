@@ -19,7 +19,7 @@ import pytest
 
 from jax_rmsprop import load_sweep, log_one_minus, sweep
 from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
-from tests.conftest import tolerance
+from tests.conftest import require, tolerance
 from tests.sweeps import GRID, LONG, bits, long, network
 
 ROOT = Path(__file__).parents[1]
@@ -1077,6 +1077,29 @@ def test_100_000_members_in_bounded_memory(tmp_path):
         check=True,
     )
     assert float(done.stdout) < 50, done.stdout
+
+
+def test_the_same_as_hyperoptax():
+    """Its GridSearch on the same function and grid."""
+    hyperoptax = require("hyperoptax")
+    grid = {"gamma": list(GRID["gamma"]), "learning_rate": [0.01, 0.001]}
+
+    def final(gamma, learning_rate):
+        return network(gamma, learning_rate, jnp.int32(0))["loss"][-1]
+
+    space = {name: hyperoptax.DiscreteSpace(values) for name, values in grid.items()}
+    state, search = hyperoptax.GridSearch.init(space, n_parallel=5)
+    with jax.numpy_dtype_promotion("standard"):
+        _, (points, found) = search.optimize_scan(
+            state, jax.random.key(0), lambda _, point: final(**point), n_iterations=2
+        )
+    ours = quiet(final, grid, batch_size=5)
+    np.testing.assert_array_equal(
+        np.ravel(points["gamma"]), np.repeat(np.float32(grid["gamma"]), 2)
+    )
+    np.testing.assert_allclose(
+        np.ravel(found), ours.value.values.ravel(), rtol=tolerance("float32", 64)
+    )
 
 
 def test_log_one_minus():

@@ -129,7 +129,7 @@ def summary(
       >>> import jax.numpy as jnp
       >>> from jax_rmsprop import summary, sweep
       >>> def train(gamma, seed):
-      ...     return {"loss": (gamma - 0.9) ** 2 + 0.001 * seed}
+      ...     return {"loss": (gamma - 0.9) ** 2 + 0.001 * seed.astype(float)}
       >>> curves = sweep(
       ...     train, {"gamma": [0.8, 0.9, 0.99], "seed": range(3)}, progress=False
       ... )
