@@ -308,7 +308,8 @@ def test_what_the_training_closes_over_is_an_argument_of_the_program():
     """Data as constants would be compiled into the program of every batch size."""
     data = jnp.asarray(np.random.default_rng(0).standard_normal(100_000), "float32")
     traced = _trace.trace(lambda x: data.sum() * x, {}, {"x": np.dtype("float32")})
-    program = _program.Program(traced, _program.mesh_of(jax.devices()[:1]), 4)
+    mesh = _program.mesh_of(jax.devices()[:1])
+    program = _program.Program(_program.placed(traced, mesh), mesh, 4)
     assert program.bytes > 400_000
     assert len(program._call.as_text()) < 100_000
 
@@ -437,7 +438,7 @@ def test_bad_grids(grid):
 
 
 def test_names_that_a_result_needs():
-    names = "diverged, diverged_at, finished, member, output"
+    names = "checksum, diverged, diverged_at, finished, member, output"
     for name in ("member", "diverged", "no name", 3):
         raises(
             ValueError,
@@ -517,6 +518,12 @@ def test_train_that_returns_no_arrays():
         TypeError,
         "`train` must return a tree of arrays, got {}",
         returning({}),
+        grid,
+    )
+    raises(
+        ValueError,
+        "`train` must return arrays with elements, but loss has shape (0,)",
+        returning({"loss": jnp.ones(0)}),
         grid,
     )
     raises(
@@ -673,6 +680,34 @@ def test_auto_goes_on_with_the_sizes_in_the_folder(tmp_path, monkeypatch, progra
     programs.clear()
     curves = quiet(square, grid, store=store, devices=one)
     assert programs == [(32, 32), (2, 2)]
+    assert bits(curves) == bits(expected)
+
+
+def test_axes_of_any_name(tmp_path):
+    """Also those by which a folder calls other things, or might."""
+    grid = {"order": [1.0, 2.0], "run": [3.0], "grid": [0.5], "segments": [2.0]}
+
+    def train(order, run, grid, segments):
+        return {"loss": order * run * grid * segments}
+
+    for _ in range(2):
+        curves = quiet(train, grid, store=tmp_path)
+        assert curves.loss.dims == tuple(grid)
+        np.testing.assert_array_equal(curves.loss.values.ravel(), [3, 6])
+    assert bits(load_sweep(tmp_path)) == bits(curves)
+
+
+def test_less_memory_than_before(tmp_path, monkeypatch):
+    """What a folder has begun at a batch size goes on at it."""
+
+    def train(x):
+        return {"loss": jnp.full(100_000, x).cumsum()}
+
+    one = jax.devices()[:1]
+    expected = quiet(train, {"x": range(16)}, store=tmp_path, devices=one)
+    (tmp_path / "0/loss/c/0/0").unlink()
+    monkeypatch.setattr(_run, "available", lambda _: 1000)
+    curves = quiet(train, {"x": range(16)}, store=tmp_path, devices=one)
     assert bits(curves) == bits(expected)
 
 

@@ -150,7 +150,10 @@ def parse(grid: Any, zipped: bool) -> Grid:
     return Grid(axes, zipped)
 
 
-RESERVED = frozenset({"member", "output", "diverged", "diverged_at", "finished"})
+# What a result, or its folder, calls something else.
+RESERVED = frozenset(
+    {"checksum", "diverged", "diverged_at", "finished", "member", "output"}
+)
 
 
 def _axis(name: str, values: Any) -> Axis:

@@ -115,9 +115,11 @@ class Store:
           ValueError: it holds something else; the message says what differs.
           OSError: it cannot be read or written.
         """
+        import zarr
+
         self.path, self._members = path, members
         self._dims = dimensions(outputs)
-        self._arrays = _arrays(outputs)
+        self._arrays = _arrays(outputs) | {"checksum": ((), np.dtype("int64"))}
         found = attributes(path)
         if found is not None:
             _same(path, identity, found["sweep"])
@@ -125,7 +127,8 @@ class Store:
         if found is None:
             found = dict[str, Any](sweep=dict(identity), segments=[])
             if jax.process_index() == 0:
-                _create(path, found)
+                with _told(path):
+                    zarr.create_group(path, attributes=found, zarr_format=3)
         agree(0)  # it is there
         self.batch_size: int | str = found["sweep"]["batch_size"]
         self.segments = [Segment(*s) for s in found["segments"]]
@@ -150,7 +153,7 @@ class Store:
 
         n = segment.stop - segment.start
         arrays = {}
-        for name, (shape, dtype) in _with_checksum(self._arrays).items():
+        for name, (shape, dtype) in self._arrays.items():
             # Of these only shape, dtype and chunks are written.
             zeros = da.zeros((n, *shape), dtype=dtype, chunks=(segment.size, *shape))
             arrays[name] = (self._dims[name], zeros)
@@ -293,10 +296,6 @@ def _arrays(outputs: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return own | {"diverged_at": ((len(outputs),), np.dtype("int32"))}
 
 
-def _with_checksum(arrays: dict[str, Any]) -> dict[str, Any]:
-    return arrays | {"checksum": ((), np.dtype("int64"))}
-
-
 def _whole(rows: xr.Dataset, where: slice, start: int) -> bool:
     """Whether a block can be read and is what was written."""
     block = rows.isel(member=slice(where.start - start, where.stop - start))
@@ -359,13 +358,6 @@ def _open(path: str, number: int, chunks: Literal["auto"] | None) -> xr.Dataset:
         consolidated=False,
         mask_and_scale=False,
     )
-
-
-def _create(path: str, found: Mapping[str, Any]) -> None:
-    import zarr
-
-    with _told(path):
-        zarr.create_group(path, attributes=dict(found), zarr_format=3)
 
 
 @contextlib.contextmanager

@@ -32,16 +32,14 @@ class Program:
     """
 
     def __init__(self, traced: Traced, mesh: Mesh, size: int):
-        """Compile for that many members a device."""
-        self.size, self._mesh = size, mesh
-        self._names, self._each = tuple(traced.outputs), _split(mesh)
+        """Compile for that many members a device; what is traced is `placed`."""
         began = time.perf_counter()
-        jaxpr = traced.jaxpr
-        # What the training closes over is an argument here, on each device once: as
-        # constants of the program, data would be compiled again with every size.
-        self._consts = jax.device_put(
-            list(jaxpr.consts), NamedSharding(mesh, PartitionSpec())
-        )
+        self.size, self._names = size, tuple(traced.outputs)
+        one, each = PartitionSpec(), PartitionSpec("member")
+        self._each = NamedSharding(mesh, each)
+        # What the training closes over is an argument here: as constants of the
+        # program, data would be compiled again with every size.
+        jaxpr, self._consts = traced.jaxpr, list(traced.jaxpr.consts)
 
         def member(consts: list[Any], *numbers: Any) -> list[Any]:
             closed = jax.extend.core.ClosedJaxpr(jaxpr.jaxpr, consts)
@@ -55,7 +53,6 @@ class Program:
             axes = (None, *(0 for _ in numbers))
             return jax.vmap(member, axes, axis_size=size)(consts, *numbers)
 
-        one, each = PartitionSpec(), PartitionSpec("member")
         sharded = jax.shard_map(
             batch,
             mesh=mesh,
@@ -123,6 +120,15 @@ def mesh_of(devices: Any) -> Mesh:
     return Mesh(np.array(devices), ("member",))
 
 
+def placed(traced: Traced, mesh: Mesh) -> Traced:
+    """The same with what it closes over on every device of the mesh, once."""
+    consts = jax.device_put(
+        list(traced.jaxpr.consts), NamedSharding(mesh, PartitionSpec())
+    )
+    jaxpr = jax.extend.core.ClosedJaxpr(traced.jaxpr.jaxpr, consts)
+    return traced._replace(jaxpr=jaxpr)
+
+
 def agree(value: Any) -> Any:
     """The first process' value, in every process."""
     if jax.process_count() == 1:
@@ -144,10 +150,6 @@ def available(device: Any) -> int:
 def free_memory() -> int:
     """Bytes that this machine has to give."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-def _split(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("member"))
 
 
 def _local(array: jax.Array) -> np.ndarray:

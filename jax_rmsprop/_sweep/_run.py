@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jax_rmsprop._sweep._grid import Group
 from jax_rmsprop._sweep._keep import Memory, Segment, Store
-from jax_rmsprop._sweep._program import Program, Rows, agree, available
+from jax_rmsprop._sweep._program import Program, Rows, agree, available, placed
 from jax_rmsprop._sweep._trace import Traced, footprint
 
 # Bytes of cache that a core of today's processors has for itself, about.
@@ -30,7 +30,6 @@ class Run:
       stopped: whether to end after the batch at hand.
       compile_seconds: spent compiling.
       run_seconds: spent running batches and keeping their results.
-      size: the batch size of the last segment; 0 if there was none.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class Run:
     ):
         """Take where the results go and what shows the progress (a tqdm)."""
         self.stopped, self.compile_seconds, self.run_seconds = False, 0.0, 0.0
-        self.size = 0
         self._mesh, self._kept, self._bar = mesh, kept, bar
         self._batch_size = batch_size
         self._local = np.array(
@@ -55,13 +53,14 @@ class Run:
 
     def group(self, group: Group, traced: Traced) -> None:
         """Compute what is missing of a group's members."""
+        traced = placed(traced, self._mesh)
         offset, programs = self._start, dict[int, Program]()
         end = self._start + len(group.members)
         numbers = [group.numbers[name] for name in sorted(group.numbers)]
         while self._start < end and not self.stopped:
             if self._number == len(self._kept.segments):
                 size, members = self._next(traced, end - self._start, bool(programs))
-                size = self._program(programs, traced, size).size
+                size = self._fitting(programs, traced, size)
                 if self.stopped:
                     return
                 stop = self._start + min(members, end - self._start)
@@ -90,22 +89,27 @@ class Run:
             size = min(size, math.ceil(remaining / devices))
         return size, members
 
+    def _fitting(self, programs: dict[int, Program], traced: Traced, size: int) -> int:
+        """That size or, if "auto" finds it too big for the memory, a smaller one."""
+        program = self._program(programs, traced, size)
+        while self._batch_size == "auto" and size > 1:
+            if not agree(program.bytes > 0.9 * self._memory):
+                break
+            self._rates[size] = math.inf
+            size //= 2
+            program = self._program(programs, traced, size)
+        return size
+
     def _program(
         self, programs: dict[int, Program], traced: Traced, size: int
     ) -> Program:
-        """The program of that size or, if "auto" finds it too big, of a smaller one."""
         if size not in programs:
             self._bar.set_description(f"compiling for {size} at once")
-            program = Program(traced, self._mesh, size)
-            self.compile_seconds += program.seconds
-            self._last_compile = agree(program.seconds)
+            programs[size] = Program(traced, self._mesh, size)
+            self.compile_seconds += programs[size].seconds
+            self._last_compile = agree(programs[size].seconds)
             self._bar.set_description(f"{size} at once")
             self._bar.unpause()  # members per second are those of the running
-            fits = 0.9 * self._memory / max(program.bytes, 1)
-            if self._batch_size == "auto" and agree(fits < 1) and size > 1:
-                self._rates[size] = math.inf
-                return self._program(programs, traced, max(1, size // 2))
-            programs[size] = program
         return programs[size]
 
     def _segment(
@@ -118,7 +122,6 @@ class Run:
     ) -> None:
         """Compute the missing blocks of a segment, one on each device at a time."""
         devices, size = self._mesh.size, segment.size
-        self.size = size
         there = set(range(segment.blocks)) - set(missing.tolist())
         self._bar.update(sum(_length(segment.block(b)) for b in there))
         slot, lane = np.arange(devices), np.arange(size)

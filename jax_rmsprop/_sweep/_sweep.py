@@ -87,8 +87,8 @@ def sweep(
 
       With a `store` that takes more than a quarter of the machine's free memory its
       arrays are dask's, read from the folder where they are needed. Its attributes
-      hold `batch_size` and `devices` of the last batch that ran, and `compile_seconds`
-      and `run_seconds` of this call.
+      hold the `batch_size` of the last members, and `devices`, `compile_seconds` and
+      `run_seconds` of this call.
 
     Raises:
       TypeError: an argument of the wrong kind; a `train` that does not take an axis,
@@ -166,7 +166,7 @@ def sweep(
             stacklevel=2,
         )
     return curves.assign_attrs(
-        batch_size=run.size,
+        batch_size=kept.segments[-1].size,
         devices=mesh.size,
         compile_seconds=round(run.compile_seconds, 3),
         run_seconds=round(run.run_seconds, 3),
@@ -215,7 +215,7 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
         }
     )
     return _shaped(
-        flat(path, len(found["segments"]), described.sizes["run"]), described
+        flat(path, len(found["segments"]), described.sizes["in it"]), described
     )
 
 
@@ -280,7 +280,8 @@ def _described(points: Grid, groups: list[Group], outputs: Spec) -> xr.Dataset:
     import xarray as xr
 
     return xr.Dataset(
-        {"order": ("run", np.concatenate([group.members for group in groups]))},
+        # Names that no axis can have.
+        {"running order": ("in it", np.concatenate([g.members for g in groups]))},
         coords=points.coordinates,
         attrs={
             "dims": list(points.dims),
@@ -294,7 +295,7 @@ def _shaped(flat: xr.Dataset, described: xr.Dataset) -> xr.Dataset:
     """The results along the axes of the grid, from those in the order of running."""
     import xarray as xr
 
-    order, names = described["order"].values, list(described.attrs["outputs"])
+    order, names = described["running order"].values, list(described.attrs["outputs"])
     dims, shape = described.attrs["dims"], described.attrs["shape"]
     if not flat["finished"].values.all():
         for name in names:

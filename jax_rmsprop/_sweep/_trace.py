@@ -163,6 +163,11 @@ def _named(tree: Any) -> dict[str, Any]:
                 f"`train` must return numbers, but {name} is {leaf.dtype}; "
                 "jax.random.key_data makes numbers of random keys"
             )
+        if 0 in leaf.shape:
+            raise ValueError(
+                f"`train` must return arrays with elements, but {name} has shape "
+                f"{leaf.shape}"
+            )
         if name in leaves or "/" in name:
             raise ValueError(
                 f"`train` must return names that differ, without a /; got {name!r}"
