@@ -110,11 +110,17 @@ def timed(function):
     return seconds
 
 
+def here():
+    """The device that is measured, also where JAX has others."""
+    return [jax.config.jax_default_device or jax.devices()[0]]
+
+
 def swept(train, points, **options):
     """A sweep as a function that returns the seconds of its running."""
+    options |= {"zipped": True, "progress": False, "devices": here()}
 
     def seconds():
-        curves = sweep(train, points, zipped=True, progress=False, **options)
+        curves = sweep(train, points, **options)
         return curves.run_seconds
 
     return seconds
@@ -249,7 +255,10 @@ def against_hyperoptax(members=MEMBERS):
 
         def ours(train=train):
             curves = sweep(
-                lambda gamma: train(gamma, 0), {"gamma": gammas}, progress=False
+                lambda gamma: train(gamma, 0),
+                {"gamma": gammas},
+                devices=here(),
+                progress=False,
             )
             return curves.loss[:, -1].values
 

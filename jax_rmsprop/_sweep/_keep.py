@@ -190,17 +190,17 @@ class Store:
         import xarray as xr
 
         start = self.segments[number].start
-        rows = rows | {"checksum": checksums(rows)}
-        with _told(self.path):
-            xr.Dataset(
-                {name: (self._dims[name], x) for name, x in rows.items()}
-            ).to_zarr(
-                self.path,
-                group=str(number),
-                region={"member": slice(where.start - start, where.stop - start)},
-                consolidated=False,
-                write_empty_chunks=True,  # zarr takes -0.0 for the 0 it would leave out
-            )
+        # The checksum last: whoever finds it finds the rest.
+        for part in (rows, {"checksum": checksums(rows)}):
+            with _told(self.path):
+                xr.Dataset({n: (self._dims[n], x) for n, x in part.items()}).to_zarr(
+                    self.path,
+                    group=str(number),
+                    region={"member": slice(where.start - start, where.stop - start)},
+                    consolidated=False,
+                    # Else zarr takes -0.0 for a 0 that it need not write.
+                    write_empty_chunks=True,
+                )
 
     def flat(self) -> xr.Dataset:
         """All results, along "member", read where they are needed."""
