@@ -117,9 +117,7 @@ def draw(curves, points, replaced, half):
     axes[2].legend(
         title="learning rate\nat first", loc="center left", bbox_to_anchor=(1, 0.5)
     )
-    figure.suptitle(
-        "A population: the worst half (dashed) takes over the best half-way"
-    )
+    figure.suptitle("Half-way, the worst half (dashed) goes on from the best half")
     return figure
 
 

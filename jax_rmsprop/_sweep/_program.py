@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -149,7 +148,9 @@ def available(device: Any) -> int:
 
 def free_memory() -> int:
     """Bytes that this machine has to give."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    import psutil
+
+    return psutil.virtual_memory().available
 
 
 def _local(array: jax.Array) -> np.ndarray:

@@ -124,7 +124,7 @@ def sweep(
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    extra("sweep", "tqdm.auto", "xarray")
+    extra("sweep", "psutil", "tqdm.auto", "xarray")
     if store is not None:
         extra("sweep", "dask.array", "zarr")
     from tqdm.auto import tqdm
@@ -198,7 +198,7 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    extra("sweep", "dask.array", "xarray", "zarr")
+    extra("sweep", "dask.array", "psutil", "xarray", "zarr")
     import xarray as xr
 
     path = os.fspath(store)
