@@ -1,7 +1,6 @@
 """Sweeps against a loop over one jitted training, one big vmap, PyTorch, hyperoptax."""
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import optax
 
 from benchmarks.airfoil import airfoil_data, example, torch, torch_loop
-from benchmarks.timing import medians_of, table
+from benchmarks.timing import medians_of, table, timed
 from jax_rmsprop import rmsprop, sweep
 
 # On the examples' path, which benchmarks.airfoil adds.
@@ -99,17 +98,6 @@ def grid(members=MEMBERS):
     }
 
 
-def timed(function):
-    """The function as one that returns its seconds."""
-
-    def seconds():
-        began = time.perf_counter()
-        function()
-        return time.perf_counter() - began
-
-    return seconds
-
-
 def here():
     """The device that is measured, also where JAX has others."""
     return [jax.config.jax_default_device or jax.devices()[0]]
@@ -151,7 +139,6 @@ def against_loop_and_vmap():
                 "loop": timed(loop),
                 "vmap": timed(vmap),
                 "auto": swept(train, points),
-                "8": swept(train, points, batch_size=8),
                 "1": swept(train, points, batch_size=1),
             },
             rounds=5,

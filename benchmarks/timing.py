@@ -20,17 +20,23 @@ def medians(
       rounds: how often each is called, after two rounds that don't count.
       before: called before each call, and not timed.
     """
+    return medians_of(
+        {name: timed(f, before) for name, f in alternatives.items()}, rounds, warm=2
+    )
 
-    def timed(function: Callable[[], object]) -> Callable[[], float]:
-        def seconds() -> float:
-            before()
-            began = time.perf_counter()
-            jax.block_until_ready(function())
-            return time.perf_counter() - began
 
-        return seconds
+def timed(
+    function: Callable[[], object], before: Callable[[], object] = lambda: None
+) -> Callable[[], float]:
+    """The function as one that returns its seconds; what it returns is waited for."""
 
-    return medians_of({n: timed(f) for n, f in alternatives.items()}, rounds, warm=2)
+    def seconds() -> float:
+        before()
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        return time.perf_counter() - began
+
+    return seconds
 
 
 def medians_of(

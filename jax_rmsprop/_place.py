@@ -15,7 +15,7 @@ def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
     an explicit mesh x has its place as a part of its type, but jit drops an argument
     that nothing depends on, and with it the devices.
     """
-    if _explicit(p):
+    if explicit(p):
         return lax.optimization_barrier((x, p))[0]
     return shard_alike(x, p)[0]
 
@@ -25,8 +25,9 @@ def keep_like(x: jax.Array, p: jax.Array) -> jax.Array:
 
     An automatic mesh is told, an explicit one knows by the types.
     """
-    return x if _explicit(p) else shard_alike(x, p)[0]
+    return x if explicit(p) else shard_alike(x, p)[0]
 
 
-def _explicit(p: jax.Array) -> bool:
+def explicit(p: jax.Array) -> bool:
+    """Whether p is on an explicit mesh, where a sharding is a part of the type."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types

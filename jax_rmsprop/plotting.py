@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jax_rmsprop._checks import extra, integer
-from jax_rmsprop._sweep._report import best, judged, scores
+from jax_rmsprop._sweep._report import Scores, best, judged, scores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,8 +25,7 @@ __all__ = ["best_curves", "heat_map", "loss_against_gamma", "sensitivity"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-# As many lines as have a colour of their own; more take theirs from viridis.
-_MARKED = "#D55E00"
+_MARKED = _COLOURS[1]
 
 
 def loss_against_gamma(
@@ -71,11 +70,7 @@ def loss_against_gamma(
       >>> ax.figure.savefig("/dev/null", format="png")
     """
     ax = _axes(ax)
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
-    _needs(found.mean, gamma)
-    place = best(found.mean, maximize)
-    rest = {d: i for d, i in place.items() if d != gamma}
+    output, found, place, rest = _found(curves, output, seeds, maximize, gamma)
     mean, low, high = (x.isel(rest) for x in found[:3])
     x = 1 - mean[gamma].values.astype(float)
     if found.seeds > 1:
@@ -139,11 +134,7 @@ def heat_map(
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
-    _needs(found.mean, x, y)
-    place = best(found.mean, maximize)
-    rest = {d: i for d, i in place.items() if d not in (x, y)}
+    output, found, place, rest = _found(curves, output, seeds, maximize, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
     scale = LogNorm if _spans_decades(values) else Normalize
@@ -222,9 +213,7 @@ def best_curves(
     from matplotlib.ticker import MaxNLocator
 
     integer("k", k, low=1)
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
-    best(found.mean, maximize)  # one at least
+    output, found, _, _ = _found(curves, output, seeds, maximize)
     values = curves[output]
     own = [d for d in values.dims if d not in curves["finished"].dims]
     if len(own) != 1:
@@ -300,11 +289,7 @@ def sensitivity(
       >>> ax = plotting.sensitivity(curves)
     """
     ax = _axes(ax)
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
-    _needs(found.mean, gamma, lines)
-    place = best(found.mean, maximize)
-    rest = {d: i for d, i in place.items() if d not in (gamma, lines)}
+    output, found, _, rest = _found(curves, output, seeds, maximize, gamma, lines)
     table = found.mean.isel(rest).transpose(lines, gamma)
     x = 1 - table[gamma].values.astype(float)
     _vertical(ax, table.values, _label(curves, output))
@@ -336,13 +321,20 @@ def _axes(ax: Axes | None) -> Axes:
     return ax
 
 
-def _needs(values: xr.DataArray, *axes: str) -> None:
+def _found(
+    curves: xr.Dataset, output: str | None, seeds: str, maximize: bool, *axes: str
+) -> tuple[str, Scores, dict[str, int], dict[str, int]]:
+    """The output, its scores, the best point, and of it what is not on these axes."""
+    output = judged(curves, output)
+    found = scores(curves, output, seeds)
     for axis in axes:
-        if axis not in values.dims:
+        if axis not in found.mean.dims:
             raise ValueError(
                 f"the grid has no axis {axis!r}, its axes are "
-                f"{', '.join(map(str, values.dims))}"
+                f"{', '.join(map(str, found.mean.dims))}"
             )
+    place = best(found.mean, maximize)
+    return output, found, place, {d: i for d, i in place.items() if d not in axes}
 
 
 def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
@@ -399,6 +391,7 @@ def _crosses(
 
 
 def _colour(i: int, n: int) -> Any:
+    """A colour of its own for each of so many lines; of viridis if they are many."""
     import matplotlib as mpl
 
     return _COLOURS[i] if n <= len(_COLOURS) else mpl.colormaps["viridis"](i / (n - 1))

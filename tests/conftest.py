@@ -1,6 +1,7 @@
 """What every test shares: four CPU devices, strict types, tolerances, data."""
 
 import os
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -69,3 +70,10 @@ def airfoil_or_skip():
         if os.environ.get("CI"):
             raise
         pytest.skip(str(missing))
+
+
+def free_port():
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -3,7 +3,6 @@
 import importlib
 import re
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.conftest import airfoil_or_skip, require
+from tests.conftest import airfoil_or_skip, free_port, require
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -200,10 +199,7 @@ def test_sweep_many_hosts(tmp_path):
     """The two commands of its docstring, and of one process, give the same."""
     found = []
     for processes in (2, 1):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{s.getsockname()[1]}"
-        words = ["--processes", processes, "--address", address]
+        words = ["--processes", processes, "--address", f"127.0.0.1:{free_port()}"]
         words += ["--store", tmp_path / f"{processes}.zarr"]
         words += ["--output", tmp_path / "picture.png"]
         started = [

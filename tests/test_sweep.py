@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from jax_rmsprop import load_sweep, log_one_minus, sweep
 from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
-from tests.conftest import require, tolerance
+from tests.conftest import free_port, require, tolerance
 from tests.sweeps import GRID, LONG, bits, long, network
 
 ROOT = Path(__file__).parents[1]
@@ -1020,12 +1019,6 @@ def result(process):
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def chunks(store):

@@ -208,7 +208,7 @@ def _python_axis(values: list[Any]) -> Axis:
     keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     which = np.array([order[key] for key in keys])
-    unique = tuple(values[keys.index(key)] for key in order)
+    unique = tuple(dict(zip(keys, values, strict=True)).values())
     if all(isinstance(v, bool) for v in unique):
         labels = np.array(unique)
     else:

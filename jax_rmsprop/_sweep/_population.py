@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from jax_rmsprop._checks import flag
-from jax_rmsprop._place import place_like
+from jax_rmsprop._place import explicit, place_like
 from jax_rmsprop._sweep._grid import parse
 from jax_rmsprop._sweep._trace import takes
 
@@ -67,9 +67,9 @@ def population(
 
     Raises:
       TypeError: an axis of something else than numbers, or one that `make_optimizer`
-        does not take; parameters without an axis of members.
+        does not take.
       ValueError: an axis that is empty or has NaN, zipped axes of unequal lengths, or
-        a number of members that is not the parameters'.
+        parameters or gradients without a leading axis of that many members.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -172,7 +172,7 @@ def _beside(params: Any, tree: Any) -> Any:
     place = jax.typeof(column).sharding
 
     def put(x: jax.Array) -> jax.Array:
-        if AxisType.Explicit in place.mesh.axis_types:
+        if explicit(column):
             own = jax.typeof(x).sharding.spec
             spec = PartitionSpec(*place.spec[:1], *own[1:])
             return reshard(x, NamedSharding(place.mesh, spec))

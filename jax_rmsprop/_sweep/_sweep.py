@@ -138,12 +138,13 @@ def sweep(
     groups = points.groups()
     traced = [_trace(train, points, group) for group in groups]
     outputs = _outputs(points, groups, traced)
+    described = _described(points, groups, outputs)
     if store is None:
         kept = Memory(outputs, points.size)
     else:
         identity = _identity(points, outputs, traced, mesh, batch_size)
         kept = Store(os.fspath(store), identity, outputs, points.size)
-        kept.describe(_described(points, groups, outputs))
+        kept.describe(described)
         batch_size = kept.batch_size
     bar = tqdm(
         total=points.size,
@@ -156,7 +157,7 @@ def sweep(
             run.group(group, program)
     if not kept.segments:
         raise KeyboardInterrupt  # before anything ran
-    curves = _shaped(kept.flat(), _described(points, groups, outputs))
+    curves = _shaped(kept.flat(), described)
     done = int(curves["finished"].sum())
     if done < points.size:
         again = "" if store is None else ", and the same call computes them"
