@@ -1,33 +1,29 @@
-"""Where an array lies: new arrays of a state lie where their parameters do."""
+"""Keep state on the devices where its parameters are."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
-from jax.sharding import AxisType
+from jax.sharding import AxisType, reshard
 
 
 def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
-    """Shard x, which does not depend on p, as p is sharded.
+    """Shard x, which does not depend on p, as p is sharded: x, made to depend on p.
 
-    Under jit and an automatic mesh the compiler would put a constant on one device. On
-    an explicit mesh x has its place as a part of its type, but jit drops an argument
-    that nothing depends on, and with it the devices.
+    Left alone, a compiler puts a constant on one device, and jit drops an argument that
+    nothing depends on, and its devices with it. On an explicit mesh p's place is a part
+    of its type, which x is given, and a barrier keeps p. On an automatic mesh neither
+    `jax.typeof` nor a tracer knows where p is, but every partitioner passes a sharding
+    through an elementwise operation. So a select picks one of two arrays that are the
+    same, whatever p is; the barrier keeps the compiler from seeing so.
     """
-    if explicit(p):
+    if explicit(p):  # JAX 0.8 cannot batch a select there
+        x = reshard(x, jax.typeof(p).sharding)
         return lax.optimization_barrier((x, p))[0]
-    return shard_alike(x, p)[0]
-
-
-def keep_like(x: jax.Array, p: jax.Array) -> jax.Array:
-    """Keep x, which is computed from p, where p is.
-
-    An automatic mesh is told, an explicit one knows by the types.
-    """
-    return x if explicit(p) else shard_alike(x, p)[0]
+    return jnp.where(p != p, lax.optimization_barrier(x), x)
 
 
 def explicit(p: jax.Array) -> bool:
-    """Whether p is on an explicit mesh, where a sharding is a part of the type."""
+    """Whether p's devices are part of its type: an axis of its mesh is explicit."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types

@@ -37,7 +37,6 @@ from jax import lax
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
 
 from jax_rmsprop import _checks, _markdown
-from jax_rmsprop._place import keep_like
 
 
 class Codes(NamedTuple):
@@ -400,8 +399,7 @@ def _encoded(
         storage = _storage(storages, path)
         if x.dtype == jnp.float32 and x.size >= storage.min_size:
             threshold = thresholds(x.shape, i, count, seed)
-            codes = storage.encode(x, threshold, codes)
-            x = codes._replace(codes=keep_like(codes.codes, x))
+            x = storage.encode(x, threshold, codes)
         leaves.append(x)
     return tree.unflatten(leaves)
 
