@@ -268,13 +268,19 @@ def _step(
     bound = np.asarray(2.0 ** (info.maxexp // 2 - 2), nu.dtype)
     g = _by_part(lambda x: lax.clamp(-bound, x, bound), at_precision(g, nu.dtype))
 
+    def rounded(square: jax.Array) -> jax.Array:
+        # Compilers contract a product and a sum into one operation of one rounding, in
+        # some programs and not in others, but do not look through a minimum. So a row
+        # of a sweep has the bits of its single run. No square exceeds (2 bound)^2.
+        return lax.min(square, 4 * bound * bound)
+
     average = functools.partial(_average, gamma, rate, slow)
     if mu is None:
-        nu = average(nu, _abs_square(g))
+        nu = average(nu, rounded(_abs_square(g)))
     else:
         d = g - mu
         mu = _by_part(average, mu, g)
-        nu = average(nu, gamma * _abs_square(d))
+        nu = average(nu, rounded(gamma * _abs_square(d)))
 
     corrected = nu if weight is None else nu / weight
     if eps_in_sqrt:  # where eps is positive already

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.ad_checkpoint import checkpoint_name
 
 from jax_rmsprop import log_one_minus, rmsprop, sweep
 
@@ -53,6 +54,24 @@ def long(gamma, seed):
 
 
 LONG = {"gamma": log_one_minus(0.9, 0.999, 20), "seed": range(10)}
+
+
+def named_residuals(gamma, learning_rate, seed):
+    """A jaxpr that prints a set, in the order of the process' hashes."""
+    policy = jax.checkpoint_policies.save_only_these_names("a", "bc", "def", "ghij")
+
+    def loss(x):
+        return jnp.sin(checkpoint_name(jnp.sin(x), "bc")).sum()
+
+    x = gamma * learning_rate * jnp.ones(3) + seed
+    return {"loss": jax.grad(jax.checkpoint(loss, policy=policy))(x)}
+
+
+def called_back(gamma, learning_rate, seed):
+    """A program that calls Python, at an address of its process."""
+    jax.debug.print("{x}", x=gamma)
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    return {"loss": jax.pure_callback(lambda x: x, shape, gamma * learning_rate) + seed}
 
 
 def bits(curves):

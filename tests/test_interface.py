@@ -418,13 +418,11 @@ def test_a_row_of_a_sweep_is_the_single_run(name, dtype, options):
     for i, value in enumerate(SWEPT[name]):
         row = jax.tree.map(lambda x: x[i], sweep)  # noqa: B023 - called at once
         chex.assert_trees_all_equal(row, one(value))
-    # The same bits, too, with the last value known when it is compiled; but a gamma
-    # known to be at least a half is another program, without a choice in it.
+    # With the last value known when it is compiled it is another program, which a
+    # compiler may round otherwise: of the two products of a momentum it contracts
+    # either with their sum. Two spacings a step.
     known = jax.jit(lambda: train(dtype, **{name: value}, **options))()
-    if name != "gamma":
-        chex.assert_trees_all_equal(row, known)
-    else:
-        assert_close_by_largest(row, known, roundings=4 * 30)  # two spacings a step
+    assert_close_by_largest(row, known, roundings=4 * 30)
 
 
 def assert_close_by_largest(actual, expected, roundings):

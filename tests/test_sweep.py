@@ -789,30 +789,131 @@ def test_zipped_and_product_are_not_the_same(tmp_path):
     )
 
 
-def test_data_inside_a_jitted_training_count():
-    """A jaxpr shows their shapes only."""
-    seen = set()
-    for scale in (1.0, 2.0):
+def in_shard_map(f, data):
+    mesh = jax.make_mesh((1,), ("d",))
+    one = jax.sharding.PartitionSpec()
+    inner = jax.shard_map(
+        lambda x: f(x, data), mesh=mesh, in_specs=one, out_specs=one, check_vma=False
+    )
+    return lambda x: inner(x)
+
+
+def in_custom_vjp(f, data):
+    @jax.custom_vjp
+    def inner(x):
+        return x
+
+    inner.defvjp(lambda x: (x, x), lambda x, g: (f(x, data) * g,))
+    return jax.grad(inner)
+
+
+def in_custom_jvp(f, data):
+    @jax.custom_jvp
+    def inner(x):
+        return x
+
+    inner.defjvp(lambda x, t: (x[0], f(x[0], data) * t[0]))
+    return jax.grad(inner)
+
+
+def in_pallas(f, data):
+    from jax.experimental import pallas as pl
+
+    def kernel(data, x, out):
+        out[...] = f(x[...], data[...])
+
+    def inner(x):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return pl.pallas_call(kernel, out_shape=shape, interpret=True)(data, x)
+
+    return jax.jit(inner)
+
+
+# Where a training may close over an array. Deeper, JAX holds it where the training's
+# own jaxpr does not say so, or as the value of an operand.
+PLACES = {
+    "open": lambda f, data: lambda x: f(x, data),
+    "jit": lambda f, data: jax.jit(lambda x: f(x, data)),
+    "jit in jit": lambda f, data: jax.jit(lambda x: jax.jit(lambda y: f(y, data))(x)),
+    "vmap": lambda f, data: lambda x: jax.vmap(lambda y: f(y, data))(x[None])[0],
+    "scan": lambda f, data: (
+        lambda x: jax.lax.scan(lambda y, _: (f(y, data), None), x, length=2)[0]
+    ),
+    "while": lambda f, data: (
+        lambda x: jax.lax.while_loop(lambda y: y < f(y, data), lambda y: y + 1, x)
+    ),
+    "jit in a loop": lambda f, data: (
+        lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jax.jit(f)(y, data), x)
+    ),
+    "cond": lambda f, data: (
+        lambda x: jax.lax.cond(x > 0, lambda y: f(y, data), lambda y: y, x)
+    ),
+    "checkpoint": lambda f, data: jax.grad(jax.checkpoint(lambda x: f(x, data))),
+    "custom_vjp": in_custom_vjp,
+    "custom_jvp": in_custom_jvp,
+    "shard_map": in_shard_map,
+    "pallas": in_pallas,
+}
+
+
+def fingerprint(train):
+    return _trace.fingerprint(_trace.trace(train, {}, {"x": np.dtype("float32")}))
+
+
+def product(x, data):
+    return (x * jnp.sum(data * data)).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("kind", ["jax", "numpy", "scalar", "key"])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_fingerprint_is_of_what_a_training_closes_over(place, kind):
+    if kind == "key" and place == "pallas":
+        pytest.skip("Pallas takes no random keys")
+
+    def of(scale):
+        f = product
+        data = {
+            "jax": lambda: scale * jnp.arange(1000.0),
+            "numpy": lambda: np.float32(scale) * np.arange(1000, dtype="float32"),
+            "scalar": lambda: jnp.float32(scale),
+            "key": lambda: jax.random.key(int(scale)),
+        }[kind]()
+        if kind == "key":
+            f = lambda x, key: product(x, jax.random.normal(key))  # noqa: E731
+        inner = PLACES[place](f, data)
+        return fingerprint(lambda x: {"loss": inner(x)})
+
+    assert of(1.0) == of(1.0)
+    assert of(1.0) != of(2.0)
+
+
+def test_the_fingerprint_where_jax_makes_arguments_of_constants():
+    name = "jax_use_simplified_jaxpr_constants"
+    if not hasattr(jax.config, name):
+        pytest.skip("JAX 0.8 has no such option")
+
+    def of(scale):
         data = scale * jnp.arange(1000.0)
+        inner = jax.jit(lambda x: product(x, data))
+        return fingerprint(lambda x: {"loss": inner(x)})
 
-        @jax.jit
-        def train(x, data=data):
-            inner = jax.jit(lambda y: (y * data).sum())
-            return jax.lax.fori_loop(0, 3, lambda _, y: inner(y), x)
-
-        traced = _trace.trace(
-            lambda x, train=train: train(x), {}, {"x": np.dtype("float32")}
-        )
-        seen.add(_trace.fingerprint(traced))
-    assert len(seen) == 2
+    before = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        assert of(1.0) == of(1.0)
+        assert of(1.0) != of(2.0)
+    finally:
+        jax.config.update(name, before)
 
 
 def test_the_fingerprint_is_the_same_in_every_process():
     code = (
-        "import numpy as np; from tests.sweeps import network;"
+        "import numpy as np;"
+        "from tests.sweeps import called_back, named_residuals, network;"
         "from jax_rmsprop._sweep import _trace; d = np.dtype('float32');"
         "n = dict(gamma=d, learning_rate=d, seed=np.dtype('int32'));"
-        "print(_trace.fingerprint(_trace.trace(network, {}, n)))"
+        "print([_trace.fingerprint(_trace.trace(train, {}, n)) for train in"
+        " (network, named_residuals, called_back)])"
     )
     found = {
         subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -123,29 +122,50 @@ def _bytes(closed: jax.extend.core.ClosedJaxpr, members: int) -> list[int]:
 
 
 def fingerprint(traced: Traced) -> str:
-    """What tells one training from another: its jaxpr and the arrays it closes over."""
-    digest = hashlib.sha256()
-    # An address in memory is another in every process.
-    digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)).encode())
-    for inner in _jaxprs(traced.jaxpr):
-        for const in inner.consts:
-            if jnp.issubdtype(const.dtype, jax.dtypes.prng_key):
-                const = jax.random.key_data(const)
-            digest.update(np.asarray(const).tobytes())
+    """What tells one training from another: its program and the arrays in it.
+
+    The program is the one that is compiled, as StableHLO: a jaxpr prints a set in the
+    order of this process' hashes, and of an array its shape. The arrays that the
+    training closes over are the program's arguments and are hashed beside it, also
+    those that JAX may come to take out of it at a greater depth. What a callback to
+    the host does is not seen, only that it is called.
+    """
+    closed = traced.jaxpr
+
+    def member(consts: list[Any], *numbers: Any) -> list[Any]:
+        program = jax.extend.core.ClosedJaxpr(closed.jaxpr, consts)
+        return jax.extend.core.jaxpr_as_fun(program)(*numbers)
+
+    numbers = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
+    program = jax.jit(member, keep_unused=True).lower(list(closed.consts), *numbers)
+    digest = hashlib.sha256(program.as_text().encode())
+    for inner in _jaxprs(closed):
+        for array in _arrays(inner):
+            if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+                array = jax.random.key_data(array)
+            digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _jaxprs(value: Any) -> Generator[jax.extend.core.ClosedJaxpr]:
-    """A jaxpr and all those within it, with the arrays that they close over."""
-    if isinstance(value, jax.extend.core.Jaxpr):
-        value = jax.extend.core.ClosedJaxpr(value, ())
-    if isinstance(value, jax.extend.core.ClosedJaxpr):
+def _jaxprs(value: Any) -> Generator[Any]:
+    """A jaxpr and all those within it, whatever class they are of."""
+    if hasattr(value, "eqns"):
         yield value
         for equation in value.eqns:
             yield from _jaxprs(tuple(equation.params.values()))
     elif isinstance(value, tuple | list):
         for part in value:
             yield from _jaxprs(part)
+
+
+def _arrays(jaxpr: Any) -> Generator[Any]:
+    """What a jaxpr closes over, and the arrays among its equations' operands."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        for operand in equation.invars:
+            value = getattr(operand, "val", None)
+            if np.ndim(value):
+                yield value
 
 
 def _named(tree: Any) -> dict[str, Any]:
