@@ -1,5 +1,8 @@
 # Needs Python 3.11 or newer and make. `make demo` and `make test` do all the rest.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The newest on the path that runs.
+NEWEST_PYTHON ?= $(shell for n in $$(seq 30 -1 11); do \
+  python3.$$n -c "" 2> /dev/null && command -v python3.$$n && break; done)
 BIN := .venv/bin
 
 demo: .venv/ready  ## run the main job: a sweep of gamma on handwritten digits
@@ -12,6 +15,9 @@ frameworks: .venv/frameworks  ## the libraries that the tests then compare with
 
 test-lowest: .venv-lowest/ready  ## the same with the oldest versions that are allowed
 	.venv-lowest/bin/pytest
+
+test-newest: .venv-newest/ready  ## the same with the newest of all, on NEWEST_PYTHON
+	.venv-newest/bin/pytest
 
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks
@@ -32,7 +38,7 @@ pictures: .venv/ready  ## draw again the pictures that the README shows
 	done
 
 clean:
-	rm -rf .venv .venv-lowest build dist docs/api
+	rm -rf .venv .venv-lowest .venv-newest build dist docs/api
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,9 +51,14 @@ clean:
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/frameworks-alone.txt
 	touch $@
 
+.venv-newest/ready: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[all]"
+	touch $@
+
 .venv-lowest/ready: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[all]" --constraint tests/lowest.txt
 	touch $@
 
-.PHONY: demo test frameworks test-lowest bench lint docs pictures clean
+.PHONY: demo test frameworks test-lowest test-newest bench lint docs pictures clean

@@ -1,5 +1,7 @@
 """RMSProp for JAX, as pure Optax gradient transformations."""
 
+from jax_rmsprop import _versions as _versions  # isort: skip - tells an old JAX first
+
 from jax_rmsprop._optimizer import rmsprop
 from jax_rmsprop._sweep import (
     PopulationState,

@@ -1,12 +1,19 @@
-"""A small training to sweep, and a process that sweeps it, to be killed and the like.
+"""A small training to sweep, and processes that sweep it, to be killed and the like.
 
-`python -m tests.sweeps STORE [name=value ...]` prints one line with the bits of the
-results; the names are those of `run`.
+They are forked from one process that has done its imports (`forks`), before any of them
+has begun to use JAX.
 """
 
+import contextlib
+import functools
 import hashlib
-import json
+import itertools
+import multiprocessing
+import os
+import runpy
+import signal
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +55,6 @@ def network(gamma, learning_rate, seed, centered=False, steps=15):
     return {"loss": losses, "end": {"v": params["v"], "seed": jnp.asarray(seed)}}
 
 
-def long(gamma, seed):
-    """The same with many steps, so that a process can be killed while it runs."""
-    return network(gamma, 0.01, seed, steps=3000)
-
-
-LONG = {"gamma": log_one_minus(0.9, 0.999, 20), "seed": range(10)}
-
-
 def named_residuals(gamma, learning_rate, seed):
     """A jaxpr that prints a set, in the order of the process' hashes."""
     policy = jax.checkpoint_policies.save_only_these_names("a", "bc", "def", "ghij")
@@ -84,24 +83,53 @@ def bits(curves):
     return digest.hexdigest()
 
 
-def run(store, devices=1, processes=1, process=0, port=0, batch_size=4, what="long"):
-    """Sweep in this process, which may be one of several."""
+def run(answer, store, *, devices=1, processes=1, process=0, port=0, size=4, die=0):
+    """Sweep in this process, which may be one of several, and send the results' bits.
+
+    With `die`, it is killed as it opens or renames a file to write for that time.
+    """
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
-    train, grid = {"long": (long, LONG), "network": (network, GRID)}[what]
-    curves = sweep(
-        train, grid, store=store or None, batch_size=batch_size, progress=False
-    )
-    print(
-        json.dumps({"bits": bits(curves), "finished": int(curves.finished.sum())}),
-        flush=True,
-    )
+    if die:
+        die_at(die)
+    curves = sweep(network, GRID, store=store, batch_size=size, progress=False)
+    answer.send((bits(curves), int(curves.finished.sum())))
+    if processes > 1:
+        jax.distributed.shutdown()  # together; a fork ends without what is registered
 
 
-if __name__ == "__main__":
-    named = dict(word.split("=") for word in sys.argv[2:])
-    run(
-        sys.argv[1],
-        **{k: int(v) if v.isdigit() else v for k, v in named.items()},
+def die_at(number):
+    """Kill this process at the number-th event of writing a file."""
+    count = itertools.count(1)
+
+    def heard(event, arguments):
+        written = event == "os.rename" or (
+            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if written and next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(heard)
+
+
+def script(path, words, printed):
+    """Run a script as from the command line; its output goes to a file."""
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(Path(path).parent))
+    with open(printed, "w") as file, contextlib.redirect_stdout(file):
+        runpy.run_path(str(path), run_name="__main__")
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+
+
+@functools.cache
+def forks():
+    """What makes processes from a warm one."""
+    context = multiprocessing.get_context("forkserver")
+    # Imported now, they need not be imported in each; none of them starts JAX.
+    context.set_forkserver_preload(
+        ["tests.sweeps", "dask.array", "matplotlib.pyplot", "sklearn.datasets"]
+        + ["xarray", "zarr.storage"]
     )
+    return context

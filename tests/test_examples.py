@@ -3,7 +3,6 @@
 import importlib
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import airfoil_or_skip, free_port, require
+from tests.sweeps import forks, script
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -139,10 +139,11 @@ def test_low_precision_state(run):
 
 
 @pytest.mark.parametrize("data", ["digits", "airfoil"])
-def test_gamma_sweep(run, data):
+def test_gamma_sweep(run, data, tmp_path):
     if data == "airfoil":
         airfoil_or_skip()
-    printed = run("gamma_sweep", "--data", data)
+    words = ["gamma_sweep", "--data", data, "--store", str(tmp_path / "store")]
+    printed = run(*words)
     assert "357 members, 0 diverged" in printed
     rows = [
         line.split() for line in printed.splitlines() if re.match(r"0\.\d{6} ", line)
@@ -155,12 +156,9 @@ def test_gamma_sweep(run, data):
     assert scores[[f"{float(row[0]):.5f}" for row in rows].index(best)] == min(scores)
     # Neither no memory nor the longest is the best.
     assert 0 < float(best) < 0.9999
-
-
-def test_gamma_sweep_goes_on_from_a_folder(run, tmp_path):
-    for compiling in (True, False):
-        printed = run("gamma_sweep", "--store", str(tmp_path / "store"))
-        assert ("of which 0.0 s compiling" in printed) is not compiling
+    # The second time all is in the folder.
+    assert "of which 0.0 s compiling" not in printed
+    assert "of which 0.0 s compiling" in run(*words)
 
 
 def test_a_members_curve_is_its_own_training():
@@ -202,19 +200,23 @@ def test_sweep_many_hosts(tmp_path):
         words = ["--processes", processes, "--address", f"127.0.0.1:{free_port()}"]
         words += ["--store", tmp_path / f"{processes}.zarr"]
         words += ["--output", tmp_path / "picture.png"]
+        printed = [tmp_path / f"{i} of {processes}.txt" for i in range(processes)]
         started = [
-            subprocess.Popen(
-                [sys.executable, EXAMPLES / "sweep_many_hosts.py"]
-                + [str(word) for word in (*words, "--process", i)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+            forks().Process(
+                target=script,
+                args=(EXAMPLES / "sweep_many_hosts.py",)
+                + ([str(word) for word in (*words, "--process", i)], printed[i]),
+                daemon=True,
             )
             for i in range(processes)
         ]
-        printed = [process.communicate(timeout=240) for process in started]
-        assert all(p.returncode == 0 for p in started), printed
-        assert f"on {2 * processes} devices of {processes} process(es)" in printed[0][0]
-        found.append(re.search(r"best loss: .*", printed[0][0]).group(0))
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(240)
+        assert [process.exitcode for process in started] == [0] * processes
+        first = printed[0].read_text()
+        assert f"on {2 * processes} devices of {processes} process(es)" in first
+        found.append(re.search(r"best loss: .*", first).group(0))
         assert (tmp_path / "picture.png").exists()
     assert found[0] == found[1]

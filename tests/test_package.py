@@ -1,18 +1,21 @@
 """The package's names, version and pages."""
 
 import ast
+import importlib
 import importlib.metadata
 import inspect
 import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import jax
 import pytest
 
 import jax_rmsprop
-from jax_rmsprop import conventions, migrate, plotting
+from jax_rmsprop import _versions, conventions, migrate, plotting
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -106,7 +109,7 @@ def test_the_core_imports_only_jax_numpy_and_optax():
 def test_modules_import_one_way():
     order = ["_checks", "_place", "_compiled", "storage", "_transform", "_optimizer"]
     order += ["conventions", "migrate"]
-    apart = {"_sweep": {"_checks", "_place", "_markdown"}}
+    apart = {"_sweep": {"_checks", "_place", "_markdown", "_versions"}}
     apart["plotting"] = {"_checks", "_sweep"}
     for path in (ROOT / "jax_rmsprop").rglob("*.py"):
         part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")
@@ -129,6 +132,56 @@ def test_importing_the_package_imports_no_extra():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {name for names in EXTRAS.values() for name in names} & set(loaded)
+
+
+def test_every_module_imports_without_deprecation_warnings():
+    code = (
+        "import importlib, pkgutil, jax_rmsprop as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'jax_rmsprop.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)"
+    )
+    warnings = ["-W", "error::DeprecationWarning", "-W", "error::FutureWarning"]
+    subprocess.run([sys.executable, *warnings, "-c", code], check=True)
+
+
+# What JAX calls experimental or private may go in any version. Each use, and why.
+UNSTABLE = {
+    ("jax_rmsprop/_versions.py", "from jax.experimental import multihost_utils"): (
+        "nothing public gathers what processes hold on their hosts"
+    ),
+    ("tests/test_sweep.py", "from jax.experimental import pallas as pl"): (
+        "Pallas has no other name, and people train with it"
+    ),
+}
+
+
+def test_nothing_unstable_of_jax_is_used_without_a_reason():
+    found = {
+        (path.relative_to(ROOT).as_posix(), line.strip())
+        for folder in ("jax_rmsprop", "tests", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"jax\.(_src|experimental|interpreters)\b", line)
+        and path != Path(__file__)
+    }
+    assert found == set(UNSTABLE)
+
+
+def test_an_older_jax_is_told_in_one_line(monkeypatch):
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    bound = ".".join(map(str, _versions.OLDEST))
+    assert f"jax>={bound}" in dependencies
+    assert f"jaxlib>={bound}" in dependencies
+    monkeypatch.setattr(jax, "__version_info__", (0, 7, 2))
+    monkeypatch.setattr(jax, "__version__", "0.7.2")
+    with pytest.raises(ImportError) as caught:
+        importlib.reload(_versions)
+    assert str(caught.value) == (
+        "jax_rmsprop needs jax 0.8.0 or newer, but 0.7.2 is installed"
+    )
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

@@ -1,12 +1,10 @@
 """Sweeps: every row is its own training, wherever and however often it is begun."""
 
 import functools
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import hypothesis
@@ -19,7 +17,7 @@ import pytest
 from jax_rmsprop import load_sweep, log_one_minus, sweep
 from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
 from tests.conftest import free_port, require, tolerance
-from tests.sweeps import GRID, LONG, bits, long, network
+from tests.sweeps import GRID, bits, forks, network, run
 
 ROOT = Path(__file__).parents[1]
 quiet = functools.partial(sweep, progress=False)
@@ -1015,6 +1013,19 @@ def test_a_full_disk(tmp_path):
 # Ends
 
 
+@pytest.fixture
+def ctrl_c():
+    """A way to set what Ctrl-C does, whatever it does where the tests were started."""
+    found = signal.getsignal(signal.SIGINT)
+
+    def does(handler):
+        signal.signal(signal.SIGINT, handler)
+
+    does(signal.default_int_handler)
+    yield does
+    signal.signal(signal.SIGINT, found)
+
+
 def interrupt_after(monkeypatch, batches):
     """Press Ctrl-C while a batch runs."""
     call = _program.Program.__call__
@@ -1030,7 +1041,9 @@ def interrupt_after(monkeypatch, batches):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_ctrl_c_ends_with_what_is_finished(kept, tmp_path, monkeypatch, together):
+def test_ctrl_c_ends_with_what_is_finished(
+    kept, tmp_path, monkeypatch, together, ctrl_c
+):
     store = tmp_path / "sweep.zarr" if kept else None
     before = signal.getsignal(signal.SIGINT)
     interrupt_after(monkeypatch, 2)
@@ -1063,7 +1076,7 @@ def test_ctrl_c_ends_with_what_is_finished(kept, tmp_path, monkeypatch, together
         assert bits(whole) == bits(together)
 
 
-def test_the_second_ctrl_c_ends_at_once(monkeypatch, tmp_path):
+def test_the_second_ctrl_c_ends_at_once(monkeypatch, tmp_path, ctrl_c):
     call = _program.Program.__call__
 
     def interrupted(self, numbers):
@@ -1078,7 +1091,7 @@ def test_the_second_ctrl_c_ends_at_once(monkeypatch, tmp_path):
     np.testing.assert_array_equal(quiet(square, {"x": [1]}, store=tmp_path).loss, [1])
 
 
-def test_ctrl_c_before_anything_ran(monkeypatch):
+def test_ctrl_c_before_anything_ran(monkeypatch, ctrl_c):
     build = _program.Program.__init__
 
     def interrupted(self, *args):
@@ -1090,91 +1103,96 @@ def test_ctrl_c_before_anything_ran(monkeypatch):
         quiet(square, {"x": [1]})
 
 
+def test_a_ctrl_c_that_is_switched_off_stays_off(monkeypatch, ctrl_c):
+    """As a shell does for a job in the background."""
+    ctrl_c(signal.SIG_IGN)
+    interrupt_after(monkeypatch, 2)
+    curves = quiet(square, {"x": range(8)}, batch_size=1, devices=jax.devices()[:1])
+    assert curves.finished.all()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 # Processes
 
 
 @pytest.fixture
 def start():
-    """Start processes of `tests.sweeps`; those that still run in the end are killed."""
+    """Start processes that sweep; those that still run in the end are killed."""
     running = []
 
     def start(store, **options):
-        words = [f"{name}={value}" for name, value in options.items()]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.sweeps", str(store), *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        answer, theirs = forks().Pipe(duplex=False)
+        process = forks().Process(
+            target=run, args=(theirs, store), kwargs=options, daemon=True
         )
+        process.start()
+        theirs.close()
         running.append(process)
-        return process
+        return process, answer
 
     yield start
     for process in running:
         process.kill()
-        process.communicate()
+        process.join()
 
 
-def result(process):
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+def result(process, answer):
+    assert answer.poll(240)
+    found = answer.recv()
+    process.join(60)
+    assert process.exitcode == 0
+    return found
 
 
 def chunks(store):
     return sum(1 for _ in store.glob("*/checksum/c/*"))
 
 
-def wait_for(process, store, number):
-    """Until so many batches are in the folder, or the process has ended."""
-    while process.poll() is None and chunks(store) < number:
-        time.sleep(0.005)
-
-
 def test_kill_9_ten_times_over(tmp_path, start):
+    """Each time at another of the moments at which it begins or ends a file.
+
+    To create the folder takes 76 of them, and a batch 10.
+    """
     store = tmp_path / "sweep.zarr"
     random = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    counts = []
-    for _ in range(10):
-        process = start(store)
-        wait_for(process, store, chunks(store) + 1)
-        time.sleep(random.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    creating = random.integers(1, 76, 4)
+    computing = random.integers(90, 130, 1), random.integers(1, 60, 5)
+    died, counts = np.concatenate([creating, *computing]), []
+    for number in died:
+        process, _ = start(store, die=int(number), size=1)
+        process.join(240)
+        assert process.exitcode == -signal.SIGKILL
         counts.append(chunks(store))
-    print("batches in the folder after each kill:", counts)
-    assert counts[-1] < 50  # it was still at work
-    found = result(start(store))
-    whole = quiet(long, LONG, batch_size=4, devices=jax.devices()[:1])
-    assert found == {"bits": bits(whole), "finished": 200}
+    print("killed at", died, "with batches in the folder", counts)
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] < 60  # it was at work
+    found = result(*start(store, size=1))
+    whole = quiet(network, GRID, batch_size=1, devices=jax.devices()[:1])
+    assert found == (bits(whole), 60)
 
 
 def test_two_processes_give_the_same(tmp_path, start, together):
-    for store in ("", tmp_path / "sweep.zarr"):
-        port = free_port()
-        options = {"devices": 2, "processes": 2, "port": port, "batch_size": 8}
-        both = [start(store, process=i, what="network", **options) for i in range(2)]
-        expected = {"bits": bits(together), "finished": 60}
-        assert [result(process) for process in both] == [expected] * 2
+    for store in (None, tmp_path / "sweep.zarr"):
+        options = {"devices": 2, "processes": 2, "port": free_port(), "size": 8}
+        both = [start(store, process=i, **options) for i in range(2)]
+        assert [result(*each) for each in both] == [(bits(together), 60)] * 2
 
 
-def test_two_processes_of_which_one_is_killed(tmp_path, start):
+def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
     store = tmp_path / "sweep.zarr"
-    options = {"devices": 2, "processes": 2, "batch_size": 1}
+    options = {"devices": 2, "processes": 2, "size": 1}
     port = free_port()
-    first, second = (start(store, process=i, port=port, **options) for i in range(2))
-    wait_for(second, store, 40)
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    assert chunks(store) < 200
+    (first, _), (second, _) = (
+        start(store, process=i, port=port, die=100 * i, **options) for i in range(2)
+    )
+    second.join(240)
+    assert second.exitcode == -signal.SIGKILL
     first.kill()  # which would wait for the other
-    first.communicate()
+    first.join()
+    assert 0 < chunks(store) < 60
     port = free_port()
     both = [start(store, process=i, port=port, **options) for i in range(2)]
-    whole = quiet(long, LONG, batch_size=1)
-    expected = {"bits": bits(whole), "finished": 200}
-    assert [result(process) for process in both] == [expected] * 2
+    assert [result(*each) for each in both] == [(bits(alone), 60)] * 2
 
 
 def test_100_000_members_in_bounded_memory(tmp_path):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from jax_rmsprop import _versions
 from jax_rmsprop._sweep._program import Rows, agree, widened
 from jax_rmsprop._sweep._trace import Spec
 
@@ -91,7 +91,7 @@ class Memory:
 
         rows, finished = self._rows, self._finished
         if jax.process_count() > 1:
-            rows, finished = multihost_utils.process_allgather((rows, finished))
+            rows, finished = _versions.process_allgather((rows, finished))
             process, member = finished.argmax(0), np.arange(finished.shape[1])
             rows = {name: np.asarray(x)[process, member] for name, x in rows.items()}
             finished = finished.any(0)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.extend.core
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_rmsprop import _versions
 from jax_rmsprop._sweep._trace import Traced
 
 Rows = dict[str, np.ndarray]
@@ -132,7 +132,7 @@ def agree(value: Any) -> Any:
     """The first process' value, in every process."""
     if jax.process_count() == 1:
         return value
-    return multihost_utils.broadcast_one_to_all(value)
+    return _versions.broadcast_one_to_all(value)
 
 
 def available(device: Any) -> int:

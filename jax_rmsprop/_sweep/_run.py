@@ -221,17 +221,23 @@ def first_bad(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def patient(run: Run) -> Generator[None]:
-    """Within it, the first Ctrl-C ends the run after the batch at hand."""
+    """Within it, the first Ctrl-C ends the run after the batch at hand.
+
+    Not where others would wait for this process: there it just ends. Nor where a parent
+    has switched the signal off, as a shell does for what it starts in the background;
+    nor where the handler is not Python's, which could not be put back.
+    """
     main = threading.current_thread() is threading.main_thread()
-    if not main or jax.process_count() > 1:
-        yield  # where others would wait for this process, it just ends
+    before = signal.getsignal(signal.SIGINT)
+    if not main or jax.process_count() > 1 or before in (signal.SIG_IGN, None):
+        yield
         return
 
     def stop(*_: Any) -> None:
         run.stopped = True
         signal.signal(signal.SIGINT, before)  # the second one ends it at once
 
-    before = signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
