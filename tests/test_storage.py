@@ -48,13 +48,14 @@ def averages(gamma, steps):
         for name, kept in BOTH.items()
     }
     exactly = scale_by_rmsprop(gamma, 0.0)
-    rms = 10 ** jax.random.uniform(jax.random.key(0), (ELEMENTS,), minval=-3, maxval=0)
-    rms = rms.astype("float32")
+    rms = 10 ** jax.random.uniform(
+        jax.random.key(0), (ELEMENTS,), "float32", minval=-3, maxval=0
+    )
 
     def step(carry, t):
         states, full, nu = carry
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), (ELEMENTS,))
-        g = rms * noise.astype("float32")
+        key = jax.random.fold_in(jax.random.key(1), t)
+        g = rms * jax.random.normal(key, (ELEMENTS,), "float32")
         v, full = exactly.update(g, full)
         ratios, new = {}, {}
         for name, optimizer in optimizers.items():
