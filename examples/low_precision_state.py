@@ -49,8 +49,8 @@ def train(kept, seed):
     def epoch(carry, i):
         shuffled = batches(jax.random.fold_in(key, i), data, 100)
         carry, losses = jax.lax.scan(step, carry, shuffled)
-        nu = optax.tree_utils.tree_get(carry[1], "nu")["w1"]
-        nu = kept.decode(nu) if isinstance(nu, storage.Codes) else nu
+        state = storage.decoded(carry[1], {"nu": kept})
+        nu = optax.tree_utils.tree_get(state, "nu")["w1"]
         return carry, (losses.mean(), nu.mean())
 
     carry = params, optimizer.init(params)

@@ -63,6 +63,20 @@ def number(
     return concrete
 
 
+def scheduled(name: str, value: Any) -> None:
+    """Check what a schedule returned: a scalar of a type that is a number's.
+
+    Raises:
+      TypeError: something else.
+    """
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    if is_array and value.shape == () and _is_real(value.dtype):
+        return
+    if type(value) not in (int, float):
+        got = f"an array of shape {value.shape}" if is_array else repr(value)
+        raise TypeError(f"`{name}`'s schedule must return a scalar number, got {got}")
+
+
 def flag(name: str, value: Any) -> bool:
     """Check an option that is on or off.
 

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jax_rmsprop import _checks
 from jax_rmsprop._checks import NumberOrSchedule
+from jax_rmsprop._complement import one_minus
+from jax_rmsprop._place import concrete
 
 
 def compiled(
@@ -57,7 +60,7 @@ def compiled(
 
 def _init(key: Any, hyperparameters: Mapping[str, Any], params: Any) -> Any:
     values = _values(hyperparameters, np.int32(0))
-    return _dispatch(key, values, "init", params)
+    return _dispatch(key, values, "init", concrete(params))
 
 
 def _update(
@@ -83,17 +86,54 @@ def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
     1 - gamma is formed here, where a Python float is still a double: in float32,
     1 - 0.9999 is wrong by 3e-4 of itself.
     """
+    values: dict[str, Any] = {}
+    for name, x in hyperparameters.items():
+        if callable(x):
+            value, complement = _at(name, x, count)
+        else:
+            value, complement = x, one_minus(x) if name == "gamma" else None
+        values[name] = _operand(value)
+        if name == "gamma":
+            values["rate"] = _operand(complement)
+    return values
 
-    def value(x: Any) -> Any:
-        x = jax.jit(x)(count) if callable(x) else x
-        return x if isinstance(x, float) else jnp.asarray(x, float)
 
-    values = {name: value(x) for name, x in hyperparameters.items()}
-    return values | {"rate": 1 - values["gamma"]}
+def _operand(x: Any) -> Any:
+    return x if isinstance(x, float) else jnp.asarray(x, float)
+
+
+def _at(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Any, Any]:
+    """A schedule's value at a step, and what that is short of 1.
+
+    Raises:
+      TypeError: the schedule is plain Python, and the step not known yet.
+      ValueError: it returns something else than a number.
+    """
+    try:
+        return _compiled_both(name, schedule, count)
+    except jax.errors.JAXTypeError as error:
+        if isinstance(count, jax.core.Tracer):
+            raise TypeError(
+                f"`{name}` must be a schedule of JAX operations where it is compiled, "
+                f"but it asks for the step's value ({type(error).__name__})"
+            ) from None
+    return _both(name, schedule, count)  # plain Python, of a step that is known
+
+
+def _both(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Any, Any]:
+    value: Any = schedule(count)
+    _checks.scheduled(name, value)
+    return value, 1 - value
+
+
+_compiled_both = functools.partial(jax.jit, static_argnums=(0, 1))(_both)
 
 
 def _call(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     make, options = key
+    # What is no array yet: numbers, where the caller is compiling or has switched jit
+    # off.
+    values, args = jax.tree.map(jnp.asarray, (values, args))
     return getattr(make(**values, **dict(options)), method)(*args)
 
 
@@ -103,7 +143,4 @@ _compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)
 def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     """One dispatch or, where the caller is compiling already, part of what it does."""
     compiling = isinstance(jnp.zeros([]), jax.core.Tracer)
-    if not compiling:
-        return _compiled_call(key, values, method, *args)
-    arrays = {name: jnp.asarray(x) for name, x in values.items()}
-    return _call(key, arrays, method, *jax.tree.map(jnp.asarray, args))
+    return (_call if compiling else _compiled_call)(key, values, method, *args)

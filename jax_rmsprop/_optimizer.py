@@ -131,8 +131,10 @@ def rmsprop(
         "learning_rate": _checks.number("learning_rate", learning_rate, schedule=True)
     }
     if momentum is not None:
-        hyperparameters |= {"momentum": _checks.number("momentum", momentum, high=1)}
-    decay = _checks.number("weight_decay", weight_decay)
+        hyperparameters |= {
+            "momentum": _checks.number("momentum", momentum, high=1, schedule=True)
+        }
+    decay = _checks.number("weight_decay", weight_decay, schedule=True)
     decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,3 +29,14 @@ def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
 def explicit(p: jax.Array) -> bool:
     """Whether p's devices are part of its type: an axis of its mesh is explicit."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types
+
+
+def concrete(params: Any) -> Any:
+    """Zeros for `jax.ShapeDtypeStruct`s: a state depends on shapes and places alone."""
+
+    def zeros(p: Any) -> Any:
+        if not isinstance(p, jax.ShapeDtypeStruct):
+            return p
+        return jnp.zeros(p.shape, p.dtype, device=p.sharding)
+
+    return jax.tree.map(zeros, params)

@@ -43,8 +43,8 @@ class Codes(NamedTuple):
     """An array as a storage keeps it.
 
     Attributes:
-      codes: of the array's shape, in fewer bits.
-      base: what the whole array shares, a scalar; None if nothing.
+      codes: of the array's shape, in fewer bits; of one dtype, which is not float32.
+      base: what the whole array shares, int32 of shape (); None if nothing.
     """
 
     codes: Any
@@ -52,16 +52,19 @@ class Codes(NamedTuple):
 
 
 class StoredState(NamedTuple):
-    """The state of `stored`.
+    """The state of `stored`: arrays only, where and in the shapes that one expects.
 
     Attributes:
       count: the number of updates so far, int32 of shape ().
-      inner_state: the state of the transformation; in the fields that are stored,
-        `Codes` in place of arrays.
+      inner_state: the state of the transformation, in the fields that are stored with
+        codes for arrays.
+      bases: what the codes of each array of the inner state share, in order; int32 of
+        shape (arrays,), 0 where they share nothing.
     """
 
     count: Any
     inner_state: Any
+    bases: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ def bfloat16(min_size: int = 0) -> Storage:
       >>> from jax_rmsprop import rmsprop, storage
       >>> optimizer = storage.stored(rmsprop(0.01), {"nu": storage.bfloat16()})
       >>> state = optimizer.init(jnp.ones(3))
-      >>> state.inner_state[1].nu.codes.dtype
+      >>> state.inner_state[1].nu.dtype
       dtype(bfloat16)
     """
     size = _checks.integer("min_size", min_size, low=0)
@@ -181,7 +184,7 @@ def uint8(min_size: int = 4096) -> Storage:
       >>> from jax_rmsprop import rmsprop, storage
       >>> optimizer = storage.stored(rmsprop(0.01), {"nu": storage.uint8()})
       >>> state = optimizer.init(jnp.ones((64, 64)))
-      >>> state.inner_state[1].nu.codes.dtype
+      >>> state.inner_state[1].nu.dtype
       dtype('uint8')
     """
     size = _checks.integer("min_size", min_size, low=0)
@@ -206,7 +209,7 @@ def int8(min_size: int = 4096) -> Storage:
       >>> from jax_rmsprop import storage
       >>> optimizer = storage.stored(optax.trace(0.9), {"trace": storage.int8()})
       >>> state = optimizer.init(jnp.ones((64, 64)))
-      >>> state.inner_state.trace.codes.dtype
+      >>> state.inner_state.trace.dtype
       dtype('int8')
     """
     size = _checks.integer("min_size", min_size, low=0)
@@ -318,7 +321,7 @@ def stored(
       >>> params = {"w": jnp.ones((64, 64))}
       >>> state = optimizer.init(params)
       >>> updates, state = jax.jit(optimizer.update)(params, state)
-      >>> optax.tree_utils.tree_get(state, "trace")["w"].codes.dtype
+      >>> optax.tree_utils.tree_get(state, "trace")["w"].dtype
       dtype(bfloat16)
 
     References:
@@ -352,16 +355,18 @@ def _init(
     seed: Any,
     params: Any,
 ) -> StoredState:
-    state = inner.init(params)
-    fields = {k.name for path, _ in _leaves(state) for k in path if _is_field(k)}
-    for name in storages:
-        if name not in fields:
-            raise ValueError(
-                f"`storage` has {name!r}, of which the state has no array; it has "
-                f"{', '.join(sorted(fields))}"
-            )
-    count = jnp.zeros([], jnp.int32)
-    return StoredState(count, _encoded(storages, state, None, count, seed))
+    state, count = inner.init(params), jnp.zeros([], jnp.int32)
+    leaves, tree = jax.tree.flatten(state)
+    if jax.tree.leaves(params):
+        fields = {k.name for path, _ in _leaves(state) for k in path if _is_field(k)}
+        for name in storages:
+            if name not in fields:
+                raise ValueError(
+                    f"`storage` has {name!r}, of which the state has no array; it has "
+                    f"{', '.join(sorted(fields))}"
+                )
+    new = _encoded(storages, state, [None] * len(leaves), count, seed)
+    return _state(tree, new, [jnp.int32(0)] * len(leaves), count)
 
 
 def _update(
@@ -373,35 +378,88 @@ def _update(
     params: Any = None,
     **extra_args: Any,
 ) -> tuple[Any, StoredState]:
-    before = _decoded(storages, state.inner_state)
+    old = _codes(storages, state)
+    before = _decoded(storages, state, old)
     updates, after = inner.update(updates, before, params, **extra_args)
     count = optax.safe_increment(state.count)
-    after = _encoded(storages, after, state.inner_state, count, seed)
-    return updates, StoredState(count, after)
+    new = _encoded(storages, after, old, count, seed)
+    return updates, _state(jax.tree.structure(after), new, list(state.bases), count)
 
 
-def _decoded(storages: Mapping[str, Storage], state: Any) -> Any:
-    leaves = [
-        _storage(storages, path).decode(x) if isinstance(x, Codes) else x
-        for path, x in _leaves(state)
+def decoded(state: StoredState, storage: Storages) -> Any:
+    """The inner state of a `StoredState`, every array in full.
+
+    Args:
+      state: as `stored` returns it.
+      storage: what `stored` was given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_rmsprop import scale_by_rmsprop
+      >>> kept = {"nu": bfloat16()}
+      >>> optimizer = scale_by_rmsprop(0.5, storage=kept)
+      >>> x = jnp.ones(2)
+      >>> _, state = optimizer.update(x, optimizer.init(x))
+      >>> state.inner_state.nu.dtype, decoded(state, kept).nu
+      (dtype(bfloat16), Array([0.5, 0.5], dtype=float32))
+    """
+    return _decoded(storage, state, _codes(storage, state))
+
+
+def _codes(storages: Storages, state: StoredState) -> list[Codes | None]:
+    """The codes among the arrays of the inner state, in order; None for the others."""
+    return [
+        Codes(x, state.bases[i]) if _is_kept(_storage(storages, path), x) else None
+        for i, (path, x) in enumerate(_leaves(state.inner_state))
     ]
-    return jax.tree.structure(state, is_leaf=_is_codes).unflatten(leaves)
+
+
+def _decoded(storages: Storages, state: StoredState, codes: list[Codes | None]) -> Any:
+    leaves = [
+        x if kept is None else _storage(storages, path).decode(kept)
+        for (path, x), kept in zip(_leaves(state.inner_state), codes, strict=True)
+    ]
+    return jax.tree.structure(state.inner_state).unflatten(leaves)
 
 
 def _encoded(
-    storages: Mapping[str, Storage], state: Any, old: Any, count: Any, seed: Any
-) -> Any:
-    """The state with codes; `old` is the state that they replace, None at first."""
-    tree = jax.tree.structure(state)
-    before = [None] * tree.num_leaves if old is None else tree.flatten_up_to(old)
-    leaves: list[Any] = []
-    for i, ((path, x), codes) in enumerate(zip(_leaves(state), before, strict=True)):
+    storages: Storages, state: Any, old: list[Codes | None], count: Any, seed: Any
+) -> list[Codes]:
+    """The arrays of the state as codes or as they are; `old` is what they replace."""
+    new: list[Codes] = []
+    for i, ((path, x), codes) in enumerate(zip(_leaves(state), old, strict=True)):
         storage = _storage(storages, path)
-        if x.dtype == jnp.float32 and x.size >= storage.min_size:
-            threshold = thresholds(x.shape, i, count, seed)
-            x = storage.encode(x, threshold, codes)
-        leaves.append(x)
-    return tree.unflatten(leaves)
+        if x.dtype == jnp.float32 and x.size >= max(1, storage.min_size):
+            new.append(storage.encode(x, thresholds(x.shape, i, count, seed), codes))
+        else:
+            new.append(Codes(x, None))
+    return new
+
+
+def _state(tree: Any, new: list[Codes], bases: list[Any], count: Any) -> StoredState:
+    """The state; `bases` are what stays where codes share nothing."""
+    shared = [
+        base if x.base is None else x.base for x, base in zip(new, bases, strict=True)
+    ]
+    return StoredState(
+        count,
+        tree.unflatten([x.codes for x in new]),
+        jnp.stack(shared) if shared else jnp.zeros(0, jnp.int32),
+    )
+
+
+def _is_kept(storage: Storage, x: jax.Array) -> bool:
+    """Whether an array between two steps is codes: by its dtype, whoever rebuilt it."""
+    return x.size >= max(1, storage.min_size) and x.dtype == _dtype(storage)
+
+
+@functools.cache
+def _dtype(storage: Storage) -> Any:
+    """The dtype of a storage's codes."""
+    x, threshold = (jax.ShapeDtypeStruct((1,), t) for t in ("float32", "uint32"))
+    return jax.eval_shape(
+        lambda x, threshold: storage.encode(x, threshold, None).codes, x, threshold
+    ).dtype
 
 
 # After so many steps the thresholds begin anew.
@@ -455,12 +513,8 @@ def _is_field(key: Any) -> bool:
     return isinstance(key, GetAttrKey)
 
 
-def _is_codes(x: Any) -> bool:
-    return isinstance(x, Codes)
-
-
 def _leaves(state: Any) -> list[tuple[Any, Any]]:
-    return tree_flatten_with_path(state, is_leaf=_is_codes)[0]
+    return tree_flatten_with_path(state)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -506,11 +560,11 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
       >>> params = {"w": jnp.ones((1000, 1000))}
       >>> optimizer = storage.stored(rmsprop(0.01), {"nu": storage.uint8()})
       >>> print(storage.memory_report(optimizer, params))
-      | bytes | parameters |        nu | count |
-      | ----- | ---------- | --------- | ----- |
-      | ['w'] |  4,000,000 | 1,000,004 |     0 |
-      | other |          0 |         0 |     8 |
-      | total |  4,000,000 | 1,000,004 |     8 |
+      | bytes | parameters |        nu | count | bases |
+      | ----- | ---------- | --------- | ----- | ----- |
+      | ['w'] |  4,000,000 | 1,000,000 |     0 |     0 |
+      | other |          0 |         0 |     8 |     8 |
+      | total |  4,000,000 | 1,000,000 |     8 |     8 |
     """
     rows: dict[str, dict[str, int]] = {}
 
@@ -523,16 +577,15 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
     for path, x in _leaves(params):
         shapes[path] = x.shape
         add(keystr(path) or "the root", "parameters", x)
-    for path, x in tree_flatten_with_path(jax.eval_shape(optimizer.init, params))[0]:
-        of_codes = path[-1:] == (GetAttrKey("base"),)
+    for path, x in _leaves(jax.eval_shape(optimizer.init, params)):
         row, last = None, "state"
         for i, key in enumerate(path):
-            if not _is_field(key) or key.name in Codes._fields:
+            if not _is_field(key):
                 continue
             # After the name of a field like the parameters goes on the path of one.
             rest = path[i + 1 :]
             inside = [n for n in shapes if rest[: len(n)] == n]
-            if inside and (of_codes or x.shape == shapes[inside[0]]):
+            if inside and x.shape == shapes[inside[0]]:
                 row = keystr(inside[0]) or "the root"
             last = key.name if row is None or inside else last
         add(row or "other", last, x)

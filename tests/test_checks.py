@@ -34,11 +34,17 @@ WRONG = [
         ValueError,
         "`initial_scale` must be a finite number >= 0, got -1.0",
     ),
-    ({"momentum": 1.1}, ValueError, "`momentum` must be in [0, 1], got 1.1"),
+    (
+        {"momentum": 1.1},
+        ValueError,
+        "`momentum` must be in [0, 1] or a schedule (a function from step to number), "
+        "got 1.1",
+    ),
     (
         {"weight_decay": -1.0},
         ValueError,
-        "`weight_decay` must be a finite number >= 0, got -1.0",
+        "`weight_decay` must be a finite number >= 0 or a schedule (a function from "
+        "step to number), got -1.0",
     ),
     (
         {"gamma": jnp.array([0.9, 0.99])},

@@ -595,7 +595,8 @@ def test_the_highest_rate_may_be_another(standard_promotion):
         ),
         (
             lambda: conventions.mxnet1(gamma2="0.9", centered=True),
-            "`gamma2` must be in [0, 1], got '0.9'",
+            "`gamma2` must be in [0, 1] or a schedule (a function from step to number),"
+            " got '0.9'",
         ),
         (
             lambda: conventions.mxnet2(wd=-0.1),

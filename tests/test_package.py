@@ -107,9 +107,9 @@ def test_the_core_imports_only_jax_numpy_and_optax():
 
 
 def test_modules_import_one_way():
-    order = ["_checks", "_place", "_compiled", "storage", "_transform", "_optimizer"]
-    order += ["conventions", "migrate"]
-    apart = {"_sweep": {"_checks", "_place", "_markdown", "_versions"}}
+    order = ["_checks", "_complement", "_place", "_compiled", "storage", "_transform"]
+    order += ["_optimizer", "conventions", "migrate"]
+    apart = {"_sweep": {"_checks", "_complement", "_place", "_markdown", "_versions"}}
     apart["plotting"] = {"_checks", "_sweep"}
     for path in (ROOT / "jax_rmsprop").rglob("*.py"):
         part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")

@@ -68,6 +68,19 @@ def compiled(monkeypatch):
     return sizes
 
 
+@pytest.fixture
+def ctrl_c():
+    """A way to set what Ctrl-C does, whatever it does where the tests were started."""
+    found = signal.getsignal(signal.SIGINT)
+
+    def does(handler):
+        signal.signal(signal.SIGINT, handler)
+
+    does(signal.default_int_handler)
+    yield does
+    signal.signal(signal.SIGINT, found)
+
+
 # What the result is
 
 
@@ -649,7 +662,7 @@ def test_a_torn_write_is_noticed_and_computed_again(tmp_path, programs, harm):
     assert bits(curves) == bits(whole)
 
 
-def test_another_number_of_devices_goes_on(tmp_path, together, monkeypatch):
+def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypatch):
     store = tmp_path / "sweep.zarr"
     interrupt_after(monkeypatch, 1)
     with pytest.warns(UserWarning, match="interrupted: 24 of 60 members"):
@@ -854,6 +867,14 @@ PLACES = {
 }
 
 
+KINDS = {
+    "jax": lambda scale: scale * jnp.arange(1000.0),
+    "numpy": lambda scale: np.float32(scale) * np.arange(1000, dtype="float32"),
+    "scalar": lambda scale: jnp.float32(scale),
+    "key": lambda scale: jax.random.key(int(scale)),
+}
+
+
 def fingerprint(train):
     return _trace.fingerprint(_trace.trace(train, {}, {"x": np.dtype("float32")}))
 
@@ -862,20 +883,15 @@ def product(x, data):
     return (x * jnp.sum(data * data)).astype(jnp.float32)
 
 
-@pytest.mark.parametrize("kind", ["jax", "numpy", "scalar", "key"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    # Pallas takes no random keys.
+    [(p, k) for p in PLACES for k in KINDS if (p, k) != ("pallas", "key")],
+)
 def test_the_fingerprint_is_of_what_a_training_closes_over(place, kind):
-    if kind == "key" and place == "pallas":
-        pytest.skip("Pallas takes no random keys")
-
     def of(scale):
         f = product
-        data = {
-            "jax": lambda: scale * jnp.arange(1000.0),
-            "numpy": lambda: np.float32(scale) * np.arange(1000, dtype="float32"),
-            "scalar": lambda: jnp.float32(scale),
-            "key": lambda: jax.random.key(int(scale)),
-        }[kind]()
+        data = KINDS[kind](scale)
         if kind == "key":
             f = lambda x, key: product(x, jax.random.normal(key))  # noqa: E731
         inner = PLACES[place](f, data)
@@ -1011,19 +1027,6 @@ def test_a_full_disk(tmp_path):
 
 
 # Ends
-
-
-@pytest.fixture
-def ctrl_c():
-    """A way to set what Ctrl-C does, whatever it does where the tests were started."""
-    found = signal.getsignal(signal.SIGINT)
-
-    def does(handler):
-        signal.signal(signal.SIGINT, handler)
-
-    does(signal.default_int_handler)
-    yield does
-    signal.signal(signal.SIGINT, found)
 
 
 def interrupt_after(monkeypatch, batches):

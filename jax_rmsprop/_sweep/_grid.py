@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rmsprop._checks import integer
+from jax_rmsprop._sweep._trace import complement
 
 Coordinates = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
@@ -25,6 +26,7 @@ class Axis:
     Attributes:
       labels: the coordinate of each value, as a person reads it.
       numbers: what a program gets as an array; None if the values are Python's.
+      complements: where that has lost what a value is short of 1, that; else None.
       values: Python's values, each once; empty for numbers.
       which: for each entry of the axis, which of `values` it is; 0 for numbers.
     """
@@ -33,15 +35,15 @@ class Axis:
     numbers: np.ndarray | None
     values: tuple[Any, ...]
     which: np.ndarray
+    complements: np.ndarray | None = None
 
     @property
     def digest(self) -> str:
         """What tells this axis from another, in few characters."""
-        content = self.labels if self.numbers is None else self.numbers
-        if content.dtype.kind == "U":
-            data = "\0".join(content.tolist()).encode()
+        if self.labels.dtype.kind == "U":
+            data = "\0".join(self.labels.tolist()).encode()
         else:
-            data = f"{content.dtype} ".encode() + content.tobytes()
+            data = f"{self.labels.dtype} ".encode() + self.labels.tobytes()
         return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -52,7 +54,7 @@ class Group:
     Attributes:
       python: Python's values, by the axis' name.
       members: their numbers in the grid, ascending.
-      numbers: for each numeric axis, the members' values.
+      numbers: for each numeric axis, the members' values, and their complements.
     """
 
     python: dict[str, Any]
@@ -113,13 +115,20 @@ class Grid:
                     },
                     members,
                     {
-                        name: axis.numbers[entries[name][members]]
-                        for name, axis in self.axes.items()
-                        if axis.numbers is not None
+                        name: numbers[entries[axis][members]]
+                        for name, axis, numbers in self._numbers()
                     },
                 )
             )
         return groups
+
+    def _numbers(self) -> Generator[tuple[str, str, np.ndarray]]:
+        """What a program gets: its name, the axis it belongs to, and its values."""
+        for name, axis in self.axes.items():
+            if axis.numbers is not None:
+                yield name, name, axis.numbers
+            if axis.complements is not None:
+                yield complement(name), name, axis.complements
 
 
 def parse(grid: Any, zipped: bool) -> Grid:
@@ -150,6 +159,21 @@ def parse(grid: Any, zipped: bool) -> Grid:
     return Grid(axes, zipped)
 
 
+def distinct(points: Grid) -> None:
+    """Check that an axis of a product has no value twice: by it, a result is found.
+
+    Raises:
+      ValueError: naming the axis and the value.
+    """
+    for name, axis in points.axes.items():
+        unique, count = np.unique(axis.labels, return_counts=True)
+        if not points.zipped and (count > 1).any():
+            raise ValueError(
+                f"`{name}` must have each value once, but {unique[count > 1][0]} is "
+                f"there {count.max()} times"
+            )
+
+
 # What a result, or its folder, calls something else.
 RESERVED = frozenset(
     {"checksum", "diverged", "diverged_at", "finished", "member", "output"}
@@ -157,9 +181,11 @@ RESERVED = frozenset(
 
 
 def _axis(name: str, values: Any) -> Axis:
-    is_array = isinstance(values, np.ndarray | jax.Array)
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"`{name}` must be known when the sweep is made, got a tracer")
+    if hasattr(values, "__array__") and not isinstance(values, jax.Array):
+        values = np.asarray(values)  # of pandas, xarray, PyTorch
+    is_array = isinstance(values, np.ndarray | jax.Array)
     if is_array and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"`{name}` must be numbers or Python values, got random keys; sweep over "
@@ -178,7 +204,17 @@ def _axis(name: str, values: Any) -> Axis:
         values = np.asarray(values, None if values.dtype.kind == "f" else "float64")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
     if labels is not None and labels.dtype.kind in "iuf":
-        return Axis(labels, _numbers(name, labels), (), np.zeros(len(labels), int))
+        numbers = _numbers(name, labels)
+        short = complements(labels, numbers)
+        unique = np.unique(labels)
+        same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
+        if short is None and len(same):
+            a, b = unique[same[0] :][:2].tolist()
+            raise ValueError(
+                f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
+                f"and {b} are the same there"
+            )
+        return Axis(labels, numbers, (), np.zeros(len(labels), int), short)
     return _python_axis(np.asarray(values).tolist() if is_array else list(values))
 
 
@@ -200,7 +236,23 @@ def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
     wrong = (labels < bounds.min) | (labels > bounds.max)
     if (wrong & np.isfinite(labels)).any():
         raise ValueError(f"`{name}` must fit {dtype}, got {labels[wrong][0]}")
-    return labels.astype(dtype)
+    numbers = labels.astype(dtype)
+    if labels.dtype.kind == "f":
+        gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
+        if gone.any():
+            raise ValueError(f"`{name}` must fit {dtype}, where {labels[gone][0]} is 0")
+    return numbers
+
+
+def complements(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    """1 less each label, where for any of them the numbers have lost it, else None.
+
+    Lost is what is wrong by a thousandth, as at 0.9999999 in float32.
+    """
+    exact = 1 - labels.astype("float64")
+    near = (exact > 0) & (exact <= 0.5)
+    lost = abs((1 - numbers.astype("float64")) - exact) > 1e-3 * exact
+    return exact.astype(numbers.dtype) if (near & lost).any() else None
 
 
 def _python_axis(values: list[Any]) -> Axis:
@@ -231,7 +283,7 @@ def _label(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

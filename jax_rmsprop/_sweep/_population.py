@@ -12,8 +12,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from jax_rmsprop._checks import flag
-from jax_rmsprop._place import explicit, place_like
-from jax_rmsprop._sweep._grid import parse
+from jax_rmsprop._place import concrete, explicit, place_like
+from jax_rmsprop._sweep._grid import complements, parse
 from jax_rmsprop._sweep._trace import takes
 
 
@@ -99,11 +99,19 @@ def population(
                 f"`{name}` must be numbers, got {axis.values[0]!r}; for Python values "
                 "make a population for each"
             )
+        narrow = axis.numbers.astype("float32")
+        if complements(axis.labels, narrow) is not None:
+            raise ValueError(
+                f"`{name}` must be at most 0.99997 or 1, since a population's numbers "
+                f"are float32, which loses what {axis.labels.max()!r} is short of 1; "
+                "`sweep` keeps it"
+            )
     takes(make_optimizer, tuple(points.axes), "make_optimizer")
     [group] = points.groups()
     hyperparams = {
         name: values.astype("float32") if values.dtype.kind == "f" else values
         for name, values in group.numbers.items()
+        if name in points.axes
     }
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, make_optimizer, hyperparams),
@@ -114,7 +122,7 @@ def population(
 def _init(
     make_optimizer: Callable[..., Any], hyperparams: Mapping[str, Any], params: Any
 ) -> PopulationState:
-    members = len(next(iter(hyperparams.values())))
+    members, params = len(next(iter(hyperparams.values()))), concrete(params)
     _lead(params, members, "params")
     placed = _beside(params, jax.tree.map(jnp.asarray, dict(hyperparams)))
 
@@ -167,16 +175,21 @@ def _lead(tree: Any, members: int, name: str) -> None:
 
 def _beside(params: Any, tree: Any) -> Any:
     """The leaves of a tree, their members where the members' parameters are."""
-    leaf = jax.tree.leaves(params)[0]
-    column = leaf.reshape(len(leaf), -1)[:, 0]
+    leaves = [p for p in jax.tree.leaves(params) if p.size]
+    if not leaves:
+        return tree
+    column = leaves[0].reshape(len(leaves[0]), -1)[:, 0]
     place = jax.typeof(column).sharding
+    shapes = {p.shape for p in leaves}
 
     def put(x: jax.Array) -> jax.Array:
         if explicit(column):
             own = jax.typeof(x).sharding.spec
             spec = PartitionSpec(*place.spec[:1], *own[1:])
             return reshard(x, NamedSharding(place.mesh, spec))
-        # What has more axes is the inner optimizer's to place.
-        return place_like(x, column) if x.ndim == 1 else x
+        if x.ndim > 1 and x.shape in shapes:
+            return x  # the inner optimizer has placed it
+        members = column.reshape(-1, *(1 for _ in x.shape[1:]))
+        return place_like(x, jnp.broadcast_to(members, x.shape))
 
     return jax.tree.map(put, tree)

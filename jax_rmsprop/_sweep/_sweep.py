@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jax_rmsprop._checks import extra, flag, integer
-from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, parse
+from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
 from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat
 from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
 from jax_rmsprop._sweep._run import Run, patient
@@ -127,16 +129,36 @@ def sweep(
     extra("sweep", "psutil", "tqdm.auto", "xarray")
     if store is not None:
         extra("sweep", "dask.array", "zarr")
-    from tqdm.auto import tqdm
-
     flag("progress", progress)
     points = parse(grid, flag("zipped", zipped))
+    distinct(points)
     if batch_size != "auto":
         integer("batch_size", batch_size, low=1)
     mesh = mesh_of(devices)
     takes(train, tuple(points.axes))
+    if isinstance(jnp.zeros([]), jax.core.Tracer):
+        raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
+    # It is compiled programs; jax.disable_jit is for the training by itself.
+    with jax.disable_jit(False):
+        return _swept(train, points, mesh, store, batch_size, progress)
+
+
+def _swept(
+    train: Callable[..., Any],
+    points: Grid,
+    mesh: Mesh,
+    store: str | os.PathLike[str] | None,
+    batch_size: int | str,
+    progress: bool,
+) -> xr.Dataset:
+    """The sweep itself, its arguments checked."""
+    from tqdm.auto import tqdm
+
     groups = points.groups()
-    traced = [_trace(train, points, group) for group in groups]
+    traced = [
+        trace(train, group.python, {n: x.dtype for n, x in group.numbers.items()})
+        for group in groups
+    ]
     outputs = _outputs(points, groups, traced)
     described = _described(points, groups, outputs)
     if store is None:
@@ -164,7 +186,7 @@ def sweep(
         warnings.warn(
             f"interrupted: {done} of {points.size} members are finished; those where "
             f"`finished` is False are missing{again}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return curves.assign_attrs(
         batch_size=kept.segments[-1].size,
@@ -218,15 +240,6 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
     return _shaped(
         flat(path, len(found["segments"]), described.sizes["in it"]), described
     )
-
-
-def _trace(train: Callable[..., Any], points: Grid, group: Group) -> Traced:
-    numbers = {
-        name: axis.numbers.dtype
-        for name, axis in points.axes.items()
-        if axis.numbers is not None
-    }
-    return trace(train, group.python, numbers)
 
 
 def _outputs(points: Grid, groups: list[Group], traced: list[Traced]) -> Spec:

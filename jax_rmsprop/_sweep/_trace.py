@@ -15,6 +15,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rmsprop._complement import known
+
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -38,17 +40,25 @@ def trace(
     Args:
       train: a function of keyword arguments.
       python: those that are known while it is traced.
-      numbers: those that are not; the values or the dtypes of one member.
+      numbers: the dtypes of those that are not, and of their complements.
 
     Raises:
+      ValueError: `train` keeps an axis' complement from its optimizer.
       TypeError: `train` cannot be traced or returns something else than arrays.
       RuntimeError: `train` raises an error of its own.
     """
     names: list[str] = []
 
     def outputs(numbers: Mapping[str, Any]) -> list[Any]:
+        own = {name: x for name, x in numbers.items() if name.isidentifier()}
+        pairs = {
+            name: (x, numbers[complement(name)])
+            for name, x in own.items()
+            if complement(name) in numbers
+        }
         try:
-            tree = train(**python, **numbers)
+            with known(pairs) as used:
+                tree = train(**python, **own)
         except jax.errors.JAXTypeError as error:
             raise TypeError(
                 f"`train` cannot be traced: {type(error).__name__} {_place(error)}; "
@@ -60,6 +70,14 @@ def trace(
                 f"`train` raised {type(error).__name__} {_place(error)}: "
                 f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
             ) from error
+        for name in pairs:
+            if name not in used:
+                raise ValueError(
+                    f"`{name}` has values so near 1 that {own[name].dtype} loses what "
+                    "they are short of it, which an optimizer can be given only if "
+                    "`train` passes it the argument as it is, outside a jit of its own;"
+                    " else make it an axis of Python values (an array of dtype object)"
+                )
         leaves = _named(tree)
         names[:] = leaves
         return list(leaves.values())
@@ -73,6 +91,11 @@ def trace(
             for name, aval in zip(names, jaxpr.out_avals, strict=True)
         },
     )
+
+
+def complement(name: str) -> str:
+    """What the number that a hyperparameter is short of 1 is called beside it."""
+    return f"1 - {name}"
 
 
 def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
@@ -163,7 +186,7 @@ def _arrays(jaxpr: Any) -> Generator[Any]:
     yield from getattr(jaxpr, "consts", ())
     for equation in jaxpr.eqns:
         for operand in equation.invars:
-            value = getattr(operand, "val", None)
+            value: Any = getattr(operand, "val", 0)
             if np.ndim(value):
                 yield value
 

@@ -16,7 +16,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
 
 from jax_rmsprop._transform import ScaleByRMSPropState
 from jax_rmsprop.migrate._elements import Elements, Ours, Theirs
-from jax_rmsprop.storage import Codes
+from jax_rmsprop.storage import StoredState
 
 FIELDS = ("nu", "mu", "momentum")
 # Where `optax.contrib.split_real_and_imaginary` keeps the parts of a complex leaf.
@@ -165,10 +165,10 @@ def all_taken(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
 
 
 def _check_in_full(state: Any) -> None:
-    def is_codes(x: Any) -> bool:
-        return isinstance(x, Codes)
+    def is_stored(x: Any) -> bool:
+        return isinstance(x, StoredState)
 
-    if any(is_codes(x) for x in jax.tree.leaves(state, is_leaf=is_codes)):
+    if any(is_stored(x) for x in jax.tree.leaves(state, is_leaf=is_stored)):
         raise ValueError(
             "a state that a storage keeps in fewer bits cannot be migrated: use an "
             "optimizer without `storage`"
