@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jax_rmsprop._checks import extra, integer
-from jax_rmsprop._sweep._report import Scores, best, judged, scores
+from jax_rmsprop._sweep._report import Scores, best, judged, ordered, scores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,7 +42,7 @@ def loss_against_gamma(
     The horizontal axis is spaced evenly in log(1 - gamma); on top it shows the steps
     that the average looks back over, 1/(1 - gamma). Other axes of the grid are held at
     the best point's values, which the title names. A gamma of which a seed diverged
-    is a cross at the upper end.
+    is a cross at the upper end, and one that is far worse than the best a triangle.
 
     Args:
       curves: what `sweep` returned.
@@ -69,7 +69,7 @@ def loss_against_gamma(
       >>> ax = plotting.loss_against_gamma(curves)
       >>> ax.figure.savefig("/dev/null", format="png")
     """
-    ax = _axes(ax)
+    ax, curves = _axes(ax), ordered(curves)
     output, found, place, rest = _found(curves, output, seeds, maximize, gamma)
     mean, low, high = (x.isel(rest) for x in found[:3])
     x = 1 - mean[gamma].values.astype(float)
@@ -81,8 +81,8 @@ def loss_against_gamma(
     here, value = x[place[gamma]], float(mean.isel({gamma: place[gamma]}))
     label = f"best: {gamma} = {1 - here:.6g}"
     ax.plot(here, value, "*", color=_MARKED, markersize=15, label=label)
-    _vertical(ax, found.mean.isel(rest).values, _label(curves, output))
-    _crosses(ax, x[~np.isfinite(mean.values)])
+    worst = _vertical(ax, mean.values, _label(curves, output), maximize)
+    _marks(ax, x, mean.values, worst, maximize)
     _gamma_axis(ax, x, gamma)
     ax.set_title(f"{output} against {gamma}{_at(found.mean.isel(rest), rest)}", pad=10)
     ax.legend()
@@ -102,8 +102,9 @@ def heat_map(
     """The output over two axes of the grid, as a map.
 
     Cells of which a seed diverged are grey with a cross, the best one is outlined.
-    Other axes of the grid are held at the best point's values. The colours are
-    logarithmic if the values span more than a factor of ten.
+    Other axes of the grid are held at the best point's values. The colours are for
+    what lies near the best, and logarithmic if that spans more than a factor of ten;
+    what is far worse is black.
 
     Args:
       curves: what `sweep` returned.
@@ -130,22 +131,28 @@ def heat_map(
       ... )
       >>> ax = plotting.heat_map(curves)
     """
-    ax = _axes(ax)
+    ax, curves = _axes(ax), ordered(curves)
+    import matplotlib as mpl
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
     output, found, place, rest = _found(curves, output, seeds, maximize, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
-    scale = LogNorm if _spans_decades(values) else Normalize
+    worst = _worst_shown(values, maximize)
+    shown = values[np.isfinite(values) & ~_beyond(values, worst, maximize)]
+    scale = LogNorm if _spans_decades(shown) else Normalize
     ax.set_facecolor("#BBBBBB")
     ax.grid(visible=False)
+    colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
     image = ax.pcolormesh(
         np.ma.masked_invalid(values),
-        cmap="viridis" if maximize else "viridis_r",
-        norm=scale(np.nanmin(values), np.nanmax(values)),
+        cmap=colours.with_extremes(over="black", under="black"),
+        norm=scale(shown.min(), shown.max()),
     )
-    ax.figure.colorbar(image, ax=ax, label=_label(curves, output))
+    beyond = _beyond(values, worst, maximize).any()
+    arrow = ("min" if maximize else "max") if beyond else "neither"
+    ax.figure.colorbar(image, ax=ax, label=_label(curves, output), extend=arrow)
     rows, columns = np.nonzero(~np.isfinite(values))
     if len(rows):
         label = "a seed diverged" if found.seeds > 1 else "diverged"
@@ -209,7 +216,7 @@ def best_curves(
       ... )
       >>> ax = plotting.best_curves(curves, k=2)
     """
-    ax = _axes(ax)
+    ax, curves = _axes(ax), ordered(curves)
     from matplotlib.ticker import MaxNLocator
 
     integer("k", k, low=1)
@@ -238,7 +245,7 @@ def best_curves(
         label = _point(found.mean, place)
         ax.plot(steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / k)
         shown.append(lines)
-    _vertical(ax, np.concatenate(shown), _label(curves, output))
+    _vertical(ax, np.concatenate(shown), _label(curves, output), None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_title(f"{output}, the best {len(order)}" if len(order) > 1 else output)
@@ -261,7 +268,8 @@ def sensitivity(
     A line for each value of `lines`, against gamma on an axis that is spaced evenly in
     log(1 - gamma): flat lines say that gamma matters little there. Each is at the
     best values of the remaining axes. Points of which a seed diverged are crosses at
-    the upper end, in the line's colour.
+    the upper end, and those that are far worse than the best triangles, in the line's
+    colour.
 
     Args:
       curves: what `sweep` returned.
@@ -288,17 +296,17 @@ def sensitivity(
       ... )
       >>> ax = plotting.sensitivity(curves)
     """
-    ax = _axes(ax)
+    ax, curves = _axes(ax), ordered(curves)
     output, found, _, rest = _found(curves, output, seeds, maximize, gamma, lines)
     table = found.mean.isel(rest).transpose(lines, gamma)
     x = 1 - table[gamma].values.astype(float)
-    _vertical(ax, table.values, _label(curves, output))
+    worst = _vertical(ax, table.values, _label(curves, output), maximize)
     for i, values in enumerate(table.values):
         colour = _colour(i, len(table))
         label = _short(table[lines].values[i])
         marker = "osD^vP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
-        _crosses(ax, x[~np.isfinite(values)], colour, height=0.98 - 0.03 * (i % 7))
+        _marks(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)
     ax.set_title(f"sensitivity of {output} to {gamma}{_at(table, rest)}", pad=10)
     # Beside the lines, of which there may be many, everywhere.
@@ -362,10 +370,42 @@ def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
     top.set_xlabel(f"steps looked back over, 1/(1 - {name})")
 
 
-def _vertical(ax: Axes, values: np.ndarray, label: str) -> None:
+def _vertical(ax: Axes, values: np.ndarray, label: str, maximize: bool | None) -> float:
+    """Label and scale the axis; the worst value on it. With None, all values are."""
+    worst = np.nan if maximize is None else _worst_shown(values, maximize)
+    beyond = _beyond(values, worst, bool(maximize))
+    shown = values[np.isfinite(values) & ~beyond]
     ax.set_ylabel(label)
-    if _spans_decades(values):
+    if _spans_decades(shown):
         ax.set_yscale("log")
+    if beyond.any():
+        low, high = float(shown.min()), float(shown.max())
+        if ax.get_yscale() == "log":
+            ax.set_ylim(low / 1.2, high * 1.5)
+        else:
+            margin = 0.1 * (high - low or abs(high) or 1)
+            ax.set_ylim(low - margin, high + margin)
+    return worst
+
+
+def _worst_shown(values: np.ndarray, maximize: bool) -> float:
+    """The end of a scale that shows differences near the best.
+
+    The worst value within ten times the best third; one training that blew up to 1e20
+    would leave no difference among the others.
+    """
+    finite = np.sort(values[np.isfinite(values)])
+    finite = finite[::-1] if maximize else finite
+    first, near = finite[0], finite[len(finite) // 3]
+    if first == near:
+        return float(finite[-1])
+    scaled = not maximize and first > 0
+    limit = 10 * near if scaled else first + 10 * (near - first)
+    return float(finite[~_beyond(finite, limit, maximize)][-1])
+
+
+def _beyond(values: np.ndarray, worst: float, maximize: bool) -> np.ndarray:
+    return np.asarray(values < worst if maximize else values > worst)
 
 
 def _spans_decades(values: np.ndarray) -> bool:
@@ -373,21 +413,32 @@ def _spans_decades(values: np.ndarray) -> bool:
     return bool(finite.min() > 0 and finite.max() > 10 * finite.min())
 
 
-def _crosses(
-    ax: Axes, x: np.ndarray, colour: str = "black", height: float = 0.97
+def _marks(
+    ax: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    worst: float,
+    maximize: bool,
+    colour: str = "black",
+    lower: float = 0.0,
 ) -> None:
-    """Marks at the upper end for what diverged."""
-    if not len(x):
-        return
-    _, labels = ax.get_legend_handles_labels()
-    style: dict[str, Any] = {"color": colour, "marker": "x", "linestyle": "none"}
-    ax.plot(
-        x,
-        np.full(len(x), height),
-        transform=ax.get_xaxis_transform(),
-        label=None if "diverged" in labels else "diverged",
-        **style,
-    )
+    """Marks at the axis' end for what diverged or lies beyond it."""
+    beyond, end = _beyond(values, worst, maximize), 0.03 if maximize else 0.97
+    for where, marker, height, label in (
+        (~np.isfinite(values), "x", 0.97 - lower, "diverged"),
+        (beyond, "v" if maximize else "^", abs(end - lower), "beyond the axis"),
+    ):
+        if not where.any():
+            continue
+        _, labels = ax.get_legend_handles_labels()
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
+        ax.plot(
+            x[where],
+            np.full(where.sum(), height),
+            transform=ax.get_xaxis_transform(),
+            label=None if label in labels else label,
+            **style,
+        )
 
 
 def _colour(i: int, n: int) -> Any:

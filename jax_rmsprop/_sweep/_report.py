@@ -54,7 +54,7 @@ class Summary:
         one: (axis, its value there, mean, low, high), NaN where a seed diverged.
       edges: the axes at whose first or last value the best point lies.
       members: how many there are.
-      diverged: how many of them have an output that is not finite.
+      diverged: of how many of them the output is not finite.
       unfinished: how many have not run.
     """
 
@@ -104,8 +104,8 @@ def summary(
     r"""The best point of a sweep, its neighbours, the spread over seeds.
 
     An output :math:`y` is judged by its last value, averaged over the seeds
-    :math:`s = 1 \dots S` of a point :math:`p`; a point of which a seed diverged, or has
-    not run, is never the best:
+    :math:`s = 1 \dots S` of a point :math:`p`; a point where this output of a seed
+    diverged, or has not run, is never the best:
 
     .. math::
         p^* = \arg\min_p \frac{1}{S} \sum_s y_{p,s}
@@ -122,6 +122,7 @@ def summary(
 
     Raises:
       KeyError: there is no such output.
+      TypeError: `curves` is something else, such as the mean of them over the seeds.
       ValueError: no output was named and it is not clear which, the output has several
         axes, or no point finished without diverging.
 
@@ -147,6 +148,7 @@ def summary(
       Sivaprasad et al., [Optimizer Benchmarking Needs to Account for Hyperparameter
       Tuning](https://arxiv.org/abs/1910.11758), 2020, on judging by more than the best
     """
+    curves = ordered(curves)
     output = judged(curves, output)
     found = scores(curves, output, seeds)
     place = best(found.mean, maximize)
@@ -173,7 +175,7 @@ def summary(
         neighbours,
         edges,
         members=curves["finished"].size,
-        diverged=int(curves["diverged"].sum()),
+        diverged=int(diverged(curves, output).sum()),
         unfinished=int((~curves["finished"]).sum()),
     )
 
@@ -213,6 +215,36 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
     axes = [str(name) for name in curves["finished"].coords]
     columns = [*axes, *(n for n in last if n in rows), "diverged", "finished"]
     return rows.to_dataframe().reset_index().loc[:, columns]
+
+
+def ordered(curves: xr.Dataset) -> xr.Dataset:
+    """What `sweep` returned with the values of its numeric axes ascending.
+
+    Raises:
+      TypeError: something else than a sweep's results.
+    """
+    wanted = {"finished": "b", "diverged": "b", "diverged_at": "i", "output": "UO"}
+    for name, kinds in wanted.items():
+        if name not in getattr(curves, "variables", ()):
+            raise TypeError(
+                f"`curves` must be what `sweep` returned, got {type(curves).__name__} "
+                f"without {name!r}"
+            )
+        if curves[name].dtype.kind not in kinds:
+            raise TypeError(
+                "`curves` must be what `sweep` returned, but its "
+                f"{name!r} is {curves[name].dtype}; seeds are averaged here, by `seeds`"
+            )
+    for axis in curves["finished"].dims:
+        labels = curves[axis].values if axis in curves.coords else np.array([])
+        if labels.dtype.kind in "iuf" and (np.diff(labels) < 0).any():
+            curves = curves.isel({axis: np.argsort(labels, kind="stable")})
+    return curves
+
+
+def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:
+    """Of which members this output is not finite, whatever another one is."""
+    return curves["diverged_at"].sel(output=output, drop=True) >= 0
 
 
 def outputs(curves: xr.Dataset) -> list[str]:
@@ -256,7 +288,7 @@ def scores(curves: xr.Dataset, output: str, seeds: str = "seed") -> Scores:
             f"`output` must have at most one axis of its own, but {output} has "
             f"{values.ndim - curves['finished'].ndim + 1}"
         )
-    good = curves["finished"] & ~curves["diverged"]
+    good = curves["finished"] & ~diverged(curves, output)
     values = values.astype(float).where(good).compute()
     if seeds not in values.dims:
         return Scores(values, values, values, 1)
