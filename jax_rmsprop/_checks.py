@@ -143,6 +143,21 @@ def floating(params: Any) -> None:
             )
 
 
+def arrays(tree: Any) -> None:
+    """Check that every leaf is an array or a number.
+
+    Raises:
+      TypeError: naming the path of the first leaf that is not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+            raise TypeError(
+                f"RMSProp needs arrays for leaves, but {_name(path)} is "
+                f"{' '.join(repr(leaf).split())[:60]}; leave it out, as with "
+                "equinox.filter(model, equinox.is_inexact_array)"
+            )
+
+
 def match(updates: Any, nu: Any) -> None:
     """Check that the gradients have the tree and the shapes of the state.
 

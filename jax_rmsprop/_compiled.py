@@ -74,7 +74,14 @@ def _update(
     **extra_args: Any,
 ) -> tuple[Any, Any]:
     del extra_args
-    values = _values(hyperparameters, count(state))
+    try:
+        step = count(state)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise TypeError(
+            "`state` must be what `init` returned, its tuples and classes kept, got "
+            f"{type(state).__name__}"
+        ) from None
+    values = _values(hyperparameters, step)
     return _dispatch(
         key, values, "update", updates, state, params if uses_params else None
     )
@@ -143,4 +150,9 @@ _compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)
 def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     """One dispatch or, where the caller is compiling already, part of what it does."""
     compiling = isinstance(jnp.zeros([]), jax.core.Tracer)
-    return (_call if compiling else _compiled_call)(key, values, method, *args)
+    try:
+        return (_call if compiling else _compiled_call)(key, values, method, *args)
+    except TypeError:
+        for tree in args:
+            _checks.arrays(tree)
+        raise

@@ -219,7 +219,7 @@ def int8(min_size: int = 4096) -> Storage:
 def _encode_byte(
     byte: _Byte, x: jax.Array, threshold: jax.Array, old: Codes | None
 ) -> Codes:
-    base = jnp.int32(_WIDE) if old is None else _next_base(byte, old)
+    base = _first_base(x) if old is None else _next_base(byte, old)
     shift = _shift(byte, base)
     size = jnp.abs(x) if byte.signed else x
     codes = ((_bits(size) + _fraction(threshold, shift)) >> shift) - _start(base)
@@ -249,6 +249,14 @@ _DECODE_SIGNED = functools.partial(_decode_byte, _SIGNED)
 def _value(byte: _Byte, codes: jax.Array, base: Any) -> jax.Array:
     bits = (codes + _start(base)) << _shift(byte, base)
     return jnp.where(codes > 0, lax.bitcast_convert_type(bits, jnp.float32), 0)
+
+
+def _first_base(x: jax.Array) -> jax.Array:
+    """A constant, to which a sum of no elements gives the type of what varies with x.
+
+    `shard_map` takes it for the carry of a scan, which later bases come from.
+    """
+    return _WIDE + jnp.sum(x[None][:0]).astype(jnp.int32)
 
 
 def _next_base(byte: _Byte, old: Codes) -> jax.Array:

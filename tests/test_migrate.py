@@ -349,7 +349,7 @@ def test_layers_stacked_in_one_array():
     nu = optax.tree_utils.tree_get(state, "nu")
     chex.assert_trees_all_equal(nu, {"blocks": params["blocks"] ** 2})
     # One layer that is missing is named, not the array that it belongs to.
-    del entries[1]
+    del entries[1]["square_avg"]
     with pytest.raises(ValueError, match="has no square_avg of 'layers.1.weight'"):
         migrate.from_torch(
             {"state": entries, "param_groups": groups}, params, layout=unstacked
@@ -456,10 +456,103 @@ def checkpoint(change=None, momentum=0.0):
     return {"state": entries, "param_groups": groups}
 
 
+def two_of_a_shape():
+    """A checkpoint of two arrays of one shape, the second one's average larger."""
+    entries = {
+        i: {"step": 1.0, "square_avg": np.full((2, 2), 1.0 + i)} for i in range(2)
+    }
+    groups = [{"params": [0, 1], "momentum": 0, "centered": False}]
+    return entries, groups
+
+
+def first_and_second(tree):
+    return {"second.weight": tree["second"], "first.weight": tree["first"]}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("how", ["keys", "param_names", "names"])
+def test_names_decide_over_positions(how, prefix):
+    params = {"first": jnp.zeros((2, 2)), "second": jnp.zeros((2, 2))}
+    entries, groups = two_of_a_shape()
+    named = [f"{prefix}first.weight", f"{prefix}second.weight"]
+    options = {}
+    if how == "keys":
+        entries = dict(zip(named, entries.values(), strict=True))
+        groups[0]["params"] = named
+    elif how == "param_names":
+        groups[0]["param_names"] = named
+    else:
+        options["names"] = named
+    state = migrate.from_torch(
+        {"state": entries, "param_groups": groups},
+        params,
+        layout=first_and_second,
+        **options,
+    )
+    nu = optax.tree.get(state, "nu")
+    assert (nu["first"].max(), nu["second"].min()) == (1, 2)
+
+
+def test_names_that_are_not_the_layouts():
+    params = {"first": jnp.zeros((2, 2)), "second": jnp.zeros((2, 2))}
+    entries, groups = two_of_a_shape()
+    with pytest.raises(ValueError, match=r"^`layout` has no 'a', the optimizer has; "):
+        migrate.from_torch(
+            {"state": entries, "param_groups": groups},
+            params,
+            layout=first_and_second,
+            names=["a", "b"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("read", "initial"), [(migrate.from_torch, 0.0), (migrate.from_timm, 1.0)]
+)
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_parameter_without_an_entry_begins_anew(read, initial, known):
+    params = {"first": jnp.zeros((2, 2)), "second": jnp.zeros((2, 2))}
+    entries, groups = two_of_a_shape()
+    groups[0] |= {"momentum": 0.9, "centered": True}
+    for entry in entries.values():
+        entry |= {"grad_avg": np.zeros((2, 2)), "momentum_buffer": np.ones((2, 2))}
+    entries = dict(list(entries.items())[:known])
+    state = read(
+        {"state": entries, "param_groups": groups}, params, layout=first_and_second
+    )
+    nu, trace = optax.tree.get(state, "nu"), optax.tree.get(state, "trace")
+    # In the layout's order, which has the second one first.
+    assert (nu["first"] == initial).all()
+    assert (trace["first"] == 0).all()
+    assert (nu["second"] == (1.0 if known else initial)).all()
+    assert (trace["second"] == (1.0 if known else 0.0)).all()
+    assert int(optax.tree.get_all_with_path(state, "count")[0][1]) == known
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "got"),
+    [
+        ({"model": {}, "optimizer": {}}, "got one with 'model', 'optimizer'; "),
+        ({"state_dict": {}, "optimizer_states": []}, "'state_dict', 'optimizer_st"),
+        ({}, "got one with nothing"),
+        ([1], "got list"),
+    ],
+)
+def test_a_checkpoint_of_more_than_the_optimizer(checkpoint, got):
+    with pytest.raises(TypeError) as caught:
+        migrate.from_torch(checkpoint, {}, layout=dict)
+    message = str(caught.value)
+    assert message.startswith("`optimizer_state_dict` must have 'state' and 'param_gr")
+    assert got in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e.pop(1), "the checkpoint has no square_avg of 'fc.bias'"),
+        (
+            lambda e: e[1].pop("square_avg"),
+            "the checkpoint has no square_avg of 'fc.bias'",
+        ),
         (
             lambda e: e[0].update(square_avg=np.ones((2, 3))),
             "square_avg of 'fc.weight' has shape (2, 3) in the checkpoint, (3, 2) by "

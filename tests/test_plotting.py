@@ -233,3 +233,81 @@ def test_bad_input(curves, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax-rmsprop\[plot\]'"):
         heat_map(curves)
+
+
+# Whatever the order of an axis, and whatever else an output does.
+
+
+def hill(gamma, learning_rate):
+    distance = (jnp.log10(1 - gamma) + 1.6) ** 2 / 2 + (
+        jnp.log10(learning_rate) + 2
+    ) ** 2
+    return {"loss": 0.1 + distance}
+
+
+def test_an_axis_in_any_order_gives_the_same():
+    said, drawn = [], []
+    for gammas, rates in (
+        ([0.99, 0.5, 0.999, 0.9], [0.01, 0.1, 0.001]),
+        ([0.5, 0.9, 0.99, 0.999], [0.001, 0.01, 0.1]),
+    ):
+        found = sweep(hill, {"gamma": gammas, "learning_rate": rates}, progress=False)
+        said.append(str(summary(found)))
+        drawn.append(
+            [
+                loss_against_gamma(found).lines[0].get_xydata(),
+                sensitivity(found).lines[0].get_xydata(),
+                heat_map(found).collections[0].get_array(),
+            ]
+        )
+    assert said[0] == said[1]
+    for a, b in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_output_is_judged_by_itself():
+    def measured_at_times(gamma):
+        loss = (gamma - 0.4) ** 2 + 1 / (1 + jnp.arange(10.0))
+        measured = jnp.arange(10) % 5 == 4
+        return {"loss": loss, "accuracy": jnp.where(measured, 1 - loss, jnp.nan)}
+
+    found = sweep(measured_at_times, {"gamma": [0.1, 0.5, 0.9]}, progress=False)
+    assert found.diverged.all()
+    by_loss = summary(found, "loss")
+    assert (by_loss.best, by_loss.diverged) == ({"gamma": 0.5}, 0)
+    with pytest.raises(ValueError, match="every point has a seed that diverged"):
+        summary(found, "accuracy")
+    for draw in (loss_against_gamma, best_curves):
+        draw(found)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("blown", [30.0, 1e20])
+def test_one_row_that_blew_up_leaves_the_others_their_scale(blown, maximize):
+    def train(gamma, learning_rate):
+        loss = jnp.where(learning_rate > 0.5, blown, hill(gamma, learning_rate)["loss"])
+        return {"loss": -loss if maximize else loss}
+
+    grid = {"gamma": [0.5, 0.9, 0.99, 0.999], "learning_rate": [1e-3, 0.01, 0.1, 1.0]}
+    found = sweep(train, grid, progress=False)
+    good = found.loss.isel(learning_rate=slice(0, 3)).values
+    ax = heat_map(found, maximize=maximize)
+    image = ax.collections[0]
+    shades = image.norm(np.array([good.min(), good.max()]))
+    assert abs(shades[1] - shades[0]) > 0.9
+    assert image.colorbar.extend == ("min" if maximize else "max")
+    for draw, count in ((sensitivity, 4), (loss_against_gamma, 0)):
+        ax = draw(found, maximize=maximize)
+        low, high = ax.get_ylim()
+        assert low > -2 * blown / 3 if maximize else high < 2 * blown / 3
+        marks = [x for x in ax.lines if x.get_marker() == ("v" if maximize else "^")]
+        beyond = [m for m in marks if m.get_linestyle() == "None"]
+        assert sum(len(m.get_xdata()) for m in beyond) == count
+
+
+def test_what_is_no_sweeps_result(curves):
+    for call in (summary, to_table, heat_map, best_curves):
+        with pytest.raises(TypeError, match="^`curves` must be what `sweep` returned"):
+            call(curves.mean("seed"))
+        with pytest.raises(TypeError, match="^`curves` must be what `sweep` returned"):
+            call({"loss": 1})

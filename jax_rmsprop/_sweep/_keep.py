@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import warnings
 import zlib
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import jax
 import numpy as np
@@ -22,6 +25,11 @@ import numpy as np
 from jax_rmsprop import _versions
 from jax_rmsprop._sweep._program import Rows, agree, widened
 from jax_rmsprop._sweep._trace import Spec
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -120,6 +128,7 @@ class Store:
         self.path, self._members = path, members
         self._dims = dimensions(outputs)
         self._arrays = _arrays(outputs) | {"checksum": ((), np.dtype("int64"))}
+        agree(0)  # the first process has the lock
         found = attributes(path)
         if found is not None:
             _same(path, identity, found["sweep"])
@@ -217,6 +226,67 @@ class Store:
         agree(0)
 
 
+def folder(store: Any) -> str:
+    """The one absolute path of a store, however a person writes it.
+
+    Raises:
+      TypeError: no path.
+      ValueError: a URL of another machine, or a file that zarr would take for a store.
+    """
+    named = store
+    if not isinstance(store, str | os.PathLike):
+        named = getattr(store, "root", None)  # of a zarr.storage.LocalStore
+    if not isinstance(named, str | os.PathLike):
+        raise TypeError(
+            f"`store` must be the path of a folder, got {' '.join(repr(store).split())}"
+        )
+    path = os.fsdecode(named)
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
+    if "://" in path:
+        raise ValueError(
+            f"`store` must be a folder of this machine, got {path!r}: another place "
+            "may not replace a file at once, as a sweep that is killed needs it"
+        )
+    if path.endswith(".zip"):
+        raise ValueError(f"`store` must be a folder, got {path!r}")
+    return str(Path(path).expanduser().resolve())
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Generator[None]:
+    """Within it, no other process writes to the store: they wait for each other.
+
+    The folder itself is locked, so that nothing is left behind; the lock of a process
+    that is killed goes with it. Where the file system knows no locks, there is none.
+    """
+    lock = None
+    if jax.process_index() == 0 and fcntl is not None and not Path(path).is_file():
+        try:
+            os.makedirs(path, exist_ok=True)
+            lock = os.open(path, os.O_RDONLY)
+            _wait(lock, path)
+        except OSError:
+            pass  # what cannot be written says so when it is
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _wait(lock: int, path: str) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        warnings.warn(
+            f"another process is writing to `store` {path}; waiting for it",
+            stacklevel=6,
+        )
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def flat(path: str, segments: int, members: int) -> xr.Dataset:
     """The results of a store, along "member", read where they are needed.
 
@@ -244,8 +314,8 @@ def attributes(path: str) -> dict[str, Any] | None:
     import zarr
     from zarr.errors import GroupNotFoundError
 
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
+    where = Path(path)
+    if where.exists() and not where.is_dir():
         raise ValueError(f"`store` must be a folder or a new path, got the file {path}")
     try:
         found = dict(zarr.open_group(path, mode="r").attrs)
@@ -253,9 +323,9 @@ def attributes(path: str) -> dict[str, Any] | None:
         found = None
     except ValueError as error:  # not even JSON
         raise ValueError(f"`store` {path} cannot be read: {error}") from error
-    if found is None and folder.exists():
+    if found is None and where.exists():
         # A process that was killed while it made the store leaves an empty folder.
-        others = [p.name for p in folder.iterdir() if p.suffix != ".partial"]
+        others = [p.name for p in where.iterdir() if p.suffix != ".partial"]
         if others:
             raise ValueError(
                 f"`store` must be a sweep's or a new path, but {path} has {others[0]}"

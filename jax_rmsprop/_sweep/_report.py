@@ -208,6 +208,7 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
       Wickham, [Tidy Data](https://doi.org/10.18637/jss.v059.i10), 2014
     """
     extra("sweep", "pandas")
+    ordered(curves)  # that it is a sweep's; the rows stay in the grid's order
     last = {name: final(curves, name) for name in outputs(curves)}
     rows = curves[["diverged", "finished"]].assign(
         {name: x for name, x in last.items() if x.ndim == curves["finished"].ndim}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import warnings
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from jax_rmsprop._checks import extra, flag, integer
 from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
-from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat
+from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat, folder, locked
 from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
 from jax_rmsprop._sweep._run import Run, patient
 from jax_rmsprop._sweep._trace import Spec, Traced, fingerprint, takes, trace
@@ -138,16 +139,17 @@ def sweep(
     takes(train, tuple(points.axes))
     if isinstance(jnp.zeros([]), jax.core.Tracer):
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
+    path = None if store is None else folder(store)
     # It is compiled programs; jax.disable_jit is for the training by itself.
     with jax.disable_jit(False):
-        return _swept(train, points, mesh, store, batch_size, progress)
+        return _swept(train, points, mesh, path, batch_size, progress)
 
 
 def _swept(
     train: Callable[..., Any],
     points: Grid,
     mesh: Mesh,
-    store: str | os.PathLike[str] | None,
+    store: str | None,
     batch_size: int | str,
     progress: bool,
 ) -> xr.Dataset:
@@ -161,39 +163,40 @@ def _swept(
     ]
     outputs = _outputs(points, groups, traced)
     described = _described(points, groups, outputs)
-    if store is None:
-        kept = Memory(outputs, points.size)
-    else:
-        identity = _identity(points, outputs, traced, mesh, batch_size)
-        kept = Store(os.fspath(store), identity, outputs, points.size)
-        kept.describe(described)
-        batch_size = kept.batch_size
-    bar = tqdm(
-        total=points.size,
-        unit="member",
-        disable=not progress or jax.process_index() > 0,
-    )
-    run = Run(mesh, kept, batch_size, bar)
-    with bar, patient(run):
-        for group, program in zip(groups, traced, strict=True):
-            run.group(group, program)
-    if not kept.segments:
-        raise KeyboardInterrupt  # before anything ran
-    curves = _shaped(kept.flat(), described)
-    done = int(curves["finished"].sum())
-    if done < points.size:
-        again = "" if store is None else ", and the same call computes them"
-        warnings.warn(
-            f"interrupted: {done} of {points.size} members are finished; those where "
-            f"`finished` is False are missing{again}",
-            stacklevel=3,
+    with contextlib.nullcontext() if store is None else locked(store):
+        if store is None:
+            kept = Memory(outputs, points.size)
+        else:
+            identity = _identity(points, outputs, traced, mesh, batch_size)
+            kept = Store(store, identity, outputs, points.size)
+            kept.describe(described)
+            batch_size = kept.batch_size
+        bar = tqdm(
+            total=points.size,
+            unit="member",
+            disable=not progress or jax.process_index() > 0,
         )
-    return curves.assign_attrs(
-        batch_size=kept.segments[-1].size,
-        devices=mesh.size,
-        compile_seconds=round(run.compile_seconds, 3),
-        run_seconds=round(run.run_seconds, 3),
-    )
+        run = Run(mesh, kept, batch_size, bar)
+        with bar, patient(run):
+            for group, program in zip(groups, traced, strict=True):
+                run.group(group, program)
+        if not kept.segments:
+            raise KeyboardInterrupt  # before anything ran
+        curves = _shaped(kept.flat(), described)
+        done = int(curves["finished"].sum())
+        if done < points.size:
+            again = "" if store is None else ", and the same call computes them"
+            warnings.warn(
+                f"interrupted: {done} of {points.size} members are finished; those "
+                f"where `finished` is False are missing{again}",
+                stacklevel=3,
+            )
+        return curves.assign_attrs(
+            batch_size=kept.segments[-1].size,
+            devices=mesh.size,
+            compile_seconds=round(run.compile_seconds, 3),
+            run_seconds=round(run.run_seconds, 3),
+        )
 
 
 def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
@@ -224,7 +227,7 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
     extra("sweep", "dask.array", "psutil", "xarray", "zarr")
     import xarray as xr
 
-    path = os.fspath(store)
+    path = folder(store)
     found = attributes(path)
     if found is None or not found["segments"]:
         raise ValueError(f"`store` {path} has no finished members")

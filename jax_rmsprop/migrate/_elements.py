@@ -13,6 +13,8 @@ Layout = Callable[[Any], Mapping[str, Any]]
 Ours = dict[Any, np.ndarray]
 Theirs = dict[str, np.ndarray]
 
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+
 
 class Elements:
     """A layout in numbers: for each of their arrays, where its elements are in ours.
@@ -63,6 +65,18 @@ class Elements:
     def names(self) -> list[str]:
         """Their names, in the layout's order."""
         return list(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of their arrays."""
+        return self._places[name].shape
+
+    def known(self, name: str) -> str:
+        """The layout's name for a parameter that a wrapper may have put under its own.
+
+        `module.` is DistributedDataParallel's, `_orig_mod.` that of `torch.compile`.
+        """
+        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        return name if name in self._places or plain not in self._places else plain
 
     def name(self, path: Any, but: Collection[str] = ()) -> str:
         """The first of their arrays, but for some, that has something of our leaf."""

@@ -36,7 +36,7 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
              [2., 4., 6.]], dtype=float32)}
     """
     elements = Elements(layout, params)
-    theirs = {name: to_numpy(x) for name, x in arrays.items()}
+    theirs = {elements.known(name): to_numpy(x) for name, x in arrays.items()}
     values = elements.ours(theirs, "the parameter")
     for path in elements.shapes:
         if path not in values:

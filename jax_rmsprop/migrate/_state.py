@@ -53,6 +53,7 @@ def fill(
     words: Mapping[str, str],
     count: int,
     weight: float | None = None,
+    initial: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """The optimizer's state with the arrays in it.
 
@@ -64,17 +65,22 @@ def fill(
       words: what they call the fields, for messages.
       count: the number of steps taken.
       weight: what a bias-corrected average has collected.
+      initial: arrays as `theirs`, which need not have a place.
 
     Raises:
       ValueError: an array is missing, unknown, has no place or another shape.
     """
     template = optimizer.init(params)
     _check_in_full(template)
-    fields = {f: elements.ours(theirs.get(f, {}), words[f]) for f in FIELDS}
+    theirs = {f: dict(theirs.get(f, {})) for f in FIELDS}
+    given = {f: elements.ours(theirs[f], words[f]) for f in FIELDS}
+    for field, arrays in (initial or {}).items():
+        theirs[field] |= arrays
+    fields = {f: elements.ours(theirs[f], words[f]) for f in FIELDS}
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
-    unused = {(field, path) for field in FIELDS for path in fields[field]}
+    unused = {(field, path) for field in FIELDS for path in given[field]}
 
     def put(field: str, tree: Any) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:

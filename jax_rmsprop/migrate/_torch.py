@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optax
 
 from jax_rmsprop import conventions
@@ -13,6 +14,8 @@ from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_n
 
 _TORCH = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _BITSANDBYTES = _TORCH | {"nu": "state1"}
+# What an average begins with; all else begins at 0.
+_ONES = conventions.timm
 # Where bitsandbytes keeps its arrays in a state dict.
 _NESTED = "__bnb_optimizer_quant_state__"
 
@@ -23,23 +26,31 @@ def from_torch(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
+    names: Sequence[str] | None = None,
 ) -> Any:
     """The state of `torch.optim.RMSprop` as that of `conventions.pytorch`.
 
     Args:
-      optimizer_state_dict: what `state_dict()` of the PyTorch optimizer returns.
+      optimizer_state_dict: what `state_dict()` of the PyTorch optimizer returns, or
+        what has its form with names for numbers (torch.distributed.checkpoint, FSDP).
+        A parameter without an entry, which had no gradient yet, begins anew.
       params: our parameters, whose tree, shapes and places the state gets.
-      layout: as the module describes. If the PyTorch optimizer was given its parameters
-        without their names, those of `layout` must come in the same order.
+      layout: as the module describes.
       optimizer: whose state to return; None for `conventions.pytorch` with the settings
         of the checkpoint. Needed where its groups of parameters differ in momentum or
         centering (as `optax.partition`), and for what is more than the convention.
+      names: of the PyTorch optimizer's parameters in its order, mostly `[name for name,
+        _ in model.named_parameters()]`; for a checkpoint that numbers them. Without,
+        the names of `layout` must come in that order, of which only the shapes are
+        checked: arrays of one shape could be swapped.
 
     Returns:
       The state, at the checkpoint's step.
 
     Raises:
-      ValueError: an entry is missing, unknown, has no place or another shape.
+      TypeError: a checkpoint of more than the optimizer.
+      ValueError: an entry is missing, unknown, has no place or another shape; `names`
+        are not the layout's.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, optax
@@ -65,11 +76,19 @@ def from_torch(
         params,
         layout,
         optimizer,
+        names,
         (conventions.pytorch, settings, _TORCH),
     )
 
 
-def to_torch(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+def to_torch(
+    state: Any,
+    params: Any,
+    optimizer: Any,
+    *,
+    layout: Layout,
+    names: Sequence[str] | None = None,
+) -> Any:
     """Our state as `torch.optim.RMSprop` loads it.
 
     Args:
@@ -78,6 +97,7 @@ def to_torch(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
       optimizer: the PyTorch optimizer that is to go on, made with the same settings;
         it stays as it is.
       layout: as for `from_torch`.
+      names: as for `from_torch`.
 
     Returns:
       What `optimizer.load_state_dict` takes: its own settings, and our state in tensors
@@ -89,7 +109,7 @@ def to_torch(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
     References:
       https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
     """
-    return _to(state, params, optimizer, layout, _TORCH)
+    return _to(state, params, optimizer, layout, names, _TORCH)
 
 
 def from_timm(
@@ -98,6 +118,7 @@ def from_timm(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
+    names: Sequence[str] | None = None,
 ) -> Any:
     """The state of timm's `RMSpropTF` as that of `conventions.timm`.
 
@@ -113,13 +134,21 @@ def from_timm(
         params,
         layout,
         optimizer,
+        names,
         (conventions.timm, settings, _TORCH),
     )
 
 
-def to_timm(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+def to_timm(
+    state: Any,
+    params: Any,
+    optimizer: Any,
+    *,
+    layout: Layout,
+    names: Sequence[str] | None = None,
+) -> Any:
     """Our state as timm's `RMSpropTF` loads it; as `to_torch`."""
-    return _to(state, params, optimizer, layout, _TORCH)
+    return _to(state, params, optimizer, layout, names, _TORCH)
 
 
 def from_bitsandbytes(
@@ -128,6 +157,7 @@ def from_bitsandbytes(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
+    names: Sequence[str] | None = None,
 ) -> Any:
     """The state of `bnb.optim.RMSprop` in 32 bits as `conventions.bitsandbytes`'s.
 
@@ -141,13 +171,21 @@ def from_bitsandbytes(
         params,
         layout,
         optimizer,
+        names,
         (conventions.bitsandbytes, [], _BITSANDBYTES),
     )
 
 
-def to_bitsandbytes(state: Any, params: Any, optimizer: Any, *, layout: Layout) -> Any:
+def to_bitsandbytes(
+    state: Any,
+    params: Any,
+    optimizer: Any,
+    *,
+    layout: Layout,
+    names: Sequence[str] | None = None,
+) -> Any:
     """Our state as `bnb.optim.RMSprop` loads it, in 32 bits; as `to_torch`."""
-    return _to(state, params, optimizer, layout, _BITSANDBYTES)
+    return _to(state, params, optimizer, layout, names, _BITSANDBYTES)
 
 
 def _from(
@@ -155,19 +193,23 @@ def _from(
     params: Any,
     layout: Layout,
     optimizer: optax.GradientTransformation | None,
+    names: Sequence[str] | None,
     convention: tuple[
         Callable[..., optax.GradientTransformation], Sequence[str], Mapping[str, str]
     ],
 ) -> Any:
     make, settings, words = convention
+    _optimizers(checkpoint)
     elements = Elements(layout, params)
     groups = checkpoint["param_groups"]
     fields = {words[field]: field for field in FIELDS}
     theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
-    count = 0
-    for number, name in _names(groups, elements).items():
+    count, absent = 0, list[str]()
+    for number, name in _names(groups, elements, names).items():
         entries = dict(checkpoint["state"].get(number, {}))
         entries |= entries.pop(_NESTED, {})
+        if not entries:
+            absent.append(name)
         count = max(count, int(entries.pop("step", 0)))
         for entry, value in entries.items():
             if entry not in fields:
@@ -175,7 +217,31 @@ def _from(
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
         optimizer = make(**_shared(groups, settings))
-    return fill(optimizer, params, elements, theirs, words, count)
+    begin = {"nu": float(make is _ONES), "mu": 0.0, "momentum": 0.0}
+    initial = {
+        field: {name: np.full(elements.shape(name), value) for name in absent}
+        for field, value in begin.items()
+    }
+    return fill(optimizer, params, elements, theirs, words, count, initial=initial)
+
+
+def _optimizers(checkpoint: Any) -> None:
+    """Check that a checkpoint is that of an optimizer alone.
+
+    Raises:
+      TypeError: saying what it has instead.
+    """
+    if isinstance(checkpoint, Mapping) and {"state", "param_groups"} <= {*checkpoint}:
+        return
+    got = type(checkpoint).__name__
+    if isinstance(checkpoint, Mapping):
+        keys = ", ".join(map(repr, list(checkpoint)[:5])) or "nothing"
+        got = f"one with {keys}"
+    raise TypeError(
+        "`optimizer_state_dict` must have 'state' and 'param_groups', as the "
+        f"optimizer's `state_dict()` has them, got {got}; of a whole checkpoint pass "
+        "that part, such as checkpoint['optimizer'] or ['optimizer_states'][0]"
+    )
 
 
 def _shared(groups: Any, settings: Sequence[str]) -> dict[str, Any]:
@@ -198,13 +264,14 @@ def _to(
     params: Any,
     optimizer: Any,
     layout: Layout,
+    order: Sequence[str] | None,
     words: Mapping[str, str],
 ) -> Any:
     elements = Elements(layout, params)
     theirs, count = read(state, elements)
     checkpoint = optimizer.state_dict()
     groups = checkpoint["param_groups"]
-    names = _names(groups, elements)
+    names = _names(groups, elements, order)
     entries: dict[Any, Any] = {}
     for group, tensors in zip(groups, optimizer.param_groups, strict=True):
         fields = ["nu"]
@@ -225,14 +292,30 @@ def _to(
     return {"state": entries, "param_groups": groups}
 
 
-def _names(groups: Any, elements: Elements) -> dict[Any, str]:
-    """The names of PyTorch's numbered parameters: its own, or in the layout's order."""
+def _names(
+    groups: Any, elements: Elements, order: Sequence[str] | None
+) -> dict[Any, str]:
+    """The names of PyTorch's parameters.
+
+    They are their own, if they are there instead of numbers or beside them; else those
+    of `order`, else those of the layout in its order.
+    """
     numbers = [number for group in groups for number in group["params"]]
     own = [name for group in groups for name in group.get("param_names", [])]
-    names = own if len(own) == len(numbers) else elements.names
-    if len(numbers) != len(elements.names):
+    if all(isinstance(number, str) for number in numbers):
+        own = numbers
+    if len(own) != len(numbers):
+        own = elements.names if order is None else list(order)
+    names = [elements.known(name) for name in own]
+    if len(numbers) != len(elements.names) or len(names) != len(numbers):
         raise ValueError(
             f"the optimizer has {len(numbers)} parameters, `layout` names "
             f"{len(elements.names)}: {', '.join(elements.names)}"
         )
+    for name in names:
+        if name not in elements.names:
+            raise ValueError(
+                f"`layout` has no {name!r}, the optimizer has; it has "
+                f"{', '.join(elements.names)}"
+            )
     return dict(zip(numbers, names, strict=True))
