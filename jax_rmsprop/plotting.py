@@ -304,7 +304,7 @@ def sensitivity(
     for i, values in enumerate(table.values):
         colour = _colour(i, len(table))
         label = _short(table[lines].values[i])
-        marker = "osD^vP*"[i % 7]
+        marker = "osDphP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
         _marks(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)

@@ -86,6 +86,17 @@ def test_hyperparameters_are_float32_beside_bfloat16(params):
     assert seeds.init(params).hyperparams["seed"].dtype == "int32"
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_gamma_that_float32_takes_for_1_is_refused(wide, request):
+    if wide:
+        request.getfixturevalue("x64")
+    with pytest.raises(
+        ValueError, match="^`gamma` must be at most 0.99997 or 1, since"
+    ):
+        population(rmsprop, {"gamma": [0.9, 0.9999999], "learning_rate": [0.1, 0.1]})
+    population(rmsprop, {"gamma": [0.9, 0.9999, 1.0], "learning_rate": [0.1]})
+
+
 def test_under_x64_they_are_float32_all_the_same(x64, params):
     params = jax.tree.map(lambda x: x.astype("float64"), params)
     optimizer = population(rmsprop, GRID)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rmsprop import load_sweep, log_one_minus, sweep
+from jax_rmsprop import load_sweep, log_one_minus, rmsprop, sweep
 from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
 from tests.conftest import free_port, require, tolerance
 from tests.sweeps import GRID, bits, forks, network, run
@@ -421,6 +422,23 @@ def raises(error, message, *args, **kwargs):
         ),
         ([2**40], ValueError, "`x` must fit int32, got 1099511627776"),
         ([1e300], ValueError, "`x` must fit float32, got 1e+300"),
+        ([1.0, 1e-50], ValueError, "`x` must fit float32, where 1e-50 is 0"),
+        (
+            [2.0, 1.0, 1 + 1e-12],
+            ValueError,
+            "`x` must have values that differ in float32, but 1.0 and 1.000000000001 "
+            "are the same there",
+        ),
+        (
+            [0.5, 1.0, 0.5],
+            ValueError,
+            "`x` must have each value once, but 0.5 is there 2 times",
+        ),
+        (
+            ["a", "b", "a"],
+            ValueError,
+            "`x` must have each value once, but a is there 2 times",
+        ),
     ],
 )
 def test_bad_axes(values, error, message):
@@ -943,6 +961,109 @@ def test_the_fingerprint_is_the_same_in_every_process():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    "way", ["~", "relative", "file", "link", "slash", "zarr", "Path"]
+)
+def test_every_way_to_write_a_path_is_one_place(way, tmp_path, monkeypatch):
+    import zarr.storage
+
+    real = tmp_path / "home" / "runs of Jürgen"
+    real.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home")
+    store = {
+        "~": "~/runs of Jürgen/a.zarr",
+        "relative": "runs of Jürgen/../runs of Jürgen/a.zarr",
+        "file": (real / "a.zarr").as_uri(),
+        "link": str(tmp_path / "link" / "a.zarr"),
+        "slash": f"{real}/a.zarr/",
+        "zarr": zarr.storage.LocalStore(real / "a.zarr"),
+        "Path": real / "a.zarr",
+    }[way]
+    (tmp_path / "link").symlink_to(real)
+    expected = quiet(square, {"x": [1.0, 2.0]}, store=store, batch_size=1)
+    assert [p.name for p in real.iterdir()] == ["a.zarr"]
+    assert [p.name for p in (tmp_path / "home").iterdir()] == [real.name]
+    if way != "relative":
+        monkeypatch.chdir(tmp_path)
+    for again in (store, real / "a.zarr"):
+        assert bits(load_sweep(again)) == bits(expected)
+    with pytest.raises(ValueError, match="holds another sweep: its x has other values"):
+        quiet(square, {"x": [3.0, 2.0]}, store=store, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "message"),
+    [
+        ("s3://bucket/a.zarr", ValueError, "`store` must be a folder of this machine"),
+        (
+            "memory://a.zarr",
+            ValueError,
+            "`store` must be a folder of this machine, got",
+        ),
+        ("a.zip", ValueError, "`store` must be a folder, got 'a.zip'"),
+        (3, TypeError, "`store` must be the path of a folder, got 3"),
+        ({}, TypeError, "`store` must be the path of a folder, got {}"),
+    ],
+)
+def test_a_store_that_is_no_folder(store, error, message):
+    for call in (load_sweep, lambda s: quiet(square, {"x": [1.0]}, store=s)):
+        with pytest.raises(error) as caught:
+            call(store)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+
+def test_two_calls_on_one_store_at_once(tmp_path, start, together):
+    """The second one waits, and finds all that the first one has computed."""
+    store = tmp_path / "sweep.zarr"
+    both = [start(store, size=8) for _ in range(2)]
+    assert [result(*each) for each in both] == [(bits(together), 60)] * 2
+
+
+def test_a_call_that_waits_says_so(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    store = tmp_path / "sweep.zarr"
+    store.mkdir()
+    other = os.open(store, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    threading.Timer(0.5, os.close, [other]).start()
+    with pytest.warns(
+        UserWarning, match="another process is writing to `store` .*waiti"
+    ):
+        curves = quiet(square, {"x": [1.0]}, store=store)
+    assert curves.finished.all()
+
+
+def test_a_sweep_inside_a_jit():
+    with pytest.raises(TypeError, match="^`sweep` must be called outside a jit"):
+        jax.jit(lambda y: quiet(lambda x: {"loss": x * y}, {"x": [1.0]}).loss.values)(
+            1.0
+        )
+
+
+def test_a_sweep_where_jit_is_switched_off(together):
+    with jax.disable_jit():
+        assert bits(quiet(network, GRID, batch_size=8)) == bits(together)
+
+
+@pytest.mark.parametrize("library", ["pandas", "xarray", "jax", "tuple", "range"])
+def test_axes_of_other_libraries(library):
+    import pandas as pd
+    import xarray as xr
+
+    values = {
+        "pandas": pd.Series([1, 2, 3], index=[5, 6, 7]),
+        "xarray": xr.DataArray([1, 2, 3], dims="x"),
+        "jax": jnp.arange(1, 4),
+        "tuple": (1, 2, 3),
+        "range": range(1, 4),
+    }[library]
+    found = quiet(square, {"x": values})
+    np.testing.assert_array_equal(found.loss, [1, 4, 9])
+    np.testing.assert_array_equal(found.x, [1, 2, 3])
+
+
 def test_a_store_that_is_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("")
@@ -1027,6 +1148,47 @@ def test_a_full_disk(tmp_path):
 
 
 # Ends
+
+
+def steps_of(gamma, steps=3):
+    """The last step of some, all gradients being 1."""
+    optimizer, one = rmsprop(1e-3, gamma), jnp.ones(1)
+    state = optimizer.init(one)
+    for _ in range(steps):
+        updates, state = optimizer.update(one, state)
+    return {"step": updates[0]}
+
+
+def test_a_gamma_that_float32_takes_for_1():
+    """By the same numbers as doubles, which a single optimizer has."""
+    gammas = log_one_minus(0.9, 1 - 1e-9, 6)
+    assert (np.float32(gammas) == 1).any()
+    for train in (
+        steps_of,
+        lambda gamma: jax.vmap(lambda _: steps_of(gamma))(jnp.ones(2)),
+    ):
+        found = quiet(train, {"gamma": gammas}, batch_size=2).step.values
+        alone = [steps_of(float(gamma))["step"] for gamma in gammas]
+        np.testing.assert_allclose(
+            found.reshape(len(gammas), -1)[:, 0], alone, rtol=tolerance("float32", 64)
+        )
+    # An axis of Python values needs nothing of that.
+    found = quiet(
+        jax.jit(steps_of, static_argnums=0), {"gamma": np.array(gammas, object)}
+    )
+
+
+def test_a_gamma_that_is_lost_on_the_way_is_refused():
+    """Where the optimizer gets another array than the sweep gave."""
+    for train in (
+        jax.jit(steps_of),
+        lambda gamma: steps_of(gamma * 1.0),
+        lambda gamma: {"loss": gamma},
+    ):
+        with pytest.raises(ValueError, match="^`gamma` has values so near 1 that") as e:
+            quiet(train, {"gamma": [0.5, 0.9999999]})
+        assert "\n" not in str(e.value)
+        quiet(train, {"gamma": [0.5, 0.9999]})
 
 
 def interrupt_after(monkeypatch, batches):
