@@ -35,10 +35,10 @@ def rmsprop(
     initial_scale: Number = 0.0,
     centered: bool = False,
     bias_correction: bool = False,
-    momentum: Number | None = None,
+    momentum: NumberOrSchedule | None = None,
     nesterov: bool = False,
     lr_in_momentum: bool = True,
-    weight_decay: Number = 0.0,
+    weight_decay: NumberOrSchedule = 0.0,
     decoupled_weight_decay: bool = True,
     mask: Any | Callable[[Any], Any] | None = None,
     storage: Storages | None = None,
@@ -72,12 +72,13 @@ def rmsprop(
       initial_scale: the average's initial value, >= 0.
       centered: divide by the root of the variance rather than of the mean square.
       bias_correction: divide the average by the weight it has collected.
-      momentum: in [0, 1], or None for no momentum and no buffer.
+      momentum: in [0, 1], a number, tracer or schedule as well; None for no momentum
+        and no buffer.
       nesterov: look ahead along the momentum.
       lr_in_momentum: whether the learning rate enters before the buffer (Optax,
         Keras, TensorFlow) or after it (PyTorch). The two differ when it changes.
-      weight_decay: >= 0; `update` needs the parameters unless it is
-        the number 0.
+      weight_decay: >= 0, likewise; `update` needs the parameters unless it is the
+        number 0.
       decoupled_weight_decay: whether the decay stays outside the average and the
         momentum (AdamW's way) or is part of the gradient (PyTorch's).
       mask: which leaves decay: a tree of bools, or a function from the parameters to

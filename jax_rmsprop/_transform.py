@@ -269,10 +269,11 @@ def _step(
     g = _by_part(lambda x: lax.clamp(-bound, x, bound), at_precision(g, nu.dtype))
 
     def rounded(square: jax.Array) -> jax.Array:
-        # Compilers contract a product and a sum into one operation of one rounding, in
-        # some programs and not in others, but do not look through a minimum. So a row
-        # of a sweep has the bits of its single run. No square exceeds (2 bound)^2.
-        return lax.min(square, 4 * bound * bound)
+        # Compilers contract a product and a sum into one operation of one rounding: a
+        # product that is used once always, one that is used twice in some programs and
+        # not in others. They do not look through a minimum, so a row of a sweep has the
+        # bits of its single run. No square exceeds (2 bound)^2.
+        return square if slow else lax.min(square, 4 * bound * bound)
 
     average = functools.partial(_average, gamma, rate, slow)
     if mu is None:

@@ -47,9 +47,14 @@ def sweep(
     the batches, each device of one mesh with a batch of its own, all processes of
     `jax.distributed` together. The last batch is filled up, so every batch of a size is
     the same compiled program: a row has the same bits on one device, on many, and
-    after a resumption, and at `batch_size=1` those of `jax.jit(train)`. Another batch
-    size adds in another order: rows then agree to the roundings that the training
-    itself makes of a rounding.
+    after a resumption, and at `batch_size=1` those of `jax.jit(train)` of the same
+    arrays. Another batch size adds in another order, and a number that is known when it
+    is compiled may be rounded otherwise: rows then agree to the roundings that the
+    training itself makes of a rounding.
+
+    Where float32 loses what a value is short of 1, such as 1 - 0.9999999, that is
+    passed beside it, and an optimizer of this package that gets the very array that
+    `train` got knows it.
 
     Args:
       train: a pure function of keyword arguments, the axes' names, to a tree of arrays,
@@ -57,7 +62,8 @@ def sweep(
         members. An output is named by its path in the tree, with dots ("eval.loss"); a
         bare array is "value".
       grid: for each argument its values. Numbers (float32, int32; 64 bits under x64)
-        arrive traced, as scalars, and share a program. Python's values arrive as they
+        arrive traced, as scalars, and share a program; each value once, and all of them
+        different as the program has them. Python's values arrive as they
         are, one compilation for each combination: bools, strings, functions, None, and
         numbers in an array of dtype object.
       zipped: pair the axes' values, which must be equally many, instead of taking all
@@ -71,7 +77,8 @@ def sweep(
       store: a folder (for several processes, one that all share) to which each batch
         is written as zarr when it is done. The same call goes on from what is there,
         whatever ended the last one, and gives the same bits. It must be the same grid,
-        training, versions and batch size ("auto" takes the folder's).
+        training, versions and batch size ("auto" takes the folder's). While another
+        process writes there, a call waits, and says so.
       progress: show members done, members a second, time left and how many diverged
         so far (of those of this process), with tqdm.
 
@@ -86,7 +93,7 @@ def sweep(
         output; -1 where there is none;
       - `finished`: False only after Ctrl-C, which ends the sweep when the batch at hand
         is done (a second one at once, by KeyboardInterrupt); with several processes
-        Ctrl-C always raises.
+        Ctrl-C always raises. Where a parent has switched the signal off, it stays off.
 
       With a `store` that takes more than a quarter of the machine's free memory its
       arrays are dask's, read from the folder where they are needed. Its attributes
@@ -96,8 +103,9 @@ def sweep(
     Raises:
       TypeError: an argument of the wrong kind; a `train` that does not take an axis,
         cannot be traced or returns something else than arrays.
-      ValueError: an axis that is empty, has NaN or does not fit 32 bits; zipped axes of
-        unequal lengths; a `store` that holds something else, saying what differs.
+      ValueError: an axis that is empty, has NaN, a value twice, or one that 32 bits
+        make another; one near 1 that `train` changes before an optimizer has it; zipped
+        axes of unequal lengths; a `store` that holds something else, which is said.
       RuntimeError: `train` raised an error.
       OSError: `store` cannot be written.
 
