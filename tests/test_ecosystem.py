@@ -47,6 +47,7 @@ MAKES = {
     "in fewer bits": functools.partial(
         rmsprop, 0.01, centered=True, momentum=0.9, storage=IN_FEWER_BITS
     ),
+    "one byte": functools.partial(rmsprop, 0.01, storage={"nu": storage.uint8(0)}),
     "a convention": functools.partial(conventions.pytorch, 0.01, momentum=0.9),
 }
 make = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
@@ -360,7 +361,7 @@ def usual(make):
     return case(make)
 
 
-@pytest.mark.parametrize("name", ["everything", "schedules", "in fewer bits"])
+@pytest.mark.parametrize("name", ["everything", "schedules", "one byte"])
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_switches(switch, name):
     if (switch, name) == ("strict promotion", "schedules"):
