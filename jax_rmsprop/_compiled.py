@@ -113,8 +113,8 @@ def _at(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Any, Any
     """A schedule's value at a step, and what that is short of 1.
 
     Raises:
-      TypeError: the schedule is plain Python, and the step not known yet.
-      ValueError: it returns something else than a number.
+      TypeError: the schedule is plain Python, and the step not known yet; or it
+        returns something else than a number.
     """
     try:
         return _compiled_both(name, schedule, count)

@@ -103,8 +103,8 @@ def population(
         if complements(axis.labels, narrow) is not None:
             raise ValueError(
                 f"`{name}` must be at most 0.99997 or 1, since a population's numbers "
-                f"are float32, which loses what {axis.labels.max()!r} is short of 1; "
-                "`sweep` keeps it"
+                "are float32, which loses what one nearer to 1 is short of it; `sweep` "
+                "keeps that"
             )
     takes(make_optimizer, tuple(points.axes), "make_optimizer")
     [group] = points.groups()
