@@ -273,6 +273,10 @@ def dopamine_dqn():
     return {"centered": True, "initial_scale": 1.0}, {"gamma": 0.95, "eps": 1e-5}
 
 
+def dqn_zoo():
+    return {"centered": True}, {"gamma": 0.95, "eps": 0.01 / 32**2}
+
+
 def impala():
     return {"eps_in_sqrt": False}, {"gamma": 0.99, "eps": 0.01}
 
@@ -343,6 +347,15 @@ def test_the_published_code(name, options, standard_promotion):
     truth = by_hand(name, options, *double)
     assert error(ours(name, options, *double), truth) < 1e-10
     assert error(ours(name, options, *single), truth) < 1e-4
+
+
+def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
+    """DQN Zoo's mean of a batch of 32 has the steps of DQN's sum."""
+    x, gradients, rates = problem("float64")
+    mean = {name: g / 32 for name, g in gradients.items()}
+    summed = ours("nature_dqn", {}, x, gradients, rates)
+    assert error(ours("dqn_zoo", {}, x, mean, rates), summed) < 1e-10
+    assert error(ours("nature_dqn", {}, x, mean, rates), summed) > 1e-3
 
 
 @pytest.mark.parametrize(

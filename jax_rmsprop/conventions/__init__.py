@@ -53,6 +53,7 @@ from jax_rmsprop.conventions._frameworks import (
 )
 from jax_rmsprop.conventions._recipes import (
     dopamine_dqn,
+    dqn_zoo,
     efficientnet,
     impala,
     mobilenet_v3,
@@ -69,6 +70,7 @@ __all__ = [
     "chainer",
     "d2l",
     "dopamine_dqn",
+    "dqn_zoo",
     "efficientnet",
     "explain",
     "flax_legacy",

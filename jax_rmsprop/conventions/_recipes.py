@@ -46,6 +46,32 @@ def dopamine_dqn(
     return _recipe("dopamine_dqn", learning_rate, storage)
 
 
+def dqn_zoo(
+    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+) -> Transformation:
+    """DQN Zoo's DQN: `optax` with decay 0.95, eps 0.01 / 32^2 and centered.
+
+    It is `nature_dqn` of another loss. There the losses of a batch of 32 are summed,
+    here they are averaged, so a gradient is 32 times smaller and its square 32^2 times:
+    eps belongs to the gradient's scale. The steps are the same.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> summed = jnp.array([3.2, -0.1])
+      >>> steps = []
+      >>> for optimizer, g in ((nature_dqn(), summed), (dqn_zoo(), summed / 32)):
+      ...     updates, _ = optimizer.update(g, optimizer.init(g))
+      ...     steps.append([f"{u:.4e}" for u in updates])
+      >>> steps[0] == steps[1], steps[0]
+      (True, ['-1.1355e-03', '2.4427e-04'])
+
+    References:
+      Quan and Ostrovski, DQN Zoo, 2020,
+      https://github.com/google-deepmind/dqn_zoo/blob/master/dqn_zoo/dqn/run_atari.py
+    """
+    return _recipe("dqn_zoo", learning_rate, storage)
+
+
 def impala(
     learning_rate: NumberOrSchedule = 6e-4, *, storage: Storages | None = None
 ) -> Transformation:

@@ -130,6 +130,9 @@ RECIPES: Mapping[str, Recipe] = _frozen(
         "tensorflow1",
         _frozen(decay=0.95, epsilon=1e-5, centered=True),
     ),
+    dqn_zoo=Recipe(
+        "DQN Zoo", "optax", _frozen(decay=0.95, eps=0.01 / 32**2, centered=True)
+    ),
     impala=Recipe("IMPALA", "pytorch", _frozen(alpha=0.99, eps=0.01)),
     efficientnet=Recipe(
         "EfficientNet", "tensorflow1", _frozen(decay=0.9, momentum=0.9, epsilon=1e-3)
