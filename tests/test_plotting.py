@@ -265,6 +265,27 @@ def test_an_axis_in_any_order_gives_the_same():
         np.testing.assert_array_equal(a, b)
 
 
+def test_sweeps_that_xarray_has_joined():
+    import xarray as xr
+
+    rates = {"learning_rate": [0.001, 0.01, 0.1]}
+    some, others, whole = (
+        sweep(hill, {"gamma": gammas} | rates, progress=False)
+        for gammas in ([0.5, 0.9], [0.99, 0.999], [0.5, 0.9, 0.99, 0.999])
+    )
+    for joined in (
+        xr.concat([others, some], "gamma", data_vars="minimal"),
+        xr.combine_by_coords(
+            [some, others], data_vars="minimal", combine_attrs="drop_conflicts"
+        ),
+    ):
+        assert str(summary(joined)) == str(summary(whole))
+        assert len(to_table(joined)) == 12
+    twice = xr.concat([some, whole], "gamma", data_vars="minimal")
+    with pytest.raises(ValueError, match="but gamma has 0.5 more than once$"):
+        summary(twice)
+
+
 def test_an_output_is_judged_by_itself():
     def measured_at_times(gamma):
         loss = (gamma - 0.4) ** 2 + 1 / (1 + jnp.arange(10.0))

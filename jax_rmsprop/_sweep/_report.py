@@ -223,6 +223,7 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
 
     Raises:
       TypeError: something else than a sweep's results.
+      ValueError: an axis has a value twice, as where two sweeps were joined.
     """
     wanted = {"finished": "b", "diverged": "b", "diverged_at": "i", "output": "UO"}
     for name, kinds in wanted.items():
@@ -238,8 +239,17 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
             )
     for axis in curves["finished"].dims:
         labels = curves[axis].values if axis in curves.coords else np.array([])
-        if labels.dtype.kind in "iuf" and (np.diff(labels) < 0).any():
-            curves = curves.isel({axis: np.argsort(labels, kind="stable")})
+        if labels.dtype.kind not in "iuf":
+            continue
+        order = np.argsort(labels, kind="stable")
+        same = np.diff(labels[order]) == 0
+        if same.any():
+            raise ValueError(
+                f"`curves` must have each value of an axis once, but {axis} has "
+                f"{labels[order][1:][same][0]} more than once"
+            )
+        if (np.diff(order) < 0).any():
+            curves = curves.isel({axis: order})
     return curves
 
 

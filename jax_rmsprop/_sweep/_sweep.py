@@ -98,7 +98,8 @@ def sweep(
       With a `store` that takes more than a quarter of the machine's free memory its
       arrays are dask's, read from the folder where they are needed. Its attributes
       hold the `batch_size` of the last members, and `devices`, `compile_seconds` and
-      `run_seconds` of this call.
+      `run_seconds` of this call; where sweeps of other values of an axis are joined,
+      `xarray.combine_by_coords(..., combine_attrs="drop_conflicts")` drops them.
 
     Raises:
       TypeError: an argument of the wrong kind; a `train` that does not take an axis,
