@@ -391,8 +391,9 @@ def _vertical(ax: Axes, values: np.ndarray, label: str, maximize: bool | None) -
 def _worst_shown(values: np.ndarray, maximize: bool) -> float:
     """The end of a scale that shows differences near the best.
 
-    The worst value within ten times the best third; one training that blew up to 1e20
-    would leave no difference among the others.
+    The worst value within a hundred times the best third, or ten times as far from the
+    best as that where values are not positive or more is better. One training that blew
+    up to 1e20 would leave no difference among the others.
     """
     finite = np.sort(values[np.isfinite(values)])
     finite = finite[::-1] if maximize else finite
@@ -400,7 +401,7 @@ def _worst_shown(values: np.ndarray, maximize: bool) -> float:
     if first == near:
         return float(finite[-1])
     scaled = not maximize and first > 0
-    limit = 10 * near if scaled else first + 10 * (near - first)
+    limit = 100 * near if scaled else first + 10 * (near - first)
     return float(finite[~_beyond(finite, limit, maximize)][-1])
 
 

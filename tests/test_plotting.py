@@ -303,7 +303,7 @@ def test_an_output_is_judged_by_itself():
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("blown", [30.0, 1e20])
+@pytest.mark.parametrize("blown", [1e3, 1e20])
 def test_one_row_that_blew_up_leaves_the_others_their_scale(blown, maximize):
     def train(gamma, learning_rate):
         loss = jnp.where(learning_rate > 0.5, blown, hill(gamma, learning_rate)["loss"])
