@@ -73,7 +73,7 @@ def scheduled(name: str, value: Any) -> None:
     if is_array and value.shape == () and _is_real(value.dtype):
         return
     if type(value) not in (int, float):
-        got = f"an array of shape {value.shape}" if is_array else repr(value)
+        got = f"an array of shape {value.shape}" if is_array else short(value)
         raise TypeError(f"`{name}`'s schedule must return a scalar number, got {got}")
 
 
@@ -100,6 +100,17 @@ def integer(name: str, value: Any, *, low: int) -> int:
     if value < low:
         raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}")
     return value
+
+
+def compiling() -> bool:
+    """Whether the caller is within a jit or the like, where every array is a tracer."""
+    return isinstance(jnp.zeros([]), jax.core.Tracer)
+
+
+def short(value: Any) -> str:
+    """What a person passed, in one line and few characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def extra(name: str, *modules: str) -> None:
@@ -153,7 +164,7 @@ def arrays(tree: Any) -> None:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
             raise TypeError(
                 f"RMSProp needs arrays for leaves, but {_name(path)} is "
-                f"{' '.join(repr(leaf).split())[:60]}; leave it out, as with "
+                f"{short(leaf)}; leave it out, as with "
                 "equinox.filter(model, equinox.is_inexact_array)"
             )
 

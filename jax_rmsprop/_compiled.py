@@ -149,9 +149,9 @@ _compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)
 
 def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     """One dispatch or, where the caller is compiling already, part of what it does."""
-    compiling = isinstance(jnp.zeros([]), jax.core.Tracer)
+    call = _call if _checks.compiling() else _compiled_call
     try:
-        return (_call if compiling else _compiled_call)(key, values, method, *args)
+        return call(key, values, method, *args)
     except TypeError:
         for tree in args:
             _checks.arrays(tree)

@@ -139,8 +139,8 @@ def heat_map(
     output, found, place, rest = _found(curves, output, seeds, maximize, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
-    worst = _worst_shown(values, maximize)
-    shown = values[np.isfinite(values) & ~_beyond(values, worst, maximize)]
+    beyond = _beyond(values, _worst_shown(values, maximize), maximize)
+    shown = values[np.isfinite(values) & ~beyond]
     scale = LogNorm if _spans_decades(shown) else Normalize
     ax.set_facecolor("#BBBBBB")
     ax.grid(visible=False)
@@ -150,8 +150,7 @@ def heat_map(
         cmap=colours.with_extremes(over="black", under="black"),
         norm=scale(shown.min(), shown.max()),
     )
-    beyond = _beyond(values, worst, maximize).any()
-    arrow = ("min" if maximize else "max") if beyond else "neither"
+    arrow = ("min" if maximize else "max") if beyond.any() else "neither"
     ax.figure.colorbar(image, ax=ax, label=_label(curves, output), extend=arrow)
     rows, columns = np.nonzero(~np.isfinite(values))
     if len(rows):

@@ -416,10 +416,12 @@ def decoded(state: StoredState, storage: Storages) -> Any:
 
 def _codes(storages: Storages, state: StoredState) -> list[Codes | None]:
     """The codes among the arrays of the inner state, in order; None for the others."""
-    return [
-        Codes(x, state.bases[i]) if _is_kept(_storage(storages, path), x) else None
-        for i, (path, x) in enumerate(_leaves(state.inner_state))
-    ]
+    codes: list[Codes | None] = []
+    for i, (path, x) in enumerate(_leaves(state.inner_state)):
+        storage = _storage(storages, path)
+        kept = _keeps(storage, x, _dtype(storage))
+        codes.append(Codes(x, state.bases[i]) if kept else None)
+    return codes
 
 
 def _decoded(storages: Storages, state: StoredState, codes: list[Codes | None]) -> Any:
@@ -437,7 +439,7 @@ def _encoded(
     new: list[Codes] = []
     for i, ((path, x), codes) in enumerate(zip(_leaves(state), old, strict=True)):
         storage = _storage(storages, path)
-        if x.dtype == jnp.float32 and x.size >= max(1, storage.min_size):
+        if _keeps(storage, x, jnp.float32):
             new.append(storage.encode(x, thresholds(x.shape, i, count, seed), codes))
         else:
             new.append(Codes(x, None))
@@ -456,9 +458,13 @@ def _state(tree: Any, new: list[Codes], bases: list[Any], count: Any) -> StoredS
     )
 
 
-def _is_kept(storage: Storage, x: jax.Array) -> bool:
-    """Whether an array between two steps is codes: by its dtype, whoever rebuilt it."""
-    return x.size >= max(1, storage.min_size) and x.dtype == _dtype(storage)
+def _keeps(storage: Storage, x: jax.Array, dtype: Any) -> bool:
+    """Whether a storage keeps an array that has this dtype while it does.
+
+    In a step float32, between two that of its codes: whoever rebuilds a state leaves
+    the dtypes as they are.
+    """
+    return x.dtype == dtype and x.size >= max(1, storage.min_size)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """What every test shares: four CPU devices, strict types, tolerances, data."""
 
+import contextlib
 import os
 import socket
 
@@ -27,9 +28,8 @@ def tolerance(dtype, roundings=1.0):
 @pytest.fixture
 def x64():
     """Make float64 the default, for one test."""
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
+    with flag("jax_enable_x64", True):
+        yield
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64", "complex64"])
@@ -51,6 +51,17 @@ def standard_promotion():
     """JAX's default promotion, for code that does not promise the strict one."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@contextlib.contextmanager
+def flag(name, value):
+    """Within it, one of JAX's options is set."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def require(module):

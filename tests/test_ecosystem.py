@@ -1,6 +1,5 @@
 """In other people's hands: frameworks, checkpoints, wrappers, JAX's own switches."""
 
-import contextlib
 import functools
 import io
 import warnings
@@ -16,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rmsprop import conventions, population, rmsprop, scale_by_rmsprop, storage
-from tests.conftest import tolerance
+from tests.conftest import flag, tolerance
 
 with warnings.catch_warnings():
     # The Flax of JAX 0.8's time asks for a name that JAX had just deprecated.
@@ -308,16 +307,6 @@ def test_inject_hyperparams_beside_bfloat16_parameters():
 
 
 # JAX's own switches.
-
-
-@contextlib.contextmanager
-def flag(name, value):
-    before = getattr(jax.config, name)
-    jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def mesh(kind):

@@ -13,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._checks import integer
+from jax_rmsprop._checks import integer, short
 from jax_rmsprop._sweep._trace import complement
 
 Coordinates = dict[str, tuple[tuple[str, ...], np.ndarray]]
@@ -116,13 +116,13 @@ class Grid:
                     members,
                     {
                         name: numbers[entries[axis][members]]
-                        for name, axis, numbers in self._numbers()
+                        for name, axis, numbers in self._inputs()
                     },
                 )
             )
         return groups
 
-    def _numbers(self) -> Generator[tuple[str, str, np.ndarray]]:
+    def _inputs(self) -> Generator[tuple[str, str, np.ndarray]]:
         """What a program gets: its name, the axis it belongs to, and its values."""
         for name, axis in self.axes.items():
             if axis.numbers is not None:
@@ -142,7 +142,7 @@ def parse(grid: Any, zipped: bool) -> Grid:
     if not isinstance(grid, Mapping) or not grid:
         raise TypeError(
             "`grid` must map the name of at least one axis to its values, got "
-            f"{_short(grid)}"
+            f"{short(grid)}"
         )
     axes: dict[str, Axis] = {}
     for name, values in grid.items():
@@ -192,7 +192,7 @@ def _axis(name: str, values: Any) -> Axis:
             "seeds, and make the key of each with jax.random.key"
         )
     if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
-        raise TypeError(f"`{name}` must be a sequence of values, got {_short(values)}")
+        raise TypeError(f"`{name}` must be a sequence of values, got {short(values)}")
     if is_array and values.ndim != 1:
         raise ValueError(
             f"`{name}` must have one dimension, got an array of shape {values.shape}"
@@ -205,16 +205,16 @@ def _axis(name: str, values: Any) -> Axis:
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
     if labels is not None and labels.dtype.kind in "iuf":
         numbers = _numbers(name, labels)
-        short = complements(labels, numbers)
+        lost = complements(labels, numbers)
         unique = np.unique(labels)
         same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
-        if short is None and len(same):
+        if lost is None and len(same):
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
                 f"and {b} are the same there"
             )
-        return Axis(labels, numbers, (), np.zeros(len(labels), int), short)
+        return Axis(labels, numbers, (), np.zeros(len(labels), int), lost)
     return _python_axis(np.asarray(values).tolist() if is_array else list(values))
 
 
@@ -280,11 +280,6 @@ def _label(value: Any) -> str:
         if type(value).__repr__ is not object.__repr__
         else type(value).__name__
     )
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def log_one_minus(low: float, high: float, n: int) -> np.ndarray:

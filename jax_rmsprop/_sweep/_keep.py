@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from jax_rmsprop import _versions
+from jax_rmsprop._checks import short
 from jax_rmsprop._sweep._program import Rows, agree, widened
 from jax_rmsprop._sweep._trace import Spec
 
@@ -237,9 +238,7 @@ def folder(store: Any) -> str:
     if not isinstance(store, str | os.PathLike):
         named = getattr(store, "root", None)  # of a zarr.storage.LocalStore
     if not isinstance(named, str | os.PathLike):
-        raise TypeError(
-            f"`store` must be the path of a folder, got {' '.join(repr(store).split())}"
-        )
+        raise TypeError(f"`store` must be the path of a folder, got {short(store)}")
     path = os.fsdecode(named)
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)

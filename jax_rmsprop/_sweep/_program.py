@@ -40,17 +40,13 @@ class Program:
         # program, data would be compiled again with every size.
         jaxpr, self._consts = traced.jaxpr, list(traced.jaxpr.consts)
 
-        def member(consts: list[Any], *numbers: Any) -> list[Any]:
-            closed = jax.extend.core.ClosedJaxpr(jaxpr.jaxpr, consts)
-            return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
-
         def batch(consts: list[Any], *numbers: Any) -> list[Any]:
             if size == 1:  # the training as it is, without the cost of a batch axis
-                outputs = member(consts, *(x[0] for x in numbers))
+                outputs = traced.member(consts, *(x[0] for x in numbers))
                 return [x[None] for x in outputs]
             # A sweep without numbers has one member in a batch for each lane.
             axes = (None, *(0 for _ in numbers))
-            return jax.vmap(member, axes, axis_size=size)(consts, *numbers)
+            return jax.vmap(traced.member, axes, axis_size=size)(consts, *numbers)
 
         sharded = jax.shard_map(
             batch,

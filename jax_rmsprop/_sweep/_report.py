@@ -208,7 +208,7 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
       Wickham, [Tidy Data](https://doi.org/10.18637/jss.v059.i10), 2014
     """
     extra("sweep", "pandas")
-    ordered(curves)  # that it is a sweep's; the rows stay in the grid's order
+    checked(curves)
     last = {name: final(curves, name) for name in outputs(curves)}
     rows = curves[["diverged", "finished"]].assign(
         {name: x for name, x in last.items() if x.ndim == curves["finished"].ndim}
@@ -220,6 +220,17 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
 
 def ordered(curves: xr.Dataset) -> xr.Dataset:
     """What `sweep` returned with the values of its numeric axes ascending.
+
+    Raises:
+      TypeError, ValueError: as `checked` does.
+    """
+    checked(curves)
+    unsorted = [a for a in _numeric(curves) if (np.diff(curves[a].values) < 0).any()]
+    return curves.sortby(unsorted) if unsorted else curves
+
+
+def checked(curves: xr.Dataset) -> None:
+    """Check that it is what `sweep` returned, each value of an axis once.
 
     Raises:
       TypeError: something else than a sweep's results.
@@ -237,20 +248,22 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
                 "`curves` must be what `sweep` returned, but its "
                 f"{name!r} is {curves[name].dtype}; seeds are averaged here, by `seeds`"
             )
-    for axis in curves["finished"].dims:
-        labels = curves[axis].values if axis in curves.coords else np.array([])
-        if labels.dtype.kind not in "iuf":
-            continue
-        order = np.argsort(labels, kind="stable")
-        same = np.diff(labels[order]) == 0
-        if same.any():
+    for axis in _numeric(curves):
+        labels, count = np.unique(curves[axis].values, return_counts=True)
+        if (count > 1).any():
             raise ValueError(
                 f"`curves` must have each value of an axis once, but {axis} has "
-                f"{labels[order][1:][same][0]} more than once"
+                f"{labels[count > 1][0]} more than once"
             )
-        if (np.diff(order) < 0).any():
-            curves = curves.isel({axis: order})
-    return curves
+
+
+def _numeric(curves: xr.Dataset) -> list[str]:
+    """The axes of numbers."""
+    return [
+        str(axis)
+        for axis in curves["finished"].dims
+        if axis in curves.coords and curves[axis].dtype.kind in "iuf"
+    ]
 
 
 def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._checks import extra, flag, integer
+from jax_rmsprop._checks import compiling, extra, flag, integer
 from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
 from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat, folder, locked
 from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
@@ -146,7 +144,7 @@ def sweep(
         integer("batch_size", batch_size, low=1)
     mesh = mesh_of(devices)
     takes(train, tuple(points.axes))
-    if isinstance(jnp.zeros([]), jax.core.Tracer):
+    if compiling():
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
     path = None if store is None else folder(store)
     # It is compiled programs; jax.disable_jit is for the training by itself.

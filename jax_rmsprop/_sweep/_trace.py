@@ -31,6 +31,11 @@ class Traced(NamedTuple):
     jaxpr: jax.extend.core.ClosedJaxpr
     outputs: Spec
 
+    def member(self, consts: list[Any], *numbers: Any) -> list[Any]:
+        """The training as a function of the arrays, too, that it closes over."""
+        closed = jax.extend.core.ClosedJaxpr(self.jaxpr.jaxpr, consts)
+        return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
+
 
 def trace(
     train: Callable[..., Any], python: Mapping[str, Any], numbers: Mapping[str, Any]
@@ -154,13 +159,9 @@ def fingerprint(traced: Traced) -> str:
     the host does is not seen, only that it is called.
     """
     closed = traced.jaxpr
-
-    def member(consts: list[Any], *numbers: Any) -> list[Any]:
-        program = jax.extend.core.ClosedJaxpr(closed.jaxpr, consts)
-        return jax.extend.core.jaxpr_as_fun(program)(*numbers)
-
     numbers = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
-    program = jax.jit(member, keep_unused=True).lower(list(closed.consts), *numbers)
+    member = jax.jit(traced.member, keep_unused=True)
+    program = member.lower(list(closed.consts), *numbers)
     digest = hashlib.sha256(program.as_text().encode())
     for inner in _jaxprs(closed):
         for array in _arrays(inner):

@@ -66,10 +66,6 @@ class Elements:
         """Their names, in the layout's order."""
         return list(self._places)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one of their arrays."""
-        return self._places[name].shape
-
     def known(self, name: str) -> str:
         """The layout's name for a parameter that a wrapper may have put under its own.
 

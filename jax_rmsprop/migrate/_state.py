@@ -5,7 +5,7 @@ The fields are "nu", the average of g^2 as all others keep it, "mu" and "momentu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ def fill(
     words: Mapping[str, str],
     count: int,
     weight: float | None = None,
-    initial: Mapping[str, Mapping[str, Any]] | None = None,
+    absent: Collection[str] = (),
 ) -> Any:
     """The optimizer's state with the arrays in it.
 
@@ -65,22 +65,24 @@ def fill(
       words: what they call the fields, for messages.
       count: the number of steps taken.
       weight: what a bias-corrected average has collected.
-      initial: arrays as `theirs`, which need not have a place.
+      absent: names of what begins anew, as the optimizer does.
 
     Raises:
       ValueError: an array is missing, unknown, has no place or another shape.
     """
     template = optimizer.init(params)
     _check_in_full(template)
-    theirs = {f: dict(theirs.get(f, {})) for f in FIELDS}
-    given = {f: elements.ours(theirs[f], words[f]) for f in FIELDS}
-    for field, arrays in (initial or {}).items():
-        theirs[field] |= arrays
+    initial = read(template, elements)[0] if absent else {}
+    theirs = {
+        f: {n: x for n, x in initial.get(f, {}).items() if n in absent}
+        | dict(theirs.get(f, {}))
+        for f in FIELDS
+    }
     fields = {f: elements.ours(theirs[f], words[f]) for f in FIELDS}
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
-    unused = {(field, path) for field in FIELDS for path in given[field]}
+    unused = {(field, path) for field in FIELDS for path in fields[field]}
 
     def put(field: str, tree: Any) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:

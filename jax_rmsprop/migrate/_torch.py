@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import optax
 
 from jax_rmsprop import conventions
@@ -14,8 +13,6 @@ from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_n
 
 _TORCH = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _BITSANDBYTES = _TORCH | {"nu": "state1"}
-# What an average begins with; all else begins at 0.
-_ONES = conventions.timm
 # Where bitsandbytes keeps its arrays in a state dict.
 _NESTED = "__bnb_optimizer_quant_state__"
 
@@ -217,12 +214,7 @@ def _from(
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
         optimizer = make(**_shared(groups, settings))
-    begin = {"nu": float(make is _ONES), "mu": 0.0, "momentum": 0.0}
-    initial = {
-        field: {name: np.full(elements.shape(name), value) for name in absent}
-        for field, value in begin.items()
-    }
-    return fill(optimizer, params, elements, theirs, words, count, initial=initial)
+    return fill(optimizer, params, elements, theirs, words, count, absent=absent)
 
 
 def _optimizers(checkpoint: Any) -> None:
