@@ -140,12 +140,13 @@ def rmsprop(
     if decays:
         hyperparameters |= {"weight_decay": decay}
     optimizer = compiled(
-        _chain, options, hyperparameters, count=_count, uses_params=decays
+        _chain, options, hyperparameters, count=count, uses_params=decays
     )
     return optimizer if storage is None else stored(optimizer, storage)
 
 
-def _count(state: Any) -> Any:
+def count(state: Any) -> Any:
+    """The step of a chain's state."""
     return state[1].count
 
 
@@ -162,22 +163,12 @@ def _chain(
 ) -> optax.GradientTransformation:
     """The chain, its numbers scalar arrays; `average` is for `scale_by_rmsprop`."""
 
-    def chain(dtypes: list[Any]) -> optax.GradientTransformation:
-        # Optax multiplies each leaf by these as they are, so a scalar of a fixed type
-        # must not be wider than any leaf; one that began as a Python float adapts,
-        # and needs not where all leaves are of one type.
-        narrowest = jnp.finfo(min(dtypes, key=_width)).dtype
-        alike = set(dtypes) == {narrowest}
-
-        def fit(x: jax.Array) -> jax.Array:
-            return x.astype(narrowest) if alike or not x.weak_type else x
-
+    def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
         def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
             return add if mask is None else optax.masked(add, _tree(mask))
 
-        rate = fit(learning_rate)
-        decay = None if weight_decay is None else fit(weight_decay)
+        rate, decay = fit(learning_rate), fit(weight_decay)
         if momentum is None:
             trace = optax.identity()
         else:
@@ -200,18 +191,50 @@ def _chain(
             after,
         )
 
+    return once_rounded(chain, None if weight_decay is None else "weight_decay")
+
+
+def once_rounded(
+    chain: Callable[[Callable[[Any], Any]], optax.GradientTransformation],
+    needs_params: str | None,
+) -> optax.GradientTransformation:
+    """Compute and keep everything in float32 or wider; round once, to the gradient's.
+
+    Args:
+      chain: makes the transformation, of which `scale_by_rmsprop` is the second part,
+        from a function that it applies to each of its scalars (or None), since Optax
+        multiplies each leaf by them as they are: an array of a fixed type becomes no
+        wider than any leaf. A scalar that began as a Python float adapts by itself,
+        and is cast only where all leaves are of one type.
+      needs_params: the argument for which `update` needs the parameters; None: for
+        none.
+    """
+
+    def made(tree: Any) -> optax.GradientTransformation:
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves(tree)}
+        reals = [jnp.finfo(dtype).dtype for dtype in dtypes]
+        narrowest = min(reals, key=_width, default=jnp.dtype(jnp.float32))
+        alike = dtypes <= {narrowest}
+
+        def fit(x: Any) -> Any:
+            if x is None or (x.weak_type and not alike):
+                return x
+            return x.astype(narrowest)
+
+        return chain(fit)
+
     def init(params: Any) -> Any:
         _checks.floating(params)
         params = jax.tree.map(lambda p: p.astype(state_dtype(p)), params)
-        inner = chain(_dtypes(params))
+        inner = made(params)
         return optax.tree_utils.tree_map_params(
             inner, place_like, inner.init(params), params
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if weight_decay is not None and params is None:
+        if needs_params is not None and params is None:
             raise ValueError(
-                "`params` must be passed to `update` when `weight_decay` is not 0, "
+                f"`params` must be passed to `update` when `{needs_params}` is not 0, "
                 "got None"
             )
         nu = state[1].nu
@@ -219,14 +242,10 @@ def _chain(
         wide = jax.tree.map(lambda x, n: at_precision(x, n.dtype), updates, nu)
         if params is not None:
             params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
-        wide, state = chain(_dtypes(wide)).update(wide, state, params)
+        wide, state = made(wide).update(wide, state, params)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _dtypes(tree: Any) -> list[Any]:
-    return [leaf.dtype for leaf in jax.tree.leaves(tree)] or [jnp.dtype(jnp.float32)]
 
 
 def _width(dtype: Any) -> int:

@@ -86,6 +86,20 @@ class Timm(Torch):
         return alone("timm.optim.rmsprop_tf").RMSpropTF
 
 
+class TimmLaProp(Torch):
+    def make(self):
+        return alone("timm.optim.laprop").LaProp
+
+    def run(self, gradients, rates):
+        # It keeps the weights that the averages have collected in PyTorch's default.
+        default = self.torch.get_default_dtype()
+        self.torch.set_default_dtype(self.x[0].dtype)
+        try:
+            return super().run(gradients, rates)
+        finally:
+            self.torch.set_default_dtype(default)
+
+
 class StableBaselines3(Torch):
     def make(self):
         return alone(
@@ -241,6 +255,7 @@ FRAMEWORKS = {
     "tensorflow1": TensorFlow,
     "tf_keras_v2": TfKerasV2,
     "timm": Timm,
+    "laprop": TimmLaProp,
     "stable_baselines3": StableBaselines3,
     "bitsandbytes": BitsAndBytes,
     "sonnet": Sonnet,

@@ -1,6 +1,7 @@
 """Each framework's RMSProp is the framework's, and the published recipes are theirs."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -80,6 +81,8 @@ COMBINATIONS = {
     "bitsandbytes": every(WEIGHT_DECAY, axis("eps", EPS)),
     "sonnet": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
     "mlx": every(axis("eps", EPS)),
+    # timm's copy of it; its weight decay is another.
+    "laprop": every(axis("betas", (0.9, 0.999), (0.5, 0.9)), axis("eps", EPS)),
 }
 CASES = [
     pytest.param(name, options, id=f"{name}-{i}")
@@ -297,7 +300,55 @@ def mobilenet_v3():
     )
 
 
+class LaProp:
+    """`LaProp.step` of its authors' laprop.py, one array."""
+
+    def __init__(self, betas=(0.9, 0.999), eps=1e-15, weight_decay=0.0):
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.nu = self.b = self.of_rate = self.of_one = 0.0
+
+    def step(self, x, g, rate):
+        beta1, beta2 = self.betas
+        self.nu = self.nu * beta2 + (1 - beta2) * g * g
+        self.of_rate = self.of_rate * beta1 + (1 - beta1) * rate
+        self.of_one = self.of_one * beta2 + (1 - beta2)
+        denominator = np.sqrt(self.nu / self.of_one) + self.eps
+        self.b = self.b * beta1 + (1 - beta1) * rate * g / denominator
+        x = x - self.b / (self.of_rate / rate if rate else 1.0)
+        return x - self.weight_decay * x
+
+
+class DreamerV3:
+    """The chain of dreamerv3/agent.py and embodied/jax/opt.py, one array."""
+
+    def __init__(self, agc=0.3, eps=1e-20, beta1=0.9, beta2=0.999, warmup=1000):
+        self.agc, self.eps, self.betas, self.warmup = agc, eps, (beta1, beta2), warmup
+        self.nu = self.mu = self.t = 0
+
+    def step(self, x, g, rate):
+        beta1, beta2 = self.betas
+        upper = self.agc * max(1e-3, np.sqrt((x * x).sum()))
+        g = g / max(1.0, np.sqrt((g * g).sum()) / upper) if self.agc else g
+        warm = min(1.0, self.t / self.warmup) if self.warmup else 1.0
+        self.t += 1
+        self.nu = beta2 * self.nu + (1 - beta2) * g * g
+        u = g / (np.sqrt(self.nu / (1 - beta2**self.t)) + self.eps)
+        self.mu = beta1 * self.mu + (1 - beta1) * u
+        return x - rate * warm * self.mu / (1 - beta1**self.t)
+
+
+STEPPERS = {"laprop": LaProp, "dreamer_v3": DreamerV3}
+
+
 def by_hand(name, options, x, gradients, rates):
+    if name in STEPPERS:
+        trajectory = {}
+        for leaf in x:
+            stepper, now = STEPPERS[name](**options), x[leaf].astype(float)
+            trajectory[leaf] = np.empty(gradients[leaf].shape)
+            for t, (g, rate) in enumerate(zip(gradients[leaf], rates, strict=True)):
+                trajectory[leaf][t] = now = stepper.step(now, g, float(rate))
+        return trajectory
     settings, numbers, *rest = globals()[name](**options)
     gradient, bound = rest or (lambda g, x: g, None)
     trajectory = {}
@@ -330,6 +381,11 @@ BY_HAND = {
     "flax_legacy": every(CENTERED, axis("eps", EPS)),
     "jax_example_libraries": every(MOMENTUM, axis("eps", EPS)),
     "d2l": every(axis("gamma", 0.9, 0.99)),
+    "laprop": every(axis("betas", (0.9, 0.999), (0.5, 0.9)), WEIGHT_DECAY),
+    # The rates of the problem begin with the first step.
+    "dreamer_v3": every(
+        axis("agc", 0.0, 0.3), axis("beta1", 0.5, 0.9), axis("warmup", 0)
+    ),
     **{name: [{}] for name in conventions.RECIPES},
 }
 
@@ -347,6 +403,40 @@ def test_the_published_code(name, options, standard_promotion):
     truth = by_hand(name, options, *double)
     assert error(ours(name, options, *double), truth) < 1e-10
     assert error(ours(name, options, *single), truth) < 1e-4
+
+
+@pytest.mark.parametrize("of_time", [False, True])
+def test_the_warm_up_of_dreamer_v3(of_time, standard_promotion):
+    """From 0 to the rate's first value; only then a schedule begins."""
+    x, gradients, _ = problem("float64", steps=30)
+
+    def later(step):
+        return 0.01 / (1 + step) if of_time else 0.01
+
+    with precision("float64"):
+        lr = later if of_time else 0.01
+        optimizer = conventions.dreamer_v3(lr, warmup=10)
+        trajectory, _ = train(optimizer, x, gradients)
+    rates = np.array([later(max(0, t - 10)) for t in range(30)])
+    expected = by_hand("dreamer_v3", {"warmup": 10}, x, gradients, rates)
+    assert error(trajectory, expected) < 1e-10
+    for leaf in x:
+        np.testing.assert_array_equal(trajectory[leaf][0], x[leaf])
+
+
+def test_laprop_with_a_rate_of_zero(standard_promotion):
+    x = jnp.array([1.0, -2.0])
+    optimizer = conventions.laprop(0.0)
+    updates, _ = optimizer.update(x, optimizer.init(x))
+    np.testing.assert_array_equal(updates, 0.0)
+
+
+def test_an_integer_in_the_table(monkeypatch, standard_promotion):
+    """A row may say 1 where another says 1.0."""
+    row = dataclasses.replace(conventions.TABLE["tensorflow1"], initial_scale=1)
+    monkeypatch.setattr("jax_rmsprop.conventions._parts.TABLE", {"tensorflow1": row})
+    state = conventions.tensorflow1(0.1).init(jnp.ones(2))
+    np.testing.assert_array_equal(optax.tree.get(state, "nu"), 1.0)
 
 
 def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
@@ -467,8 +557,8 @@ def library(name):
     return (quietly("mlx.optimizers").RMSprop,)
 
 
-# Sonnet's does not show through its decorator.
-@pytest.mark.parametrize("name", sorted({*FRAMEWORKS, "optax"} - {"sonnet"}))
+# LaProp's own code is no package. Sonnet's does not show through its decorator.
+@pytest.mark.parametrize("name", sorted({*FRAMEWORKS, "optax"} - {"laprop", "sonnet"}))
 def test_the_signature_is_the_librarys(name):
     function, *without = library(name)
     its = signature(function, *without)
@@ -713,6 +803,36 @@ def test_the_highest_rate_may_be_another(standard_promotion):
             lambda: conventions.optax(0.1, centered=True, bias_correction=True),
             "`bias_correction` must be False if `centered` is True, got True: the "
             "variance after the first step is zero by construction",
+        ),
+        (
+            lambda: conventions.laprop(betas=0.9),
+            "`betas` must be a pair of numbers in [0, 1], got 0.9",
+        ),
+        (
+            lambda: conventions.laprop(betas=(0.9, 1.5)),
+            "`betas` must be in [0, 1], got 1.5",
+        ),
+        (
+            lambda: conventions.laprop(amsgrad=True),
+            "`amsgrad` must be False, got True; it is another optimizer: optax.amsgrad",
+        ),
+        (
+            lambda: conventions.laprop(centered=True),
+            "`centered` must be False, got True; scale_by_rmsprop(centered=True) and "
+            "optax.ema make one without bias",
+        ),
+        (
+            lambda: conventions.dreamer_v3(agc=-1.0),
+            "`agc` must be a finite number >= 0, got -1.0",
+        ),
+        (
+            lambda: conventions.dreamer_v3(beta2=2),
+            "`beta2` must be in [0, 1] or a schedule (a function from step to number), "
+            "got 2.0",
+        ),
+        (
+            lambda: conventions.dreamer_v3(warmup=0.5),
+            "`warmup` must be an integer >= 0, got 0.5",
         ),
         (
             lambda: conventions.impala("fast"),

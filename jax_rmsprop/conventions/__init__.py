@@ -51,6 +51,7 @@ from jax_rmsprop.conventions._frameworks import (
     tf_keras_v2,
     timm,
 )
+from jax_rmsprop.conventions._laprop import dreamer_v3, laprop
 from jax_rmsprop.conventions._recipes import (
     dopamine_dqn,
     dqn_zoo,
@@ -71,12 +72,14 @@ __all__ = [
     "d2l",
     "dopamine_dqn",
     "dqn_zoo",
+    "dreamer_v3",
     "efficientnet",
     "explain",
     "flax_legacy",
     "impala",
     "jax_example_libraries",
     "keras",
+    "laprop",
     "mlx",
     "mobilenet_v3",
     "mxnet1",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from jax_rmsprop import _markdown
-from jax_rmsprop.conventions import _frameworks
+from jax_rmsprop.conventions import _frameworks, _laprop
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 
+_FUNCTIONS = vars(_laprop) | vars(_frameworks)
 _HEADER = [
     "convention",
     "of",
@@ -48,7 +50,7 @@ def _row(name: str) -> list[str]:
     """The values of a line, from the table and the defaults of the signature."""
     recipe = RECIPES.get(name)
     row = TABLE[recipe.convention if recipe else name]
-    function = getattr(_frameworks, recipe.convention if recipe else name)
+    function = _FUNCTIONS[recipe.convention if recipe else name]
     values = {n: p.default for n, p in inspect.signature(function).parameters.items()}
     of = row.framework
     if recipe:
@@ -66,10 +68,10 @@ def _row(name: str) -> list[str]:
     return [
         f"`{name}`",
         of,
-        f"`{gamma}` {values[gamma]:g}",
+        f"`{gamma}` {_last(values[gamma]):g}",
         # The textbook's is no argument.
         f"`{eps}` {values[eps]:g}, {place}" if eps in values else f"1e-06, {place}",
-        f"{row.initial_scale:g}",
+        str(row.initial_scale).removesuffix(".0"),
         rate,
         decay,
     ]
@@ -79,3 +81,8 @@ def _words(value: bool | str | None, yes: str, no: str, none: str) -> str:
     if isinstance(value, str):
         return value
     return none if value is None else yes if value else no
+
+
+def _last(value: Any) -> Any:
+    """Of a pair of decays that of the squares."""
+    return value[-1] if isinstance(value, tuple) else value

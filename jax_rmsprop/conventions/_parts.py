@@ -30,8 +30,8 @@ def rmsprop_of(
         "lr_in_momentum": row.lr_in_momentum,
         "decoupled_weight_decay": row.decoupled_weight_decay,
     }
-    # Where the row has words, the caller's arguments decide.
-    values = {k: v for k, v in values.items() if isinstance(v, bool | float)}
+    # Where the row has words or nothing, the caller's arguments decide.
+    values = {k: v for k, v in values.items() if not isinstance(v, str | None)}
     with _checks.called(row.words):
         return rmsprop(
             momentum=None if is_zero(momentum) else momentum, **(values | arguments)

@@ -27,7 +27,7 @@ class Convention:
     framework: str
     words: Mapping[str, str]
     eps_in_sqrt: bool | str
-    initial_scale: float
+    initial_scale: float | str
     lr_in_momentum: bool | str | None
     decoupled_weight_decay: bool | str | None
 
@@ -118,6 +118,22 @@ TABLE: Mapping[str, Convention] = _frozen(
         "JAX's examples", _frozen(learning_rate="step_size"), True, 0.0, True, None
     ),
     sonnet=Convention("Sonnet 2", _DECAY_EPSILON, True, 0.0, True, None),
+    laprop=Convention(
+        "LaProp",
+        _frozen(learning_rate="lr", gamma="betas"),
+        False,
+        "0, corrected",
+        "before, corrected",
+        "after the step, without the rate",
+    ),
+    dreamer_v3=Convention(
+        "DreamerV3",
+        _frozen(learning_rate="lr", gamma="beta2"),
+        False,
+        "0, corrected",
+        False,
+        None,
+    ),
     d2l=Convention("the textbook", _frozen(learning_rate="lr"), True, 0.0, None, None),
 )
 
