@@ -2,6 +2,7 @@
 
 from jax_rmsprop import _versions as _versions  # isort: skip - tells an old JAX first
 
+from jax_rmsprop._diagnose import Diagnosis, diagnose
 from jax_rmsprop._optimizer import rmsprop
 from jax_rmsprop._sweep import (
     PopulationState,
@@ -18,10 +19,12 @@ from jax_rmsprop._transform import ScaleByRMSPropState, scale_by_rmsprop
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "PopulationState",
     "ScaleByRMSPropState",
     "Summary",
     "__version__",
+    "diagnose",
     "load_sweep",
     "log_one_minus",
     "population",

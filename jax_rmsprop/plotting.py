@@ -1,27 +1,29 @@
-"""Pictures of a sweep.
+"""Pictures of a sweep, and of one training's average.
 
-Each function draws into one matplotlib Axes, which it returns, so that pictures are
-combined, changed and saved with matplotlib's own means. An output is judged by its
-last value, averaged over the seeds; what diverged is marked, never left out silently.
+Each function draws into matplotlib's Axes, which it returns, so that pictures are
+combined, changed and saved with matplotlib's own means. An output of a sweep is judged
+by its last value, averaged over the seeds; what diverged is marked, never left out
+silently.
 If an output has attributes `long_name` and `units`, as xarray knows them, they label
 its axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jax_rmsprop._checks import extra, integer
+from jax_rmsprop._diagnose import Diagnosis
 from jax_rmsprop._sweep._report import Scores, best, judged, ordered, scores
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-__all__ = ["best_curves", "heat_map", "loss_against_gamma", "sensitivity"]
+__all__ = ["best_curves", "diagnosis", "heat_map", "loss_against_gamma", "sensitivity"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -312,6 +314,87 @@ def sensitivity(
     outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     ax.legend(title=lines, fontsize="small", frameon=False, **outside)
     return ax
+
+
+def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """What decides the steps of a training: its average, or eps.
+
+    Above the average, its middle and nine tenths of its elements, beside the threshold
+    under which eps is more of the divisor; then the share of the elements that lie
+    there; and the largest step, if it is known.
+
+    Args:
+      found: what `diagnose` returned at each step, stacked, as a scan does.
+      axes: three to draw into, from above; None for a new figure.
+
+    Returns:
+      The three matplotlib Axes.
+
+    Raises:
+      ValueError: `found` is of one step alone, or `axes` are not three.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jax_rmsprop import diagnose, plotting, rmsprop
+      >>> optimizer, g = rmsprop(0.01), jnp.ones(3)
+      >>> def step(state, _):
+      ...     _, state = optimizer.update(g, state)
+      ...     return state, diagnose(state, g)
+      >>> _, found = jax.lax.scan(step, optimizer.init(g), length=20)
+      >>> axes = plotting.diagnosis(found)
+      >>> axes[0].figure.savefig("/dev/null", format="png")
+    """
+    extra("plot", "matplotlib.pyplot")
+    import matplotlib.pyplot as plt
+
+    nu = np.asarray(found.nu)
+    if nu.ndim != 2:
+        raise ValueError(
+            "`found` must be stacked along the steps, as by jax.lax.scan, but its nu "
+            f"has the shape {nu.shape}"
+        )
+    if axes is None:
+        _, drawn = plt.subplots(
+            3, figsize=(6.4, 6.4), layout="constrained", sharex=True
+        )
+        axes = list(drawn)
+    if len(axes) != 3:
+        raise ValueError(f"`axes` must be three, got {len(axes)}")
+    average, share, step = axes
+    steps, (_, low, middle, high, _) = np.arange(1, len(nu) + 1), nu.T
+    # A logarithmic axis has no place for an average that is zero.
+    smallest = np.min(nu[nu > 0], initial=1.0)
+    average.fill_between(
+        steps,
+        np.maximum(low, smallest),
+        np.maximum(high, smallest),
+        alpha=0.25,
+        color=_COLOURS[0],
+        linewidth=0,
+        label="nine tenths of nu",
+    )
+    average.plot(steps, np.maximum(middle, smallest), color=_COLOURS[0], label="middle")
+    average.plot(
+        steps,
+        np.asarray(found.threshold),
+        "--",
+        color=_MARKED,
+        label="eps decides below",
+    )
+    average.set(yscale="log", ylabel="nu, units of g²")
+    average.legend(fontsize="small")
+    share.plot(steps, 100 * np.asarray(found.eps_share), color=_MARKED)
+    share.set(ylabel="eps decides, %", ylim=(-3, 103))
+    if found.largest_step is not None:
+        step.plot(steps, np.asarray(found.largest_step), color=_COLOURS[0])
+    step.set(ylabel="largest |u|", xlabel="step")
+    step.set_ylim(bottom=0)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    return list(axes)
 
 
 def _axes(ax: Axes | None) -> Axes:

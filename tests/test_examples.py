@@ -54,6 +54,17 @@ def test_leaky_average(run):
         assert f"{1 - gamma**40:.4f}" in row
 
 
+def test_eps_and_the_loss(run):
+    printed = run("eps_and_the_loss")
+    rows = re.findall(r"(\S+)\s+([\d.]+)%\s+(\d+)%", printed)
+    (summed, accuracy, share), (_, worse, all_of_it), (mean, same, _) = rows
+    # Powers of two, so the first and the third are the same steps.
+    assert (summed, accuracy) == (mean, same)
+    assert float(accuracy) > 90 > float(worse)
+    assert int(share) < 60
+    assert int(all_of_it) == 100
+
+
 def test_airfoil(run):
     airfoil_or_skip()
     printed = run("airfoil")

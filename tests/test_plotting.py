@@ -2,13 +2,22 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from jax_rmsprop import Summary, plotting, summary, sweep, to_table
+from jax_rmsprop import (
+    Summary,
+    diagnose,
+    plotting,
+    rmsprop,
+    summary,
+    sweep,
+    to_table,
+)
 from jax_rmsprop.plotting import best_curves, heat_map, loss_against_gamma, sensitivity
 
 GAMMAS = [0.0, 0.9, 0.99, 0.999]
@@ -332,3 +341,31 @@ def test_what_is_no_sweeps_result(curves):
             call(curves.mean("seed"))
         with pytest.raises(TypeError, match="^`curves` must be what `sweep` returned"):
             call({"loss": 1})
+
+
+def test_diagnosis():
+    optimizer, g = rmsprop(0.1, 0.5, 1e-4), jnp.array([1e-4, 0.1, 1.0])
+
+    def step(state, _):
+        _, state = optimizer.update(g, state)
+        return state, (diagnose(state, g, gamma=0.5, eps=1e-4), diagnose(state))
+
+    _, (found, without) = jax.lax.scan(step, optimizer.init(g), length=20)
+    average, share, largest = plotting.diagnosis(found)
+    np.testing.assert_allclose(average.lines[1].get_ydata(), 1e-4, 1e-6)
+    np.testing.assert_allclose(share.lines[0].get_ydata(), 100 / 3, 1e-6)
+    np.testing.assert_allclose(
+        largest.lines[0].get_ydata(), np.asarray(found.largest_step)
+    )
+    _, axes = plt.subplots(3)
+    assert plotting.diagnosis(without, axes) == list(axes)
+    assert not axes[2].lines
+
+
+def test_diagnosis_of_one_step():
+    state = rmsprop(0.1).init(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`found` must be stacked .* \(5,\)$"):
+        plotting.diagnosis(diagnose(state))
+    found = jax.tree.map(lambda x: x[None], diagnose(state))
+    with pytest.raises(ValueError, match=r"^`axes` must be three, got 2$"):
+        plotting.diagnosis(found, list(plt.subplots(2)[1]))

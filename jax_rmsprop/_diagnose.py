@@ -1,0 +1,150 @@
+"""What a state says about gamma and eps: whether they fit the gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_rmsprop import _checks
+from jax_rmsprop._checks import Number
+
+# Of nu: the extremes, all but a tenth of the elements, and the middle.
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+
+
+class Diagnosis(NamedTuple):
+    """What `diagnose` finds, float32 arrays; stacked by a scan, with a leading axis.
+
+    Attributes:
+      eps_share: in [0, 1], the share of the elements where eps is more of the divisor
+        than the average is.
+      threshold: the average at which both are equal, in units of g^2.
+      window: the steps that the average looks back over, (1 - gamma^t) / (1 - gamma).
+      nu: the average's quantiles 0, 5, 50, 95 and 100%, of shape (5,), in units of g^2.
+      largest_step: the largest |u| of any element; None without the gradient.
+    """
+
+    eps_share: Any
+    threshold: Any
+    window: Any
+    nu: Any
+    largest_step: Any
+
+
+def diagnose(
+    state: Any,
+    gradient: Any = None,
+    *,
+    gamma: Number = 0.9,
+    eps: Number = 1e-6,
+    eps_in_sqrt: bool = True,
+) -> Diagnosis:
+    """Tell whether the average or eps decides the steps, and over how many it looks.
+
+    An element's step is g / sqrt(nu + eps), or g / (sqrt(nu) + eps). Where nu is far
+    above the threshold, eps or eps^2, RMSProp scales each element by its own average;
+    where it is far below, all are divided by the same, and it is gradient descent with
+    a learning rate of learning_rate / sqrt(eps), or learning_rate / eps. Choose an eps
+    such that this is meant where it happens. With bias correction nu is divided by the
+    weight that it has collected.
+
+    It reads whole arrays and sorts them, which takes as long as a few steps: call it
+    every so many.
+
+    Args:
+      state: of `rmsprop`, a convention, or any other Optax transformation that has a
+        "nu" in its state; of a state in fewer bits what `storage.decoded` returns.
+      gradient: what the last `update` got, for `largest_step`; None for none.
+      gamma: as it was given to the optimizer, a number or tracer: for a schedule, its
+        value at this step.
+      eps: as it was given to the optimizer.
+      eps_in_sqrt: whether `eps` is added inside the root.
+
+    Returns:
+      A `Diagnosis`, its window None if the state counts no steps. It can be computed in a jit, a scan and a vmap.
+
+    Raises:
+      TypeError, ValueError: an argument is no number, or out of its range; the state
+        has no "nu", or not in full.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_rmsprop import diagnose, rmsprop
+      >>> optimizer = rmsprop(0.01, gamma=0.5, eps=1e-4)
+      >>> gradient = jnp.array([1e-4, 1.0, 2.0])
+      >>> _, state = optimizer.update(gradient, optimizer.init(gradient))
+      >>> found = diagnose(state, gradient, gamma=0.5, eps=1e-4)
+      >>> print(f"{found.eps_share:.2f} {found.window:.0f} {found.largest_step:.3f}")
+      0.33 1 1.414
+
+    References:
+      That eps is a hyperparameter, of which the best depends on the problem: Choi et
+      al., On Empirical Comparisons of Optimizers for Deep Learning, 2019,
+      https://arxiv.org/abs/1910.05446.
+    """
+    gamma = _checks.number("gamma", gamma, high=1)
+    eps = _checks.number("eps", eps)
+    inside = _checks.flag("eps_in_sqrt", eps_in_sqrt)
+    nu, weight, count = (_found(state, name) for name in ("nu", "weight", "count"))
+    leaves = jax.tree.leaves(nu)
+    if not leaves:
+        raise ValueError(
+            "`state` must have a field nu, as that of `rmsprop` has, got "
+            f"{_checks.short(jax.tree.structure(state))}"
+        )
+    for x in leaves:
+        if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 32:
+            raise TypeError(
+                "`state` must be in full precision, but its nu is "
+                f"{x.dtype}; pass storage.decoded(state, ...)"
+            )
+    if weight is not None:
+        leaves = [x / jnp.maximum(weight, jnp.finfo(x.dtype).tiny) for x in leaves]
+    flat = jnp.concatenate([x.ravel().astype(jnp.float32) for x in leaves])
+    eps32 = jnp.asarray(eps, jnp.float32)
+    threshold = eps32 if inside else eps32**2
+    return Diagnosis(
+        eps_share=jnp.mean(flat < threshold),
+        threshold=threshold,
+        window=None if count is None else _window(gamma, count),
+        nu=jnp.quantile(flat, jnp.array(QUANTILES), method="nearest"),
+        largest_step=None
+        if gradient is None
+        else _largest_step(gradient, leaves, eps32, inside),
+    )
+
+
+def _found(state: Any, name: str) -> Any:
+    """The first field of that name, wherever it is in a state."""
+    found = optax.tree.get_all_with_path(state, name)
+    return found[0][1] if found else None
+
+
+def _window(gamma: Any, count: Any) -> jax.Array:
+    """(1 - gamma^t) / (1 - gamma), which is t where gamma is 1."""
+    gamma = jnp.asarray(gamma, jnp.float32)
+    steps = jnp.asarray(count, jnp.float32)
+    slow = gamma == 1
+    rest = 1 - jnp.where(slow, 0, gamma)
+    return jnp.where(slow, steps, (1 - gamma**steps) / rest)
+
+
+def _largest_step(
+    gradient: Any, averages: list[jax.Array], eps: jax.Array, inside: bool
+) -> jax.Array:
+    """The largest |u|, of gradients bounded as `scale_by_rmsprop` bounds them."""
+
+    def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
+        size = jnp.minimum(jnp.abs(g).astype(jnp.float32), 2.0**62)
+        nu = jnp.maximum(nu.astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
+        root = jnp.sqrt(nu + eps) if inside else jnp.sqrt(nu) + eps
+        return jnp.max(size / root, initial=0)
+
+    leaves = jax.tree.leaves(gradient)
+    if [g.shape for g in leaves] != [nu.shape for nu in averages]:
+        raise ValueError("`gradient` must have the leaves and shapes of the state's nu")
+    sizes = [largest(g, nu) for g, nu in zip(leaves, averages, strict=True)]
+    return jnp.max(jnp.stack(sizes))
