@@ -64,7 +64,8 @@ def diagnose(
       eps_in_sqrt: whether `eps` is added inside the root.
 
     Returns:
-      A `Diagnosis`, its window None if the state counts no steps. It can be computed in a jit, a scan and a vmap.
+      A `Diagnosis`, its window None if the state counts no steps. It can be computed
+      in a jit, a scan and a vmap.
 
     Raises:
       TypeError, ValueError: an argument is no number, or out of its range; the state

@@ -82,7 +82,7 @@ def test_readme_shows_the_table_of_conventions(capsys):
 CORE = {"jax", "numpy", "optax", "jax_rmsprop"} | sys.stdlib_module_names
 # What an extra installs, by where it may be imported: inside functions only.
 EXTRAS = {
-    "_sweep": {"dask", "pandas", "psutil", "tqdm", "xarray", "zarr"},
+    "_sweep": {"dask", "fsspec", "pandas", "psutil", "tqdm", "xarray", "zarr"},
     "plotting.py": {"matplotlib", "xarray"},
 }
 

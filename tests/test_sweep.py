@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jax_rmsprop import load_sweep, log_one_minus, rmsprop, sweep
-from jax_rmsprop._sweep import _grid, _keep, _program, _run, _sweep, _trace
+from jax_rmsprop._sweep import _grid, _keep, _location, _program, _run, _sweep, _trace
 from tests.conftest import flag, free_port, require, tolerance
 from tests.sweeps import GRID, bits, forks, network, run
 
@@ -697,7 +697,7 @@ def test_auto_goes_on_with_the_sizes_in_the_folder(tmp_path, monkeypatch, progra
     monkeypatch.setattr(_run, "choose", lambda *_: trials.pop(0))
     grid, one = {"x": np.arange(100.0)}, jax.devices()[:1]
     expected = quiet(square, grid, store=store, devices=one)
-    assert [s[:3] for s in _keep.attributes(str(store))["segments"]] == [
+    assert [s[:3] for s in _keep.attributes(_location.locate(store))["segments"]] == [
         [0, 8, 8],
         [8, 40, 32],
         [40, 100, 2],
@@ -991,18 +991,15 @@ def test_every_way_to_write_a_path_is_one_place(way, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("store", "error", "message"),
     [
-        ("s3://bucket/a.zarr", ValueError, "`store` must be a folder of this machine"),
-        (
-            "memory://a.zarr",
-            ValueError,
-            "`store` must be a folder of this machine, got",
-        ),
         ("a.zip", ValueError, "`store` must be a folder, got 'a.zip'"),
-        (3, TypeError, "`store` must be the path of a folder, got 3"),
-        ({}, TypeError, "`store` must be the path of a folder, got {}"),
+        (3, TypeError, "`store` must be a path, a URL or a zarr store, got 3"),
+        ({}, TypeError, "`store` must be a path, a URL or a zarr store, got {}"),
+        ("nowhere://a", ValueError, "`store` nowhere://a: Protocol not known: nowhere"),
+        ("dropbox://a", ModuleNotFoundError, "`store` dropbox://a: "),
+        ("simplecache::memory://a", ValueError, "`store` must be a plain URL, got"),
     ],
 )
-def test_a_store_that_is_no_folder(store, error, message):
+def test_a_store_that_is_nowhere(store, error, message):
     for call in (load_sweep, lambda s: quiet(square, {"x": [1.0]}, store=s)):
         with pytest.raises(error) as caught:
             call(store)
@@ -1086,7 +1083,7 @@ def test_a_store_that_is_another_folder(tmp_path):
     zarr.create_group(tmp_path / "group")
     raises(
         ValueError,
-        f"`store` must be a sweep's, but {tmp_path / 'group'} is another zarr group",
+        f"`store` must be a sweep's, but {tmp_path / 'group'} is of something else",
         square,
         {"x": [1]},
         store=tmp_path / "group",

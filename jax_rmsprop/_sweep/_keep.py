@@ -1,36 +1,26 @@
-"""Where the results of a sweep are kept while it runs: in memory, or in a folder.
+"""Where the results of a sweep are kept while it runs: in memory, or in a store.
 
 All members lie along one dimension, "member", in the order in which they run. They are
 computed in segments, each of one batch size, and a segment in blocks of that size: a
-block is what a device runs at once. In a folder a segment is a zarr group, a block is
+block is what a device runs at once. In a store a segment is a zarr group, a block is
 one chunk of each of its arrays, so no two processes ever write to one file, and every
 member has a checksum.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import warnings
 import zlib
-from collections.abc import Generator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import jax
 import numpy as np
 
 from jax_rmsprop import _versions
-from jax_rmsprop._checks import short
+from jax_rmsprop._sweep._location import Location, in_one_line, writing
 from jax_rmsprop._sweep._program import Rows, agree, widened
 from jax_rmsprop._sweep._trace import Spec
-
-try:
-    import fcntl
-except ImportError:  # Windows has other locks
-    fcntl = None
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -109,16 +99,16 @@ class Memory:
 
 
 class Store:
-    """Results in a folder; what it has already is kept.
+    """Results in a zarr store; what it has already is kept.
 
     Its root's attributes hold what the sweep is and the list of its segments. A change
     of them replaces one file by another, so they are whole at every moment.
     """
 
     def __init__(
-        self, path: str, identity: Mapping[str, Any], outputs: Spec, members: int
+        self, at: Location, identity: Mapping[str, Any], outputs: Spec, members: int
     ):
-        """Open the folder, or make it.
+        """Open the store, or make it.
 
         Raises:
           ValueError: it holds something else; the message says what differs.
@@ -126,19 +116,19 @@ class Store:
         """
         import zarr
 
-        self.path, self._members = path, members
+        self.at, self._members = at, members
         self._dims = dimensions(outputs)
         self._arrays = _arrays(outputs) | {"checksum": ((), np.dtype("int64"))}
         agree(0)  # the first process has the lock
-        found = attributes(path)
+        found = attributes(at)
         if found is not None:
-            _same(path, identity, found["sweep"])
+            _same(at, identity, found["sweep"])
         agree(0)  # all have looked before one of them makes it
         if found is None:
             found = dict[str, Any](sweep=dict(identity), segments=[])
             if jax.process_index() == 0:
-                with _told(path):
-                    zarr.create_group(path, attributes=found, zarr_format=3)
+                with writing(at):
+                    zarr.create_group(at.target, attributes=found, zarr_format=3)
         agree(0)  # it is there
         self.batch_size: int | str = found["sweep"]["batch_size"]
         self.segments = [Segment(*s) for s in found["segments"]]
@@ -153,8 +143,8 @@ class Store:
                 if x.dtype.kind == "U"
             }
             grid = grid.assign_coords(words)
-            with _told(self.path):
-                grid.to_zarr(self.path, group="grid", mode="w", consolidated=False)
+            with writing(self.at):
+                grid.to_zarr(self.at.target, group="grid", mode="w", consolidated=False)
 
     def begin(self, segment: Segment) -> None:
         """Add a segment: first its arrays, then its place in the list."""
@@ -168,9 +158,9 @@ class Store:
             zeros = da.zeros((n, *shape), dtype=dtype, chunks=(segment.size, *shape))
             arrays[name] = (self._dims[name], zeros)
         if jax.process_index() == 0:
-            with _told(self.path):
+            with writing(self.at):
                 xr.Dataset(arrays).to_zarr(
-                    self.path,
+                    self.at.target,
                     group=str(len(self.segments)),
                     mode="w",
                     compute=False,
@@ -190,7 +180,7 @@ class Store:
         segment = self.segments[number]
         missing = np.ones(segment.blocks, bool)
         if jax.process_index() == 0:
-            rows = _open(self.path, number, chunks=None)
+            rows = _open(self.at, number, chunks=None)
             for block in range(segment.blocks):
                 missing[block] = not _whole(rows, segment.block(block), segment.start)
         return np.flatnonzero(agree(missing))
@@ -202,9 +192,9 @@ class Store:
         start = self.segments[number].start
         # The checksum last: whoever finds it finds the rest.
         for part in (rows, {"checksum": checksums(rows)}):
-            with _told(self.path):
+            with writing(self.at):
                 xr.Dataset({n: (self._dims[n], x) for n, x in part.items()}).to_zarr(
-                    self.path,
+                    self.at.target,
                     group=str(number),
                     region={"member": slice(where.start - start, where.stop - start)},
                     consolidated=False,
@@ -215,85 +205,26 @@ class Store:
     def flat(self) -> xr.Dataset:
         """All results, along "member", read where they are needed."""
         agree(0)  # all processes have written
-        return flat(self.path, len(self.segments), self._members)
+        return flat(self.at, len(self.segments), self._members)
 
     def _list(self) -> None:
         import zarr
 
         if jax.process_index() == 0:
-            with _told(self.path):
-                root = zarr.open_group(self.path, mode="r+")
+            with writing(self.at):
+                root = zarr.open_group(self.at.target, mode="r+")
                 root.attrs.update({"segments": [list(s) for s in self.segments]})
         agree(0)
 
 
-def folder(store: Any) -> str:
-    """The one absolute path of a store, however a person writes it.
-
-    Raises:
-      TypeError: no path.
-      ValueError: a URL of another machine, or a file that zarr would take for a store.
-    """
-    named = store
-    if not isinstance(store, str | os.PathLike):
-        named = getattr(store, "root", None)  # of a zarr.storage.LocalStore
-    if not isinstance(named, str | os.PathLike):
-        raise TypeError(f"`store` must be the path of a folder, got {short(store)}")
-    path = os.fsdecode(named)
-    if path.startswith("file://"):
-        path = unquote(urlsplit(path).path)
-    if "://" in path:
-        raise ValueError(
-            f"`store` must be a folder of this machine, got {path!r}: another place "
-            "may not replace a file at once, as a sweep that is killed needs it"
-        )
-    if path.endswith(".zip"):
-        raise ValueError(f"`store` must be a folder, got {path!r}")
-    return str(Path(path).expanduser().resolve())
-
-
-@contextlib.contextmanager
-def locked(path: str) -> Generator[None]:
-    """Within it, no other process writes to the store: they wait for each other.
-
-    The folder itself is locked, so that nothing is left behind; the lock of a process
-    that is killed goes with it. Where the file system knows no locks, there is none.
-    """
-    lock = None
-    if jax.process_index() == 0 and fcntl is not None and not Path(path).is_file():
-        try:
-            os.makedirs(path, exist_ok=True)
-            lock = os.open(path, os.O_RDONLY)
-            _wait(lock, path)
-        except OSError:
-            pass  # what cannot be written says so when it is
-    try:
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _wait(lock: int, path: str) -> None:
-    assert fcntl is not None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        warnings.warn(
-            f"another process is writing to `store` {path}; waiting for it",
-            stacklevel=6,
-        )
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def flat(path: str, segments: int, members: int) -> xr.Dataset:
+def flat(at: Location, segments: int, members: int) -> xr.Dataset:
     """The results of a store, along "member", read where they are needed.
 
     Members that no segment has yet are zero, as are those whose turn has not come.
     """
     import xarray as xr
 
-    parts = [_open(path, number, chunks="auto") for number in range(segments)]
+    parts = [_open(at, number, chunks="auto") for number in range(segments)]
     rows = xr.concat(parts, "member", data_vars="all")
     if rows.sizes["member"] < members:
         absent = np.zeros(members - rows.sizes["member"], int)
@@ -303,7 +234,7 @@ def flat(path: str, segments: int, members: int) -> xr.Dataset:
     return rows.assign(finished=rows.checksum.compute() != 0).drop_vars("checksum")
 
 
-def attributes(path: str) -> dict[str, Any] | None:
+def attributes(at: Location) -> dict[str, Any] | None:
     """What the root of a store says; None if there is no store yet.
 
     Raises:
@@ -311,26 +242,38 @@ def attributes(path: str) -> dict[str, Any] | None:
       OSError: it cannot be read.
     """
     import zarr
-    from zarr.errors import GroupNotFoundError
+    from zarr.errors import ContainsArrayError, GroupNotFoundError
 
-    where = Path(path)
-    if where.exists() and not where.is_dir():
-        raise ValueError(f"`store` must be a folder or a new path, got the file {path}")
+    path = at.folder
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(
+            f"`store` must be a folder or a new path, got the file {at.name}"
+        )
     try:
-        found = dict(zarr.open_group(path, mode="r").attrs)
+        found = dict(zarr.open_group(at.target, mode="r").attrs)
     except (FileNotFoundError, GroupNotFoundError):
         found = None
+    except ContainsArrayError:
+        found = {}
     except ValueError as error:  # not even JSON
-        raise ValueError(f"`store` {path} cannot be read: {error}") from error
-    if found is None and where.exists():
+        raise ValueError(f"`store` {at.name} cannot be read: {error}") from error
+    except Exception as error:
+        if path is not None:
+            raise
+        raise OSError(
+            f"`store` {at.name} cannot be read: {in_one_line(error)}"
+        ) from error
+    if found is None and path is not None and path.exists():
         # A process that was killed while it made the store leaves an empty folder.
-        others = [p.name for p in where.iterdir() if p.suffix != ".partial"]
+        others = [p.name for p in path.iterdir() if p.suffix != ".partial"]
         if others:
             raise ValueError(
                 f"`store` must be a sweep's or a new path, but {path} has {others[0]}"
             )
     if found is not None and "sweep" not in found:
-        raise ValueError(f"`store` must be a sweep's, but {path} is another zarr group")
+        raise ValueError(
+            f"`store` must be a sweep's, but {at.name} is of something else"
+        )
     return found
 
 
@@ -376,7 +319,7 @@ def _whole(rows: xr.Dataset, where: slice, start: int) -> bool:
     return np.array_equal(expected, checksums(values))
 
 
-def _same(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def _same(at: Location, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Refuse a store of another sweep.
 
     Raises:
@@ -384,7 +327,7 @@ def _same(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
     """
 
     def refuse(what: str) -> None:
-        raise ValueError(f"`store` {path} holds another sweep: {what}")
+        raise ValueError(f"`store` {at.name} holds another sweep: {what}")
 
     axes = list(ours["axes"]), list(theirs["axes"])
     if axes[0] != axes[1]:
@@ -417,26 +360,13 @@ def _same(path: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
         )
 
 
-def _open(path: str, number: int, chunks: Literal["auto"] | None) -> xr.Dataset:
+def _open(at: Location, number: int, chunks: Literal["auto"] | None) -> xr.Dataset:
     import xarray as xr
 
     return xr.open_zarr(
-        path,
+        at.target,
         group=str(number),
         chunks=chunks,
         consolidated=False,
         mask_and_scale=False,
     )
-
-
-@contextlib.contextmanager
-def _told(path: str) -> Generator[None]:
-    """Within it, an error of the file system says in one line what it means here."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"`store` {path} cannot be written: {error.strerror or error}; what is "
-            "finished is kept, and the same call goes on from there",
-        ) from error

@@ -15,13 +15,17 @@ from jax.sharding import Mesh
 
 from jax_rmsprop._checks import compiling, extra, flag, integer
 from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
-from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat, folder, locked
+from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat
+from jax_rmsprop._sweep._location import Location, locate, locked
 from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
 from jax_rmsprop._sweep._run import Run, patient
 from jax_rmsprop._sweep._trace import Spec, Traced, fingerprint, takes, trace
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr.abc.store
+
+    StoreLike = str | os.PathLike[str] | zarr.abc.store.Store
 
 
 def sweep(
@@ -31,7 +35,7 @@ def sweep(
     zipped: bool = False,
     batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
-    store: str | os.PathLike[str] | None = None,
+    store: StoreLike | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Run a training for every point of a grid of hyperparameters.
@@ -72,11 +76,14 @@ def sweep(
         more and less while compiling that costs at most a twentieth of the time left;
         what the trials compute is kept.
       devices: where to run; None for all devices of all processes.
-      store: a folder (for several processes, one that all share) to which each batch
-        is written as zarr when it is done. The same call goes on from what is there,
-        whatever ended the last one, and gives the same bits. It must be the same grid,
-        training, versions and batch size ("auto" takes the folder's). While another
-        process writes there, a call waits, and says so.
+      store: where each batch is written as zarr when it is done: a folder (for several
+        processes, one that all share), a URL that fsspec knows, such as
+        "s3://bucket/gamma.zarr" with the credentials of the environment, or a store of
+        `zarr.storage`, such as a `FsspecStore` with credentials of its own. The same
+        call goes on from what is there, whatever ended the last one, and gives the same
+        bits. It must be the same grid, training, versions and batch size ("auto" takes
+        the store's). While another process writes to a folder, a call waits, and says
+        so; elsewhere nothing can wait: let one call at a time write there.
       progress: show members done, members a second, time left and how many diverged
         so far (of those of this process), with tqdm.
 
@@ -94,7 +101,7 @@ def sweep(
         Ctrl-C always raises. Where a parent has switched the signal off, it stays off.
 
       With a `store` that takes more than a quarter of the machine's free memory its
-      arrays are dask's, read from the folder where they are needed. Its attributes
+      arrays are dask's, read from the store where they are needed. Its attributes
       hold the `batch_size` of the last members, and `devices`, `compile_seconds` and
       `run_seconds` of this call; where sweeps of other values of an axis are joined,
       `xarray.combine_by_coords(..., combine_attrs="drop_conflicts")` drops them.
@@ -106,7 +113,7 @@ def sweep(
         make another; one near 1 that `train` changes before an optimizer has it; zipped
         axes of unequal lengths; a `store` that holds something else, which is said.
       RuntimeError: `train` raised an error.
-      OSError: `store` cannot be written.
+      OSError: `store` cannot be read or written.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -146,17 +153,17 @@ def sweep(
     takes(train, tuple(points.axes))
     if compiling():
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
-    path = None if store is None else folder(store)
+    at = None if store is None else locate(store)
     # It is compiled programs; jax.disable_jit is for the training by itself.
     with jax.disable_jit(False):
-        return _swept(train, points, mesh, path, batch_size, progress)
+        return _swept(train, points, mesh, at, batch_size, progress)
 
 
 def _swept(
     train: Callable[..., Any],
     points: Grid,
     mesh: Mesh,
-    store: str | None,
+    store: Location | None,
     batch_size: int | str,
     progress: bool,
 ) -> xr.Dataset:
@@ -206,17 +213,18 @@ def _swept(
         )
 
 
-def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
-    """Open what `sweep` wrote to a folder, without the training, finished or not.
+def load_sweep(store: StoreLike) -> xr.Dataset:
+    """Open what `sweep` wrote to a store, without the training, finished or not.
 
     Args:
-      store: the folder.
+      store: as it was given to `sweep`.
 
     Returns:
       The Dataset that `sweep` would return, without the attributes of a call.
 
     Raises:
-      ValueError: the folder holds something else, or no segment of a sweep yet.
+      ValueError: the store holds something else, or no segment of a sweep yet.
+      OSError: it cannot be read.
 
     Example:
       >>> import tempfile
@@ -234,11 +242,13 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
     extra("sweep", "dask.array", "psutil", "xarray", "zarr")
     import xarray as xr
 
-    path = folder(store)
-    found = attributes(path)
+    at = locate(store)
+    found = attributes(at)
     if found is None or not found["segments"]:
-        raise ValueError(f"`store` {path} has no finished members")
-    described = xr.open_zarr(path, group="grid", chunks=None, consolidated=False).load()
+        raise ValueError(f"`store` {at.name} has no finished members")
+    described = xr.open_zarr(
+        at.target, group="grid", chunks=None, consolidated=False
+    ).load()
     # Zarr's strings are of variable length, NumPy's usual ones are not.
     strings = [n for n, x in described.variables.items() if x.dtype.kind in "OT"]
     described = described.assign_coords(
@@ -248,7 +258,7 @@ def load_sweep(store: str | os.PathLike[str]) -> xr.Dataset:
         }
     )
     return _shaped(
-        flat(path, len(found["segments"]), described.sizes["in it"]), described
+        flat(at, len(found["segments"]), described.sizes["in it"]), described
     )
 
 

@@ -1,0 +1,161 @@
+"""Where a store is: a folder, or whatever zarr reaches through fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import jax
+
+from jax_rmsprop._checks import short
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks
+    fcntl = None
+
+if TYPE_CHECKING:
+    import zarr.storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """The one place of a store, to every line that touches it.
+
+    Attributes:
+      name: for messages.
+      target: what zarr and xarray take: a folder's absolute path, or a zarr store.
+    """
+
+    name: str
+    target: Any
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if the store is one of this machine."""
+        return Path(self.target) if isinstance(self.target, str) else None
+
+
+def locate(store: Any) -> Location:
+    """The location of a store, however a person writes it.
+
+    Raises:
+      TypeError: neither a path, a URL nor a zarr store.
+      ValueError: what zarr cannot write piece by piece, or an unknown kind of URL.
+      ModuleNotFoundError: what fsspec needs for such a URL is not installed.
+    """
+    import zarr.abc.store
+    import zarr.storage
+
+    if isinstance(store, str | os.PathLike):
+        path = os.fsdecode(store)
+        if "://" not in path or path.startswith("file://"):
+            return _local(unquote(urlsplit(path).path) if "://" in path else path)
+        return _remote(_opened(path))
+    if isinstance(store, zarr.storage.LocalStore):
+        return _local(os.fspath(store.root))
+    if isinstance(store, zarr.storage.FsspecStore):
+        return _remote(store)
+    if isinstance(store, zarr.abc.store.Store):
+        if not store.supports_deletes:  # a zip file's, which only grows
+            raise ValueError(f"`store` must be a folder or the like, got {store}")
+        return Location(str(store), store)
+    raise TypeError(
+        f"`store` must be a path, a URL or a zarr store, got {short(store)}"
+    )
+
+
+def _local(path: str) -> Location:
+    if path.endswith(".zip"):
+        raise ValueError(f"`store` must be a folder, got {path!r}")
+    absolute = str(Path(path).expanduser().resolve())
+    return Location(absolute, absolute)
+
+
+def _opened(url: str) -> zarr.storage.FsspecStore:
+    """Find fsspec's file system for a URL; credentials are the environment's."""
+    import zarr.storage
+
+    if "::" in url:
+        raise ValueError(f"`store` must be a plain URL, got {url!r}")
+    try:
+        return zarr.storage.FsspecStore.from_url(url)
+    except ImportError as error:
+        raise ModuleNotFoundError(f"`store` {url}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"`store` {url}: {error}") from None
+
+
+def _remote(store: zarr.storage.FsspecStore) -> Location:
+    import fsspec.implementations.local
+
+    # zarr wraps what is not asynchronous.
+    files: Any = getattr(store.fs, "sync_fs", store.fs)
+    if isinstance(files, fsspec.implementations.local.LocalFileSystem):
+        return _local(store.path)
+    return Location(files.unstrip_protocol(store.path), store)
+
+
+@contextlib.contextmanager
+def locked(at: Location) -> Generator[None]:
+    """Within it, no other process writes to the store: they wait for each other.
+
+    The folder itself is locked, so that nothing is left behind; the lock of a process
+    that is killed goes with it. Where the file system knows no locks, there is none.
+    """
+    lock, path = None, at.folder
+    can = jax.process_index() == 0 and fcntl is not None
+    if can and path is not None and not path.is_file():
+        try:
+            os.makedirs(path, exist_ok=True)
+            lock = os.open(path, os.O_RDONLY)
+            _wait(lock, path)
+        except OSError:
+            pass  # what cannot be written says so when it is
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _wait(lock: int, path: Path) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        warnings.warn(
+            f"another process is writing to `store` {path}; waiting for it",
+            stacklevel=6,
+        )
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def writing(at: Location) -> Generator[None]:
+    """Within it, an error of writing says in one line what it means here.
+
+    A file system of another machine has its own errors, besides OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if at.folder is not None and not isinstance(error, OSError):
+            raise
+        why = getattr(error, "strerror", None) or in_one_line(error)
+        raise OSError(
+            getattr(error, "errno", None),
+            f"`store` {at.name} cannot be written: {why}; what is finished is kept, "
+            "and the same call goes on from there",
+        ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, or else its name."""
+    return " ".join(str(error).split()) or type(error).__name__
