@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -62,6 +63,38 @@ def flag(name, value):
         yield
     finally:
         jax.config.update(name, before)
+
+
+def _mesh(kind):
+    return jax.set_mesh(jax.make_mesh((4,), ("d",), (kind,)))
+
+
+# JAX's own, which people throw over whole programs.
+SWITCHES = {
+    "disable_jit": jax.disable_jit,
+    "debug_nans": lambda: jax.debug_nans(True),
+    "debug_infs": lambda: jax.debug_infs(True),
+    "check_tracer_leaks": jax.checking_leaks,
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "matmul precision": lambda: jax.default_matmul_precision("float32"),
+    "enable_x64": lambda: flag("jax_enable_x64", True),
+    "an automatic mesh": lambda: _mesh(AxisType.Auto),
+    "an explicit mesh": lambda: _mesh(AxisType.Explicit),
+}
+
+
+def pytest_addoption(parser):
+    """Run all that is collected under one of JAX's switches."""
+    parser.addoption("--switch", choices=list(SWITCHES), help="one of JAX's switches")
+
+
+@pytest.fixture(autouse=True)
+def switched(request):
+    """The switch that the run was started with, for every test."""
+    name = request.config.getoption("--switch")
+    with SWITCHES[name]() if name else contextlib.nullcontext():
+        yield
 
 
 def require(module):

@@ -14,8 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_rmsprop import conventions, population, rmsprop, scale_by_rmsprop, storage
-from tests.conftest import flag, tolerance
+from jax_rmsprop import (
+    conventions,
+    population,
+    rmsprop,
+    scale_by_rmsprop,
+    storage,
+    sweep,
+)
+from tests.conftest import SWITCHES, require, tolerance
 
 with warnings.catch_warnings():
     # The Flax of JAX 0.8's time asks for a name that JAX had just deprecated.
@@ -50,6 +57,8 @@ MAKES = {
     "a convention": functools.partial(conventions.pytorch, 0.01, momentum=0.9),
 }
 make = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
+FEW = ["everything", "schedules", "in fewer bits"]
+few = pytest.mark.parametrize("make", [MAKES[name] for name in FEW], ids=FEW)
 
 
 def params():
@@ -225,6 +234,222 @@ def test_orbax_onto_another_sharding(make, tmp_path):
     )
 
 
+def cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@few
+def test_linen_train_state(make):
+    """And its checkpoint, by Flax's own serialization."""
+    from flax import linen
+    from flax.training.train_state import TrainState
+
+    model, x = linen.Dense(3), jnp.linspace(-1, 1, 8).reshape(4, 2)
+    labels = jnp.array([0, 1, 2, 0])
+    train = TrainState.create(
+        apply_fn=model.apply, params=model.init(jax.random.key(0), x), tx=make()
+    )
+
+    @jax.jit
+    def step(train):
+        def loss(params):
+            return cross_entropy(train.apply_fn(params, x), labels)
+
+        value, g = jax.value_and_grad(loss)(train.params)
+        return train.apply_gradients(grads=g), value
+
+    train, first = step(train)
+    for _ in range(30):
+        train, last = step(train)
+    assert last < first
+    saved = flax.serialization.to_bytes(train)
+    again = flax.serialization.from_bytes(train, saved)
+    chex.assert_trees_all_equal(again.opt_state, train.opt_state)
+
+
+@few
+def test_haiku(make):
+    require("haiku")
+    import haiku as hk
+
+    model = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 3])(x)))
+    x, labels = jnp.linspace(-1, 1, 8).reshape(4, 2), jnp.array([0, 1, 2, 0])
+    params, optimizer = model.init(jax.random.key(0), x), make()
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        value, g = jax.value_and_grad(
+            lambda p: cross_entropy(model.apply(p, x), labels)
+        )(params)
+        updates, state = optimizer.update(g, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params, state, first = step(params, state)
+    for _ in range(30):
+        params, state, last = step(params, state)
+    assert last < first
+
+
+class Model(eqx.Module):
+    """With functions, a name and a number beside its arrays."""
+
+    layer: eqx.nn.MLP
+    scale: jax.Array
+    activation: object = jnp.tanh
+    name: str = eqx.field(static=True, default="a model")
+
+    def __call__(self, x):
+        return self.activation(self.layer(x)) * self.scale
+
+
+@few
+def test_an_equinox_model(make):
+    model = Model(eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0)), jnp.ones(()))
+    optimizer = make()
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    x = jnp.linspace(-1, 1, 8).reshape(4, 2)
+
+    @eqx.filter_jit
+    def step(model, state):
+        def loss(model):
+            return ((jax.vmap(model)(x)[:, 0] - 1) ** 2).mean()
+
+        value, g = eqx.filter_value_and_grad(loss)(model)
+        trained = eqx.filter(model, eqx.is_inexact_array)
+        updates, state = optimizer.update(g, state, trained)
+        return eqx.apply_updates(model, updates), state, value
+
+    model, state, first = step(model, state)
+    for _ in range(50):
+        model, state, last = step(model, state)
+    assert last < first
+    assert model.name == "a model"
+
+
+def agent(gamma, learning_rate, seed, make=rmsprop):
+    """A Q-network on gymnax's Catch, one step for each of the environment's."""
+    import gymnax
+    import rlax
+
+    environment, settings = gymnax.make("Catch-bsuite")
+    keys = jax.random.split(jax.random.key(seed), 3)
+    seen, world = environment.reset(keys[0], settings)
+    first = seen.size
+    params = {
+        "w": jax.random.normal(keys[1], (first, 16)) / first**0.5,
+        "v": jnp.zeros((16, environment.num_actions)),
+    }
+    optimizer = make(learning_rate=learning_rate, gamma=gamma)
+
+    def values(p, seen):
+        return jnp.tanh(seen.ravel() @ p["w"]) @ p["v"]
+
+    def step(carry, key):
+        params, state, seen, world = carry
+        explore, act, move = jax.random.split(key, 3)
+        action = jnp.where(
+            jax.random.uniform(explore) < 0.2,
+            jax.random.randint(act, (), 0, environment.num_actions),
+            values(params, seen).argmax(),
+        )
+        after, world, reward, done, _, _ = environment.step(
+            move, world, action, settings
+        )
+
+        def loss(p):
+            error = rlax.q_learning(
+                values(p, seen), action, reward, 1.0 - done, values(p, after)
+            )
+            return error**2
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state, after, world), reward
+
+    start = params, optimizer.init(params), seen, world
+    _, rewards = jax.lax.scan(step, start, jax.random.split(keys[2], 200))
+    return {"rewards": rewards}
+
+
+def test_a_sweep_of_agents():
+    """A whole training with its environment as one member, in gymnax and rlax."""
+    require("gymnax")
+    require("rlax")
+    grid = {"gamma": [0.9, 0.99], "learning_rate": [0.001, 0.01], "seed": range(2)}
+    curves = sweep(agent, grid, progress=False, batch_size=8)
+    assert curves.rewards.sizes["rewards_dim_0"] == 200
+    assert not curves.diverged.any()
+    # Catch gives -1 or 1 at the end of each game of nine steps.
+    assert (np.abs(curves.rewards).sum("rewards_dim_0") == 200 // 9).all()
+
+
+# As members: in a sweep's program, and side by side.
+
+
+@make
+def test_every_option_in_a_sweep(make):
+    """A row is the training by itself, but for roundings."""
+
+    def train(learning_rate, gamma):
+        tx = optax.chain(make(), optax.scale(1.0))
+        if make is not MAKES["schedules"]:
+            keywords = {"gamma": gamma}
+            if make is MAKES["a convention"]:
+                keywords = {"alpha": gamma}
+            tx = optax.chain(make(**keywords), optax.scale(learning_rate))
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(x, state, x)
+            return (optax.apply_updates(x, updates), state), square(x)
+
+        x = {"w": jnp.arange(1.0, 7).reshape(2, 3)}
+        return jax.lax.scan(step, (x, tx.init(x)), length=5)[1]
+
+    rates, gammas = [0.5, 1.0, 2.0], [0.9, 0.99]
+    grid = {"learning_rate": rates, "gamma": gammas}
+    curves = sweep(train, grid, progress=False)
+    bits = 2**18 if make in (MAKES["in fewer bits"], MAKES["one byte"]) else 2**8
+    for rate in rates:
+        for gamma in gammas:
+            alone = jax.jit(train)(np.float32(rate), np.float32(gamma))
+            row = curves.value.sel(learning_rate=rate, gamma=gamma)
+            np.testing.assert_allclose(row, alone, tolerance("float32", bits))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"centered": True, "momentum": 0.9, "nesterov": True},
+        {"bias_correction": True},
+        {"momentum": 0.9, "lr_in_momentum": False, "weight_decay": 0.1},
+        {"centered": True, "momentum": 0.9, "storage": IN_FEWER_BITS},
+    ],
+    ids=["centered", "corrected", "decays", "in fewer bits"],
+)
+def test_every_option_in_a_population(options):
+    make = functools.partial(rmsprop, **options)
+    rates = [0.1, 0.01]
+    optimizer = population(make, {"learning_rate": rates})
+    x = {"w": jnp.arange(1.0, 7).reshape(2, 3)}
+    updates, _ = run(optimizer, x, update=jax.jit(optimizer.update))
+    for i, rate in enumerate(rates):
+        each = jax.tree.map(lambda p: p[i], x)  # noqa: B023
+        one = make(learning_rate=rate)
+        alone, _ = run(one, each, update=jax.jit(one.update))
+        bits = 2**18 if "storage" in options else 2**6
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda u: u[i], updates),  # noqa: B023
+            alone,
+            rtol=tolerance("float32", bits),
+        )
+
+
+def square(x):
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(x))
+
+
 # Optax's wrappers: with each of them the optimizer goes downhill.
 WRAPPERS = {
     "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.01),
@@ -255,11 +480,37 @@ WRAPPERS = {
     "inject_hyperparams": lambda tx: optax.chain(
         tx, optax.inject_hyperparams(optax.scale)(step_size=1.0)
     ),
+    "multi_transform": lambda tx: optax.multi_transform(
+        {"ours": tx, "rest": optax.set_to_zero()}, {"w": "ours", "b": "rest"}
+    ),
+    "MultiSteps that skips": lambda tx: optax.MultiSteps(
+        tx, 1, should_skip_update_fn=optax.skip_not_finite
+    ),
+    "mechanize": optax.contrib.mechanize,
+    "sam": lambda tx: optax.contrib.sam(
+        tx, optax.chain(optax.contrib.normalize(), optax.sgd(0.01)), sync_period=2
+    ),
+    "split_real_and_imaginary": optax.contrib.split_real_and_imaginary,
+    "centralize and zero_nans": lambda tx: optax.chain(
+        optax.zero_nans(), optax.centralize(), tx
+    ),
+    "scale_by_trust_ratio": lambda tx: optax.chain(tx, optax.scale_by_trust_ratio()),
+    "apply_every": lambda tx: optax.chain(tx, optax.apply_every(2)),
+    "normalize_by_update_norm": lambda tx: optax.chain(
+        optax.normalize_by_update_norm(), tx
+    ),
+    "snapshot": lambda tx: optax.chain(tx, optax.snapshot("step", square)),
+    "freeze": lambda tx: optax.chain(tx, optax.freeze({"w": False, "b": True})),
+    "selective_transform": lambda tx: optax.selective_transform(
+        tx, freeze_mask={"w": False, "b": True}
+    ),
 }
-
-
-def square(x):
-    return sum((leaf**2).sum() for leaf in jax.tree.leaves(x))
+if hasattr(optax, "monitor"):  # since Optax 0.2.7
+    WRAPPERS["monitor"] = lambda tx: optax.chain(
+        optax.monitor({"norm": square}),
+        tx,
+        optax.monitor({"steps": optax.measure_with_ema(square, 0.9)}),
+    )
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -293,6 +544,39 @@ def test_lookahead(name):
     assert square(x.slow) < before
 
 
+@pytest.mark.skipif(not hasattr(optax.contrib, "galore"), reason="since Optax 0.2.8")
+def test_galore():
+    """It passes no parameters on, so there is no decay."""
+    optimizer = optax.contrib.scale_by_galore(
+        rank=1, base_optimizer=MAKES["in fewer bits"]()
+    )
+    x = {"w": jnp.arange(1.0, 7).reshape(2, 3)}
+    updates, _ = run(optimizer, x, update=jax.jit(optimizer.update))
+    assert square(optax.apply_updates(x, updates)) < square(x)
+
+
+@pytest.mark.parametrize("name", ["everything", "in fewer bits"])
+def test_aggregating(name):
+    aggregating = pytest.importorskip(
+        "optax.experimental.aggregating", exc_type=ImportError
+    )
+    mean = aggregating.Aggregator(
+        init=optax.init_empty_state,
+        update=lambda g, state, params=None: (
+            jax.tree.map(lambda x: x.mean(0), g),
+            state,
+        ),
+    )
+    optimizer = aggregating.process(optax.identity(), mean, MAKES[name]())
+    x = {"w": jnp.arange(1.0, 7).reshape(2, 3)}
+    each = jax.tree.map(lambda g: jnp.stack([g, 3 * g]), x)
+    updates, _ = optimizer.update(each, optimizer.init(x), x)
+    alone = MAKES[name]()
+    twice = jax.tree.map(lambda g: 2 * g, x)
+    expected, _ = alone.update(twice, alone.init(x), x)
+    chex.assert_trees_all_equal(updates, expected)
+
+
 def test_inject_hyperparams_beside_bfloat16_parameters():
     """README's pitfall: by default it makes bfloat16 of gamma too."""
     x = {"w": jnp.ones((2, 3), "bfloat16")}
@@ -306,25 +590,55 @@ def test_inject_hyperparams_beside_bfloat16_parameters():
     chex.assert_trees_all_equal(updates, expected)
 
 
-# JAX's own switches.
+# What Optax's tests of its contributions ask of each of them.
 
-
-def mesh(kind):
-    return jax.set_mesh(jax.make_mesh((4,), ("d",), (kind,)))
-
-
-SWITCHES = {
-    "disable_jit": jax.disable_jit,
-    "debug_nans": lambda: jax.debug_nans(True),
-    "debug_infs": lambda: jax.debug_infs(True),
-    "check_tracer_leaks": jax.checking_leaks,
-    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "matmul precision": lambda: jax.default_matmul_precision("float32"),
-    "enable_x64": lambda: flag("jax_enable_x64", True),
-    "an automatic mesh": lambda: mesh(AxisType.Auto),
-    "an explicit mesh": lambda: mesh(AxisType.Explicit),
+TARGETS = {
+    "rosenbrock": (
+        jnp.zeros(2),
+        jnp.ones(2),
+        lambda x: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2,
+    ),
+    "several arrays": (
+        (jnp.zeros(3), jnp.zeros((2, 2))),
+        (jnp.array([1.0, -1.0, 2.0]), jnp.array([[1.0, 0.0], [-1.0, 1.0]])),
+        None,
+    ),
 }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@make
+def test_it_converges(make, target):
+    """From Optax's starting points, within its tolerance of 0.03.
+
+    With a constant rate RMSProp ends in steps of the rate's size, so it falls here.
+    """
+    start, end, loss = TARGETS[target]
+
+    def distance(x):
+        return square(jax.tree.map(jnp.subtract, x, end))
+
+    tx = make() if make is MAKES["schedules"] else optax.chain(make(), SLOWER)
+    decays = make in (MAKES["everything"], MAKES["schedules"])
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(jax.grad(loss or distance)(x), state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    state = optax.tree.map_params(tx, lambda v: v, tx.init(start))
+    (x, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=20_000))((start, state))
+    if decays:  # toward 0: it ends where both forces are equal, and only goes there
+        assert distance(x) < distance(start)
+    else:
+        chex.assert_trees_all_close(x, end, rtol=3e-2, atol=3e-2)
+
+
+# The rate of 0.01 falls to nothing at the end.
+SLOWER = optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, 20_000))
+
+
+# JAX's own switches.
 
 
 def case(make):
