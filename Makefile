@@ -19,6 +19,13 @@ test-lowest: .venv-lowest/ready  ## the same with the oldest versions that are a
 test-newest: .venv-newest/ready  ## the same with the newest of all, on NEWEST_PYTHON
 	.venv-newest/bin/pytest
 
+test-switches: .venv/ready  ## the interface under each of JAX's own switches
+	for switch in disable_jit debug_nans debug_infs check_tracer_leaks "strict promotion" \
+	  "rank promotion" "matmul precision" enable_x64 "an automatic mesh" \
+	  "an explicit mesh"; do \
+	  $(BIN)/pytest --switch "$$switch" tests/test_interface.py || exit 1; \
+	done
+
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks
 
@@ -62,4 +69,4 @@ clean:
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[all]" --constraint tests/lowest.txt
 	touch $@
 
-.PHONY: demo test frameworks test-lowest test-newest bench lint docs pictures clean
+.PHONY: demo test frameworks test-lowest test-newest test-switches bench lint docs pictures clean

@@ -89,10 +89,24 @@ def pytest_addoption(parser):
     parser.addoption("--switch", choices=list(SWITCHES), help="one of JAX's switches")
 
 
+def not_under(*switches, because):
+    """Mark a test that is about what these switches change."""
+    return pytest.mark.not_under(switches, because)
+
+
+def pytest_configure(config):
+    """Declare the mark of `not_under`."""
+    config.addinivalue_line("markers", "not_under(switches, because): see conftest.py")
+
+
 @pytest.fixture(autouse=True)
 def switched(request):
     """The switch that the run was started with, for every test."""
     name = request.config.getoption("--switch")
+    for mark in request.node.iter_markers("not_under"):
+        switches, because = mark.args
+        if name in switches:
+            pytest.skip(because)
     with SWITCHES[name]() if name else contextlib.nullcontext():
         yield
 

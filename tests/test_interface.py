@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jax_rmsprop import ScaleByRMSPropState, rmsprop, scale_by_rmsprop
-from tests.conftest import tolerance
+from tests.conftest import not_under, tolerance
 
 MAKES = {
     "scale_by_rmsprop": scale_by_rmsprop,
@@ -224,6 +224,7 @@ def test_masked_and_partition(make, standard_promotion):
     )
 
 
+@not_under("debug_nans", because="it is given a NaN")
 @make
 def test_apply_if_finite(make, standard_promotion):
     x = params()
@@ -307,6 +308,7 @@ def test_the_same_bits_however_it_is_called(make, how, rng, standard_promotion):
     chex.assert_trees_all_equal(eager, other)
 
 
+@not_under("disable_jit", "debug_nans", "debug_infs", because="no donation there")
 @make
 def test_every_donated_buffer_is_reused(make, dtype, standard_promotion):
     x, optimizer = params(dtype), make()
@@ -406,6 +408,7 @@ def train(
     return jax.lax.scan(step, (x, optimizer.init(x)), noise)
 
 
+@not_under("debug_nans", "debug_infs", because="gamma 0 diverges in float16")
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "centered": True}], ids=str)
 @pytest.mark.parametrize("name", SWEPT)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -17,7 +17,7 @@ import pytest
 
 from jax_rmsprop import load_sweep, log_one_minus, rmsprop, sweep
 from jax_rmsprop._sweep import _grid, _keep, _location, _program, _run, _sweep, _trace
-from tests.conftest import flag, free_port, require, tolerance
+from tests.conftest import SWITCHES, flag, free_port, require, tolerance
 from tests.sweeps import GRID, bits, forks, network, run
 
 ROOT = Path(__file__).parents[1]
@@ -1038,6 +1038,14 @@ def test_a_sweep_inside_a_jit():
 def test_a_sweep_where_jit_is_switched_off(together):
     with jax.disable_jit():
         assert bits(quiet(network, GRID, batch_size=8)) == bits(together)
+
+
+@pytest.mark.parametrize("switch", ["debug_nans", "debug_infs"])
+def test_a_member_that_diverges_under_a_switch(switch, together):
+    with SWITCHES[switch]():
+        curves = quiet(network, GRID, batch_size=8)
+    assert bits(curves) == bits(together)
+    assert curves.diverged.any()
 
 
 @pytest.mark.parametrize("library", ["pandas", "xarray", "jax", "tuple", "range"])

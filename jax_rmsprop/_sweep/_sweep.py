@@ -154,8 +154,9 @@ def sweep(
     if compiling():
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
     at = None if store is None else locate(store)
-    # It is compiled programs; jax.disable_jit is for the training by itself.
-    with jax.disable_jit(False):
+    # It is compiled programs, of which a member that diverges is a result; these
+    # switches are for a training by itself.
+    with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
         return _swept(train, points, mesh, at, batch_size, progress)
 
 
