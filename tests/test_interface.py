@@ -87,6 +87,7 @@ def test_one_compilation(make, standard_promotion):
     chex.clear_trace_counter()
 
 
+@not_under("check_tracer_leaks", because="JAX traces everything anew there")
 def test_optimizers_of_one_make_share_their_compilation(caplog):
     x = params()
 

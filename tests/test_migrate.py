@@ -640,7 +640,7 @@ def test_another_number_of_parameters():
 
 def test_named_parameters_that_do_not_fit():
     named = {n: np.asarray(x) for n, x in transposed(PARAMS).items()}
-    with pytest.raises(ValueError, match="`layout` has no 'x', the checkpoint has"):
+    with pytest.raises(ValueError, match="`layout` has no 'x', `arrays` has; where"):
         migrate.from_named(named | {"x": np.ones(1)}, PARAMS, layout=transposed)
     del named["fc.bias"]
     with pytest.raises(ValueError, match="there is no parameter 'fc.bias'"):
@@ -702,6 +702,84 @@ def test_keras_variables_that_do_not_fit():
         migrate.to_keras(state, params, more, layout=same)
     with pytest.raises(ValueError, match="the state has velocity of 'w', for which"):
         migrate.to_keras(state, params, variables[:1], layout=same)
+
+
+def test_keras_variables_of_one_name_are_told_apart_by_order():
+    class Variable:
+        def __init__(self, name, value):
+            self.name, self.value = name, value
+
+        def numpy(self):
+            return np.asarray(self.value)
+
+    def layout(tree):
+        return {"a_b/w": tree[0], "a/b_w": tree[1], "c/w": tree[2], "c/w#2": tree[3]}
+
+    params = [np.zeros(2) for _ in range(4)]
+    names = ["a_b_w", "a_b_w", "c_w", "c_w"]
+    variables = [Variable("iteration", 1)] + [
+        Variable(f"{name}_velocity", np.full(2, i)) for i, name in enumerate(names)
+    ]
+    state = migrate.from_keras(variables, params, layout=layout)
+    for i, nu in enumerate(optax.tree.get(state, "nu")):
+        np.testing.assert_array_equal(nu, i)
+    values = migrate.to_keras(state, params, variables, layout=layout)
+    for value, variable in zip(values, variables, strict=True):
+        np.testing.assert_array_equal(value, variable.value)
+    with pytest.raises(ValueError, match="^the checkpoint has more variables 'c_w_vel"):
+        migrate.from_keras([*variables, variables[-1]], params, layout=layout)
+
+
+def test_keras_layers_of_one_name(standard_promotion):
+    """Of two models that are trained together."""
+    keras = quietly("keras")
+    layers = [keras.layers.Dense(3, name="dense") for _ in range(2)]
+    for layer in layers:
+        layer.build((None, 3))
+    trained = [v for layer in layers for v in layer.trainable_variables]
+    optimizer = keras.optimizers.RMSprop(0.1)
+    optimizer.build(trained)
+    for i, variable in enumerate(optimizer.variables):
+        if variable.name.endswith("velocity"):
+            variable.assign(np.full(variable.shape, i))
+    params = [[np.zeros((3, 3)), np.zeros(3)] for _ in range(2)]
+
+    def layout(tree):
+        return {
+            "dense/kernel": tree[0][0],
+            "dense/bias": tree[0][1],
+            "dense/kernel#2": tree[1][0],
+            "dense/bias#2": tree[1][1],
+        }
+
+    state = migrate.from_keras(optimizer.variables, params, layout=layout)
+    found = [float(x.ravel()[0]) for x in jax.tree.leaves(optax.tree.get(state, "nu"))]
+    theirs = [v for v in optimizer.variables if v.name.endswith("velocity")]
+    assert found == [float(np.asarray(v).ravel()[0]) for v in theirs]
+
+
+def test_buffers_and_tied_weights_are_one_line():
+    torch = quietly("torch")
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 2, bias=False), torch.nn.BatchNorm1d(2)
+    )
+    params = {"w": np.zeros((2, 2)), "scale": np.zeros(2), "shift": np.zeros(2)}
+
+    def layout(tree):
+        return {
+            "0.weight": tree["w"],
+            "1.weight": tree["scale"],
+            "1.bias": tree["shift"],
+        }
+
+    with pytest.raises(ValueError, match="running_mean") as refused:
+        migrate.from_named(model.state_dict(), params, layout=layout)
+    assert str(refused.value) == (
+        "`layout` has no '1.running_mean', `arrays` has; where that is a buffer or the "
+        "second name of a tied weight, pass dict(model.named_parameters())"
+    )
+    found = migrate.from_named(dict(model.named_parameters()), params, layout=layout)
+    np.testing.assert_array_equal(found["w"], model[0].weight.detach().numpy())
 
 
 def test_slots_that_do_not_fit():

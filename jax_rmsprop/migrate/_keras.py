@@ -28,7 +28,9 @@ def from_keras(
       variables: `optimizer.variables` of the Keras optimizer.
       params: our parameters, whose tree, shapes and places the state gets.
       layout: as the module describes; the names are the paths of the model's variables,
-        such as "sequential/dense/kernel".
+        such as "sequential/dense/kernel". Of those that Keras gives one name, since
+        it writes "_" for "/", the layout's order is the variables'; what follows a "#"
+        tells paths apart that are the same.
       optimizer: whose state to return; None for `conventions.keras`, with a momentum
         and centered if the checkpoint is. Needed where there is clipping or scaling.
 
@@ -99,19 +101,30 @@ def to_keras(
     return values
 
 
-def _known(elements: Elements) -> dict[str, tuple[str, str]]:
-    """What their names say: "dense_kernel_velocity" is the nu of "dense/kernel"."""
-    known = {name: (name, "") for name in ("iteration", "learning_rate")}
+# What the names of variables say, in order: "dense_kernel_velocity" is the nu of
+# "dense/kernel".
+Known = dict[str, list[tuple[str, str]]]
+
+
+def _known(elements: Elements) -> Known:
+    known: Known = {name: [(name, "")] for name in ("iteration", "learning_rate")}
     for field, word in _WORDS.items():
         for name in elements.names:
-            known[f"{name.replace('/', '_')}_{word}"] = field, name
+            theirs = f"{name.partition('#')[0].replace('/', '_')}_{word}"
+            known.setdefault(theirs, []).append((field, name))
     return known
 
 
-def _field(variable: Any, known: dict[str, tuple[str, str]]) -> tuple[str, str]:
+def _field(variable: Any, known: Known) -> tuple[str, str]:
+    """The next of those that have the variable's name."""
     if variable.name not in known:
         raise ValueError(
             f"the checkpoint has an unknown variable {variable.name!r}; by `layout` "
             f"it may have {', '.join(known)}"
         )
-    return known[variable.name]
+    if not known[variable.name]:
+        raise ValueError(
+            f"the checkpoint has more variables {variable.name!r} than `layout`; of "
+            "those of one path name the next 'path#2', and so on, in their order"
+        )
+    return known[variable.name].pop(0)

@@ -15,7 +15,8 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
     """Their parameters as ours: the way back of `layout`.
 
     Args:
-      arrays: their arrays by name, such as a PyTorch model's `state_dict()`.
+      arrays: their arrays by name, such as a PyTorch model's `state_dict()` or, where
+        that has buffers and tied weights too, `dict(model.named_parameters())`.
       params: our parameters, whose tree, shapes, dtypes and places the result gets.
       layout: as the module describes.
 
@@ -37,6 +38,12 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
     """
     elements = Elements(layout, params)
     theirs = {elements.known(name): to_numpy(x) for name, x in arrays.items()}
+    for name in theirs:
+        if name not in elements.names:
+            raise ValueError(
+                f"`layout` has no {name!r}, `arrays` has; where that is a buffer or "
+                "the second name of a tied weight, pass dict(model.named_parameters())"
+            )
     values = elements.ours(theirs, "the parameter")
     for path in elements.shapes:
         if path not in values:
