@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Generator, Mapping
@@ -46,6 +47,7 @@ def number(
     if schedule:
         allowed += " or a schedule (a function from step to number)"
     if schedule and callable(value):
+        _takes_a_step(name, value)
         return value
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if is_array and value.shape != () and _is_real(value.dtype):
@@ -54,13 +56,30 @@ def number(
             "to run several values at once, use jax.vmap"
         )
     if not (is_array and _is_real(value.dtype)) and type(value) not in (int, float):
-        raise TypeError(f"`{name}` must be {allowed}, got {value!r}")
+        raise TypeError(f"`{name}` must be {allowed}, got {short(value)}")
     if isinstance(value, jax.core.Tracer):
         return value
-    concrete = float(value)
+    try:
+        concrete = float(value)
+    except OverflowError:  # an integer beyond all floats
+        concrete = math.inf
     if not (0 <= concrete <= high and math.isfinite(concrete)):
         raise ValueError(f"`{name}` must be {allowed}, got {concrete!r}")
     return concrete
+
+
+def _takes_a_step(name: str, schedule: Schedule) -> None:
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError):
+        return  # a builtin or the like has none; calling it will tell
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise TypeError(
+            f"`{name}` must be a number or a function from step to number, got "
+            f"{short(schedule)}: {error}"
+        ) from None
 
 
 def scheduled(name: str, value: Any) -> None:
@@ -84,7 +103,7 @@ def flag(name: str, value: Any) -> bool:
       TypeError: not a bool, for instance a traced one: it decides what is compiled.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+        raise TypeError(f"`{name}` must be True or False, got {short(value)}")
     return bool(value)
 
 
@@ -96,9 +115,9 @@ def integer(name: str, value: Any, *, low: int) -> int:
       ValueError: below `low`.
     """
     if type(value) is not int:
-        raise TypeError(f"`{name}` must be an integer >= {low}, got {value!r}")
-    if value < low:
-        raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}")
+        raise TypeError(f"`{name}` must be an integer >= {low}, got {short(value)}")
+    if not low <= value < 2**31:  # beyond, no int32 holds it
+        raise ValueError(f"`{name}` must be an integer >= {low}, got {short(value)}")
     return value
 
 
@@ -135,6 +154,8 @@ def called(words: Mapping[str, str]) -> Generator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # not of ours
+            raise
         message = re.sub(r"`(\w+)`", lambda m: f"`{words.get(m[1], m[1])}`", str(error))
         raise type(error)(message) from None
 
@@ -155,13 +176,16 @@ def floating(params: Any) -> None:
 
 
 def arrays(tree: Any) -> None:
-    """Check that every leaf is an array or a number.
+    """Check that every leaf is an array of numbers, or a number.
 
     Raises:
       TypeError: naming the path of the first leaf that is not.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+        numbers = isinstance(leaf, jax.Array | int | float)
+        if isinstance(leaf, np.ndarray | np.generic):
+            numbers = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+        if not numbers:
             raise TypeError(
                 f"RMSProp needs arrays for leaves, but {_name(path)} is "
                 f"{short(leaf)}; leave it out, as with "
@@ -202,6 +226,20 @@ def match(updates: Any, nu: Any) -> None:
         "the gradient does not match the optimizer state: the leaves agree, the "
         f"containers do not; the gradient is {trees[0]}, the state is {trees[1]}"
     )
+
+
+def kinds(updates: Any, computed: Any) -> None:
+    """Check that gradients are real or complex as what was computed with the state.
+
+    Raises:
+      ValueError: one is complex and the other is not.
+    """
+    for g, u in zip(jax.tree.leaves(updates), jax.tree.leaves(computed), strict=True):
+        if jnp.iscomplexobj(u) and not jnp.iscomplexobj(g):
+            raise ValueError(
+                "the gradient does not match the optimizer state: the gradient is "
+                f"{g.dtype}, the state is of complex parameters"
+            )
 
 
 def _is_real(dtype: Any) -> bool:

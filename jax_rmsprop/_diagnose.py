@@ -89,6 +89,7 @@ def diagnose(
     gamma = _checks.number("gamma", gamma, high=1)
     eps = _checks.number("eps", eps)
     inside = _checks.flag("eps_in_sqrt", eps_in_sqrt)
+    _checks.arrays((state, gradient))
     nu, weight, count = (_found(state, name) for name in ("nu", "weight", "count"))
     leaves = jax.tree.leaves(nu)
     if not leaves:
@@ -144,7 +145,7 @@ def _largest_step(
         root = jnp.sqrt(nu + eps) if inside else jnp.sqrt(nu) + eps
         return jnp.max(size / root, initial=0)
 
-    leaves = jax.tree.leaves(gradient)
+    leaves = jax.tree.map(jnp.asarray, jax.tree.leaves(gradient))
     if [g.shape for g in leaves] != [nu.shape for nu in averages]:
         raise ValueError("`gradient` must have the leaves and shapes of the state's nu")
     sizes = [largest(g, nu) for g, nu in zip(leaves, averages, strict=True)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jax_rmsprop import _checks
@@ -117,13 +118,13 @@ def rmsprop(
       decoupled decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
       2019, https://arxiv.org/abs/1711.05101.
     """
-    if nesterov and momentum is None:
+    if _checks.flag("nesterov", nesterov) and momentum is None:
         raise ValueError("`nesterov` must be False if `momentum` is None, got True")
     options, hyperparameters = average_arguments(
         gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
     )
     options |= {
-        "nesterov": _checks.flag("nesterov", nesterov),
+        "nesterov": nesterov,
         "lr_in_momentum": _checks.flag("lr_in_momentum", lr_in_momentum),
         "decoupled": _checks.flag("decoupled_weight_decay", decoupled_weight_decay),
         "mask": _hashable(mask),
@@ -166,7 +167,7 @@ def _chain(
     def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
         def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
-            return add if mask is None else optax.masked(add, _tree(mask))
+            return add if mask is None else optax.masked(add, _whole(mask))
 
         rate, decay = fit(learning_rate), fit(weight_decay)
         if momentum is None:
@@ -243,6 +244,7 @@ def once_rounded(
         if params is not None:
             params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
         wide, state = made(wide).update(wide, state, params)
+        _checks.kinds(updates, wide)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
@@ -257,9 +259,33 @@ def _hashable(mask: Any) -> Any:
     if mask is None or callable(mask):
         return mask
     leaves, tree = jax.tree.flatten(mask)
-    return tuple(bool(leaf) for leaf in leaves), tree
+    numbers = [
+        leaf.item()
+        if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1
+        else leaf
+        for leaf in leaves
+    ]
+    return tuple(_checks.flag("mask", leaf) for leaf in numbers), tree
 
 
-def _tree(mask: Any) -> Any:
-    """The mask as Optax takes it, from its hashable form."""
-    return mask[1].unflatten(mask[0]) if isinstance(mask, tuple) else mask
+def _whole(mask: Any) -> Any:
+    """The mask as a function of the parameters, from its hashable form.
+
+    Raises:
+      ValueError: a tree does not fit them.
+    """
+    if callable(mask):
+        return mask
+    leaves, tree = mask
+
+    def of(params: Any) -> Any:
+        try:
+            tree.flatten_up_to(params)
+        except ValueError:
+            raise ValueError(
+                "`mask` must be a tree of bools like the parameters, or like the upper "
+                f"part of them, got {_checks.short(tree)}"
+            ) from None
+        return tree.unflatten(leaves)
+
+    return of

@@ -158,7 +158,8 @@ def average_arguments(
     bias_correction: bool,
 ) -> tuple[dict[str, Any], dict[str, NumberOrSchedule]]:
     """Check what `scale_by_rmsprop` takes; its options and its hyperparameters."""
-    if centered and bias_correction:
+    centered = _checks.flag("centered", centered)
+    if centered and _checks.flag("bias_correction", bias_correction):
         raise ValueError(
             "`bias_correction` must be False if `centered` is True, got True: the "
             "variance after the first step is zero by construction"
@@ -166,7 +167,7 @@ def average_arguments(
     gamma = _checks.number("gamma", gamma, high=1, schedule=True)
     options = {
         "eps_in_sqrt": _checks.flag("eps_in_sqrt", eps_in_sqrt),
-        "centered": _checks.flag("centered", centered),
+        "centered": centered,
         "bias_correction": _checks.flag("bias_correction", bias_correction),
         "slow": gamma >= 0.5 if isinstance(gamma, float) else None,
     }

@@ -342,13 +342,13 @@ def stored(
     if not isinstance(named, Mapping):
         raise TypeError(
             "`storage` must be a dict of storages by the names of fields, such as "
-            f'{{"nu": storage.uint8()}}, got {named!r}'
+            f'{{"nu": storage.uint8()}}, got {_checks.short(named)}'
         )
     for name, value in named.items():
         if not isinstance(value, Storage):
             raise TypeError(
                 "`storage` must have a Storage, such as storage.uint8(), for "
-                f"{name!r}, got {value!r}"
+                f"{name!r}, got {_checks.short(value)}"
             )
     made = optax.with_extra_args_support(inner), dict(storage), seed
     # Partials of functions here, so that the result can be pickled.

@@ -313,7 +313,7 @@ def log_one_minus(low: float, high: float, n: int) -> np.ndarray:
     """
     for name, value in (("low", low), ("high", high)):
         if not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be in [0, 1), got {value!r}")
+            raise ValueError(f"`{name}` must be in [0, 1), got {short(value)}")
     count = integer("n", n, low=2)
     gammas = 1 - np.geomspace(1 - low, 1 - high, count)
     gammas[[0, -1]] = low, high

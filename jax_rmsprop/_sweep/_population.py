@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
-from jax_rmsprop._checks import flag
+from jax_rmsprop._checks import flag, short
 from jax_rmsprop._place import concrete, explicit, place_like
 from jax_rmsprop._sweep._grid import complements, parse
 from jax_rmsprop._sweep._trace import takes
@@ -96,8 +96,8 @@ def population(
     for name, axis in points.axes.items():
         if axis.numbers is None:
             raise TypeError(
-                f"`{name}` must be numbers, got {axis.values[0]!r}; for Python values "
-                "make a population for each"
+                f"`{name}` must be numbers, got {short(axis.values[0])}; for Python "
+                "values make a population for each"
             )
         narrow = axis.numbers.astype("float32")
         if complements(axis.labels, narrow) is not None:

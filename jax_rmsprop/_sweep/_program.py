@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_rmsprop import _versions
+from jax_rmsprop._checks import short
 from jax_rmsprop._sweep._trace import Traced
 
 Rows = dict[str, np.ndarray]
@@ -102,7 +103,9 @@ def mesh_of(devices: Any) -> Mesh:
     if not isinstance(devices, Sequence) or not all(
         isinstance(d, jax.Device) for d in devices
     ):
-        raise TypeError(f"`devices` must be a sequence of jax devices, got {devices!r}")
+        raise TypeError(
+            f"`devices` must be a sequence of jax devices, got {short(devices)}"
+        )
     if not devices or len(set(devices)) < len(devices):
         raise ValueError(
             f"`devices` must be at least one device, each once, got {list(devices)}"

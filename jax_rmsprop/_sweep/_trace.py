@@ -15,6 +15,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from jax_rmsprop._checks import short
 from jax_rmsprop._complement import known
 
 Spec = dict[str, jax.ShapeDtypeStruct]
@@ -110,7 +111,9 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
       TypeError: naming the axis that it does not take, or the argument it lacks.
     """
     if not callable(function):
-        raise TypeError(f"`{called}` must be a function of the axes, got {function!r}")
+        raise TypeError(
+            f"`{called}` must be a function of the axes, got {short(function)}"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -121,7 +124,7 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
     except TypeError as error:
         raise TypeError(
             f"`{called}` must take the axes of the grid by name: {error}; the axes are "
-            f"{', '.join(names)}, its arguments {signature}"
+            f"{', '.join(names)}, its arguments {', '.join(signature.parameters)}"
         ) from None
 
 
@@ -198,27 +201,32 @@ def _named(tree: Any) -> dict[str, Any]:
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     for path, leaf in found:
         name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        if name in leaves or "/" in name or not name.isprintable():
+            raise ValueError(
+                "`train` must return names that differ, printable and without a /; got "
+                f"{name!r}"
+            )
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             raise TypeError(
-                f"`train` must return a tree of arrays, but {name} is {leaf!r}"
+                f"`train` must return a tree of arrays, but {name} is {short(leaf)}"
             )
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             raise TypeError(
                 f"`train` must return numbers, but {name} is {leaf.dtype}; "
                 "jax.random.key_data makes numbers of random keys"
             )
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+            raise TypeError(
+                f"`train` must return numbers, but {name} is of dtype {leaf.dtype}"
+            )
         if 0 in leaf.shape:
             raise ValueError(
                 f"`train` must return arrays with elements, but {name} has shape "
                 f"{leaf.shape}"
             )
-        if name in leaves or "/" in name:
-            raise ValueError(
-                f"`train` must return names that differ, without a /; got {name!r}"
-            )
         leaves[name] = leaf
     if not leaves:
-        raise TypeError(f"`train` must return a tree of arrays, got {tree!r}")
+        raise TypeError(f"`train` must return a tree of arrays, got {short(tree)}")
     return leaves
 
 

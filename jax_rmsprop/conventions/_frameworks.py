@@ -23,6 +23,7 @@ from jax_rmsprop.conventions._parts import (
     mxnet,
     positive,
     refuse,
+    renamed,
     rmsprop_of,
     shrink,
     unscale,
@@ -72,11 +73,9 @@ def pytorch(
         weight_decay=weight_decay,
     )
     climbs = _checks.flag("maximize", maximize)
-    return _optax.with_extra_args_support(
-        _optax.contrib.split_real_and_imaginary(
-            chain(_optax.scale(-1.0) if climbs else None, optimizer)
-        )
-    )
+    optimizer = chain(_optax.scale(-1.0) if climbs else None, optimizer)
+    both = _optax.contrib.split_real_and_imaginary(optimizer)
+    return renamed(_optax.with_extra_args_support(both), {})
 
 
 def keras(
@@ -448,7 +447,7 @@ def mxnet1(
             gamma=gamma1,
             eps=epsilon,
             centered=centered,
-            momentum=gamma2 if centered else 0.0,
+            momentum=gamma2 if _checks.flag("centered", centered) else 0.0,
         ),
         decay_first=True,
         rescale_grad=rescale_grad,
@@ -584,7 +583,9 @@ def optax(
         centered=centered,
         bias_correction=bias_correction,
         momentum=momentum,
-        nesterov=nesterov and momentum is not None and not is_zero(momentum),
+        nesterov=_checks.flag("nesterov", nesterov)
+        and momentum is not None
+        and not is_zero(momentum),
     )
     if bias_correction and not is_zero(scale):
         optimizer = beginning_at(optimizer, scale)

@@ -20,7 +20,8 @@ from jax_rmsprop._checks import Number, NumberOrSchedule, Schedule
 from jax_rmsprop._compiled import compiled
 from jax_rmsprop._optimizer import count, once_rounded
 from jax_rmsprop._transform import average_arguments, uncompiled_scale_by_rmsprop
-from jax_rmsprop.conventions._parts import Transformation, is_zero, refuse
+from jax_rmsprop.conventions._parts import Transformation, is_zero, refuse, renamed
+from jax_rmsprop.conventions._table import TABLE
 from jax_rmsprop.storage import Storages, stored
 
 
@@ -74,7 +75,9 @@ def laprop(
     refuse("centered", centered, False, advice)
     pair: Any = betas
     if not isinstance(pair, Sequence) or len(betas) != 2:
-        raise TypeError(f"`betas` must be a pair of numbers in [0, 1], got {betas!r}")
+        raise TypeError(
+            "`betas` must be a pair of numbers in [0, 1], got " + _checks.short(betas)
+        )
     beta1, beta2 = (_checks.number("betas", beta, high=1) for beta in betas)
     with _checks.called({"gamma": "betas"}):
         options, numbers = average_arguments(beta2, eps, False, 0.0, False, True)
@@ -86,6 +89,7 @@ def laprop(
     if decays:
         numbers |= {"weight_decay": _checks.number("weight_decay", weight_decay)}
     optimizer = compiled(_laprop, options, numbers, count=count, uses_params=decays)
+    optimizer = renamed(optimizer, TABLE["laprop"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 
 
@@ -164,6 +168,7 @@ def dreamer_v3(
     if clips:
         numbers |= {"agc": _checks.number("agc", agc)}
     optimizer = compiled(_dreamer_v3, options, numbers, count=count, uses_params=clips)
+    optimizer = renamed(optimizer, TABLE["dreamer_v3"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 
 

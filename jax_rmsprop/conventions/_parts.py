@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,9 +34,31 @@ def rmsprop_of(
     # Where the row has words or nothing, the caller's arguments decide.
     values = {k: v for k, v in values.items() if not isinstance(v, str | None)}
     with _checks.called(row.words):
-        return rmsprop(
+        optimizer = rmsprop(
             momentum=None if is_zero(momentum) else momentum, **(values | arguments)
         )
+    return renamed(optimizer, row.words)
+
+
+def renamed(optimizer: Transformation, words: Mapping[str, str]) -> Transformation:
+    """The same, its errors in other words: what a schedule returns shows in a step."""
+    # Partials of functions here, so that the result can be pickled.
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_called, optimizer.init, dict(words)),
+        functools.partial(_called, optimizer.update, dict(words)),
+    )
+
+
+def _called(
+    function: Callable[..., Any], words: Mapping[str, str], *args: Any, **extra: Any
+) -> Any:
+    try:
+        with _checks.called(words):
+            return function(*args, **extra)
+    except (AttributeError, TypeError):
+        for tree in args:  # Optax's parts do not look
+            _checks.arrays(tree)
+        raise
 
 
 def beginning_at(optimizer: Transformation, scale: Any) -> Transformation:
@@ -64,7 +87,7 @@ def chain(*parts: Part) -> Transformation:
         # A traced bound or factor may be wider than a leaf, and widens it in Optax.
         return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
 
-    return optax.GradientTransformationExtraArgs(whole.init, update)
+    return renamed(optax.GradientTransformationExtraArgs(whole.init, update), {})
 
 
 def is_zero(value: Any) -> bool:
@@ -74,7 +97,11 @@ def is_zero(value: Any) -> bool:
 
 def at_most_one(arguments: Mapping[str, Any]) -> None:
     """Check that no two of the arguments are given."""
-    given = [f"`{n}` {value!r}" for n, value in arguments.items() if value is not None]
+    given = [
+        f"`{name}` {_checks.short(value)}"
+        for name, value in arguments.items()
+        if value is not None
+    ]
     if len(given) > 1:
         names = ", ".join(f"`{n}`" for n in arguments)
         raise ValueError(f"only one of {names} may be given, got {' and '.join(given)}")
@@ -83,7 +110,8 @@ def at_most_one(arguments: Mapping[str, Any]) -> None:
 def refuse(name: str, value: Any, only: Any, advice: str) -> None:
     """Check an argument of which one value alone can be had here."""
     if value is not only and not (type(value) is type(only) and value == only):
-        raise ValueError(f"`{name}` must be {only!r}, got {value!r}; {advice}")
+        got = _checks.short(value)
+        raise ValueError(f"`{name}` must be {only!r}, got {got}; {advice}")
 
 
 def positive(name: str, value: Number) -> Any:
@@ -135,7 +163,8 @@ def accumulate(optimizer: Transformation, steps: int) -> Transformation:
     wrapper = optax.MultiSteps(
         optimizer, steps, **{k: v for k, v in dtype.items() if k in known}
     )
-    return optax.with_extra_args_support(wrapper.gradient_transformation())
+    every = optax.with_extra_args_support(wrapper.gradient_transformation())
+    return renamed(every, {})
 
 
 def every(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:

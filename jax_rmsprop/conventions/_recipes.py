@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import NumberOrSchedule
 from jax_rmsprop.conventions import _frameworks
-from jax_rmsprop.conventions._parts import Transformation
+from jax_rmsprop.conventions._parts import Transformation, renamed
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 from jax_rmsprop.storage import Storages
 
@@ -135,4 +135,5 @@ def _recipe(
     convention = getattr(_frameworks, recipe.convention)
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
     with _checks.called({theirs: "learning_rate"}):
-        return convention(learning_rate, storage=storage, **recipe.settings)
+        optimizer = convention(learning_rate, storage=storage, **recipe.settings)
+    return renamed(optimizer, {theirs: "learning_rate"})

@@ -1,0 +1,283 @@
+"""Whatever a person passes either works or is refused in one line that names it."""
+
+import contextlib
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_rmsprop import (
+    conventions,
+    diagnose,
+    load_sweep,
+    log_one_minus,
+    plotting,
+    population,
+    rmsprop,
+    scale_by_rmsprop,
+    storage,
+    summary,
+    sweep,
+    to_table,
+)
+
+settings.register_profile("odd", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("odd")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+class Odd:
+    """With a representation of several lines, as a pandas table's."""
+
+    def __repr__(self):
+        return "an odd\nobject\n" + "x" * 200
+
+
+ODD = [
+    None,
+    True,
+    "fast",
+    "",
+    b"0.1",
+    Odd(),
+    [],
+    [0.1],
+    {},
+    {"a": 1},
+    (0.5, 0.9),
+    float("nan"),
+    float("inf"),
+    -1.0,
+    -1,
+    0,
+    1,
+    0.5,
+    10**400,
+    1j,
+    np.float32(0.5),
+    np.nan,
+    np.array(0.5),
+    np.array([0.5]),
+    np.array("a"),
+    np.array(None, object),
+    np.zeros((2, 0)),
+    np.datetime64("2020-01-01"),
+    jnp.float32(0.5),
+    jnp.ones(2),
+    jnp.array(True),
+    jax.ShapeDtypeStruct((), "float32"),
+    abs,
+    lambda step: "a",
+    lambda: 0.1,
+    range(3),
+    set(),
+    Exception("raised"),
+    type,
+]
+odd = st.sampled_from(ODD)
+
+
+@contextlib.contextmanager
+def in_one_line(*names):
+    """What is raised within it is one line, and names one of the arguments."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, OSError, ImportError) as error:
+        # JAX adds its own lines to what is raised inside a jit.
+        message = str(error).split("\n--------------------\n")[0].strip()
+        assert "\n" not in message, message
+        assert len(message) < 600, message
+        assert not names or any(f"`{name}`" in message for name in names), message
+
+
+def arguments(function):
+    return [n for n in inspect.signature(function).parameters if n != "storage"]
+
+
+MAKERS = {
+    "scale_by_rmsprop": scale_by_rmsprop,
+    "rmsprop": rmsprop,
+    **{
+        name: getattr(conventions, name)
+        for name in sorted({*conventions.TABLE, *conventions.RECIPES})
+    },
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_arguments_of_an_optimizer(maker, data):
+    """And what was accepted makes a step."""
+    make = MAKERS[maker]
+    names = arguments(make)
+    name = data.draw(st.sampled_from(names))
+    value = data.draw(odd)
+    needed = {
+        n: 0.1
+        for n, p in inspect.signature(make).parameters.items()
+        if p.default is p.empty and n != name
+    }
+    if name == "mask" and callable(value):
+        return  # what a person's own function raises is theirs
+    x = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    with in_one_line(name, *names):
+        optimizer = make(**(needed | {name: value}))
+        state = optimizer.init(x)
+        optimizer.update(x, state, x)
+
+
+leaves = st.sampled_from(
+    [
+        jnp.ones(2),
+        jnp.ones((2, 0)),
+        jnp.ones(2, "int32"),
+        jnp.ones(2, "bfloat16"),
+        jnp.ones(2, bool),
+        jnp.ones(2, "complex64"),
+        np.ones(2),
+        np.ones(2, object),
+        np.array(["a", "b"]),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((2,), "float32"),
+        1.0,
+        1,
+        "a",
+        None,
+        abs,
+        Odd(),
+    ]
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["w", "b", "ä\n"]), inner, max_size=3),
+        st.tuples(inner, inner),
+    ),
+    max_leaves=4,
+)
+OPTIMIZERS = {
+    "plain": rmsprop(0.1),
+    "everything": rmsprop(0.1, centered=True, momentum=0.9, weight_decay=0.1),
+    "in one byte": rmsprop(0.1, momentum=0.9, storage={"nu": storage.uint8(0)}),
+    "a convention": conventions.pytorch(0.1, momentum=0.9, weight_decay=0.1),
+    "laprop": conventions.laprop(0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@given(tree=trees, gradient=trees)
+def test_trees_of_an_optimizer(name, tree, gradient):
+    optimizer = OPTIMIZERS[name]
+    with in_one_line():
+        state = optimizer.init(tree)
+        with in_one_line():
+            optimizer.update(tree, state, tree)
+        with in_one_line():
+            optimizer.update(gradient, state, gradient)
+        with in_one_line():
+            optimizer.update(tree, state)
+        with in_one_line():
+            diagnose(state, gradient)
+
+
+def train(x):
+    return {"loss": x * jnp.ones(3)}
+
+
+axes = st.one_of(
+    odd,
+    st.lists(
+        st.one_of(odd, st.floats(), st.integers(), st.text(max_size=2)), max_size=3
+    ),
+    st.lists(st.floats(0, 1), max_size=4).map(np.array),
+    st.lists(st.integers(-(2**70), 2**70), max_size=3),
+)
+
+
+@settings(max_examples=100)
+@given(axis=axes, zipped=st.booleans())
+def test_axes_of_a_sweep(axis, zipped):
+    with in_one_line("grid", "train", "x", "batch_size"):
+        curves = sweep(train, {"x": axis}, zipped=zipped, progress=False)
+        for call in (summary, to_table):
+            with in_one_line():
+                call(curves)
+        for draw in (plotting.best_curves, plotting.loss_against_gamma):
+            with in_one_line():
+                draw(curves)
+            plt.close("all")
+
+
+@given(name=st.sampled_from(["train", "grid", "batch_size", "devices", "store"]), x=odd)
+def test_arguments_of_a_sweep(name, x, tmp_path_factory):
+    values = {"train": train, "grid": {"x": [1.0]}, "progress": False}
+    if name == "store" and isinstance(x, str | bytes):
+        return  # a name is a folder of that name
+    with in_one_line(name, "grid", "train"):
+        sweep(**(values | {name: x}))
+
+
+@given(x=odd)
+def test_arguments_of_a_loaded_sweep(x):
+    if not isinstance(x, str | bytes):
+        with in_one_line("store"):
+            load_sweep(x)
+
+
+@given(low=odd, high=odd, n=odd)
+def test_arguments_of_log_one_minus(low, high, n):
+    with in_one_line():
+        log_one_minus(low, high, n)
+
+
+@given(
+    grid=st.one_of(odd, st.dictionaries(st.sampled_from(["gamma", "eps", "x"]), axes))
+)
+def test_axes_of_a_population(grid):
+    with in_one_line():
+        optimizer = population(functools.partial(rmsprop, 0.1), grid)
+        n = len(next(iter(grid.values())))
+        x = jnp.ones((n, 2))
+        optimizer.update(x, optimizer.init(x), x)
+
+
+@given(kept=st.one_of(odd, st.dictionaries(st.sampled_from(["nu", "mü", 1]), odd)))
+def test_storages(kept):
+    with in_one_line("storage"):
+        optimizer = storage.stored(rmsprop(0.1), kept)
+        optimizer.init(jnp.ones(2))
+    with in_one_line("min_size"):
+        storage.uint8(kept)
+
+
+def train_that(what):
+    def train(x):
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    return train
+
+
+@given(what=st.one_of(odd, trees))
+def test_what_a_training_returns(what):
+    with in_one_line("train"):
+        sweep(train_that(what), {"x": [1.0, 2.0]}, progress=False)
+
+
+def test_the_check_itself():
+    """It refuses what it should."""
+    with pytest.raises(AssertionError), in_one_line("x"):
+        raise ValueError("`x` must be\nsomething")
+    with pytest.raises(AssertionError), in_one_line("x"):
+        raise ValueError("`y` must be something")
+    assert re.search("\n", repr(Odd()))
