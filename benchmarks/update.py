@@ -36,7 +36,7 @@ def eager():
         lambda event, seconds, **_: heard.append(event)
     )
     for i in range(100):
-        optimizer = rmsprop(1e-3 / (i + 1), 0.5 + i / 200)
+        optimizer = rmsprop(1e-3 / (i + 1), i / 100)
         optimizer.update(params[:7], optimizer.init(params[:7]))
     compiled = heard.count("/jax/core/compile/backend_compile_duration")
     return table(

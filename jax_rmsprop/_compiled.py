@@ -31,7 +31,7 @@ def compiled(
     count: Callable[[Any], Any],
     uses_params: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Build `make(**hyperparameters, rate, **options)`, each method one dispatch.
+    """Build `make(**hyperparameters, **options)`, each method one dispatch.
 
     The options decide what is compiled; the hyperparameters are operands, so all
     transformations of the same make and options share one compiled function.
@@ -41,7 +41,7 @@ def compiled(
       options: what `make` takes that is known when it is compiled.
       hyperparameters: numbers, tracers or schedules; must contain "gamma". `make`
         gets them as scalar arrays, a schedule's value at the state's count in its
-        place, and beside them "rate", which is 1 - gamma.
+        place, and beside them "one_minus_gamma".
       count: the step of a state, at which the schedules are evaluated.
       uses_params: whether `update` reads the parameters. If not, they may be
         anything: Equinox's users pass whole models.
@@ -101,7 +101,7 @@ def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
             value, complement = x, one_minus(x) if name == "gamma" else None
         values[name] = _operand(value)
         if name == "gamma":
-            values["rate"] = _operand(complement)
+            values["one_minus_gamma"] = _operand(complement)
     return values
 
 

@@ -1,32 +1,26 @@
-"""RMSProp's mathematics: the moving average of squares and the step it scales.
-
-One leaf at a time, with g the gradient, everything element by element:
-
-    nu = nu + (1 - gamma) * (|g|^2 - nu)
-    u  = g / sqrt(nu + eps)                eps_in_sqrt=True, the textbook
-    u  = g / (sqrt(nu) + eps)              eps_in_sqrt=False, PyTorch
-
-Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
-Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
-"Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013.
-"""
+"""The transformation: its state, and the equations applied to every leaf of a tree."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from jax_rmsprop import _checks
 from jax_rmsprop._checks import Number, NumberOrSchedule
 from jax_rmsprop._compiled import compiled
+from jax_rmsprop._equations import (
+    bounded,
+    mean_and_variance,
+    mean_square,
+    positive,
+    scaled,
+)
 from jax_rmsprop._place import place_like
 from jax_rmsprop.storage import Storages, stored
 
@@ -169,7 +163,6 @@ def average_arguments(
         "eps_in_sqrt": _checks.flag("eps_in_sqrt", eps_in_sqrt),
         "centered": centered,
         "bias_correction": _checks.flag("bias_correction", bias_correction),
-        "slow": gamma >= 0.5 if isinstance(gamma, float) else None,
     }
     hyperparameters: dict[str, NumberOrSchedule] = {
         "gamma": gamma,
@@ -181,19 +174,15 @@ def average_arguments(
 
 def uncompiled_scale_by_rmsprop(
     gamma: jax.Array,
-    rate: jax.Array,
+    one_minus_gamma: jax.Array,
     eps: jax.Array,
     initial_scale: jax.Array,
     *,
     eps_in_sqrt: bool,
     centered: bool,
     bias_correction: bool,
-    slow: bool | None,
 ) -> optax.GradientTransformation:
-    """The transformation itself; its numbers are scalar arrays, `rate` = 1 - `gamma`.
-
-    `slow` tells whether gamma is at least a half, None if only the array knows.
-    """
+    """The transformation itself; its numbers are scalar arrays."""
 
     def init(params: Any) -> ScaleByRMSPropState:
         _checks.floating(params)
@@ -221,21 +210,24 @@ def uncompiled_scale_by_rmsprop(
         _checks.match(updates, state.nu)
         weight = state.weight
         if weight is not None:
-            weight += rate.astype(weight.dtype) * (1 - weight)
+            weight += one_minus_gamma.astype(weight.dtype) * (1 - weight)
 
         @functools.cache
-        def scalars(dtype: Any) -> tuple[jax.Array | None, ...]:
+        def scalars(dtype: Any) -> dict[str, jax.Array | None]:
             # In an array's own type, which they so never change; and once for all
             # arrays, since at a thousand leaves a scalar's cast counts.
-            inside = _positive(eps.astype(dtype)) if eps_in_sqrt else eps.astype(dtype)
-            collected = None if weight is None else _positive(weight.astype(dtype))
-            return gamma.astype(dtype), rate.astype(dtype), inside, collected
+            return {
+                "gamma": gamma.astype(dtype),
+                "one_minus_gamma": one_minus_gamma.astype(dtype),
+                "eps": eps.astype(dtype),
+                "weight": None if weight is None else positive(weight.astype(dtype)),
+            }
 
         g, tree = jax.tree.flatten(updates)
         nu = tree.flatten_up_to(state.nu)
         mu = tree.flatten_up_to(state.mu) if centered else [None] * len(g)
         new = [
-            _step(*leaf, *scalars(leaf[1].dtype), eps_in_sqrt=eps_in_sqrt, slow=slow)
+            _step(*leaf, **scalars(leaf[1].dtype), eps_in_sqrt=eps_in_sqrt)
             for leaf in zip(g, nu, mu, strict=True)
         ]
         return tree.unflatten([u for u, _, _ in new]), ScaleByRMSPropState(
@@ -249,85 +241,29 @@ def uncompiled_scale_by_rmsprop(
 
 
 # Compiled by itself, a thousand leaves of one shape are traced once.
-@functools.partial(jax.jit, static_argnames=("eps_in_sqrt", "slow"))
+@functools.partial(jax.jit, static_argnames="eps_in_sqrt")
 def _step(
     g: jax.Array,
     nu: jax.Array,
     mu: jax.Array | None,
     gamma: jax.Array,
-    rate: jax.Array,
+    one_minus_gamma: jax.Array,
     eps: jax.Array,
     weight: jax.Array | None,
     *,
     eps_in_sqrt: bool,
-    slow: bool | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """One leaf of the module's equations: the update, the new nu and the new mu."""
-    dtype, info = g.dtype, jnp.finfo(nu.dtype)
-    # The square of the bound, and twice it, are finite, and so is bound / sqrt(tiny).
-    # The bound holds in the numerator too, else one huge gradient takes a huge step.
-    bound = np.asarray(2.0 ** (info.maxexp // 2 - 2), nu.dtype)
-    g = _by_part(lambda x: lax.clamp(-bound, x, bound), at_precision(g, nu.dtype))
-
-    def rounded(square: jax.Array) -> jax.Array:
-        # Compilers contract a product and a sum into one operation of one rounding: a
-        # product that is used once always, one that is used twice in some programs and
-        # not in others. They do not look through a minimum, so a row of a sweep has the
-        # bits of its single run. No square exceeds (2 bound)^2.
-        return square if slow else lax.min(square, 4 * bound * bound)
-
-    average = functools.partial(_average, gamma, rate, slow)
+    """The equations on one leaf: the update, the new nu and the new mu."""
+    dtype = g.dtype
+    g = bounded(at_precision(g, nu.dtype))
     if mu is None:
-        nu = average(nu, rounded(_abs_square(g)))
+        nu = mean_square(nu, g, gamma=gamma, one_minus_gamma=one_minus_gamma)
     else:
-        d = g - mu
-        mu = _by_part(average, mu, g)
-        nu = average(nu, rounded(gamma * _abs_square(d)))
-
+        mu, nu = mean_and_variance(
+            mu, nu, g, gamma=gamma, one_minus_gamma=one_minus_gamma
+        )
     corrected = nu if weight is None else nu / weight
-    if eps_in_sqrt:  # where eps is positive already
-        root = jnp.sqrt(corrected + eps)
-    else:
-        root = jnp.sqrt(_positive(corrected)) + eps
-    return _by_part(lambda x: x / root, g).astype(dtype), nu, mu
-
-
-def _average(
-    gamma: jax.Array,
-    rate: jax.Array,
-    slow: bool | None,
-    old: jax.Array,
-    new: jax.Array,
-) -> jax.Array:
-    """`gamma * old + rate * new`, as a step from that of the two that weighs more.
-
-    The step toward `new` has no bias near gamma = 1, although gamma and rate are
-    rounded apart; near 0 it would lose a `new` that is far smaller than `old`.
-    """
-    if slow is None:
-        either = (_average(gamma, rate, s, old, new) for s in (True, False))
-        return jnp.where(gamma >= 0.5, *either)
-    return old + rate * (new - old) if slow else new + gamma * (old - new)
-
-
-def _positive(x: jax.Array) -> jax.Array:
-    """Keep x >= 0 from zero, so that its root and the root's derivative are finite."""
-    return lax.max(x, jnp.finfo(x.dtype).tiny)
-
-
-def _abs_square(x: jax.Array) -> jax.Array:
-    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
-
-
-def _by_part(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
-    """Apply f to the arrays or, if complex, to their real and their imaginary parts.
-
-    A product of a complex and a real number would multiply by an imaginary 0 too,
-    which makes NaN of infinity.
-    """
-    if not jnp.iscomplexobj(xs[0]):
-        return f(*xs)
-    return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
+    return scaled(g, corrected, eps=eps, eps_in_sqrt=eps_in_sqrt).astype(dtype), nu, mu
 
 
 def state_dtype(p: jax.Array) -> Any:

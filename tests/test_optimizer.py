@@ -197,7 +197,7 @@ def test_half_precision_rounds_once(rng):
 
 
 def test_leaves_of_two_widths_keep_theirs(x64):
-    """A wide learning rate widens nothing, a Python one is exact for each leaf."""
+    """A wide learning rate widens nothing."""
     x = {"half": jnp.ones(3, "float16"), "single": jnp.ones(3, "float32")}
     for rate in (0.1, jnp.float64(0.1), optax.constant_schedule(jnp.float64(0.1))):
         optimizer = rmsprop(rate, momentum=0.9, weight_decay=0.1)
@@ -208,3 +208,21 @@ def test_leaves_of_two_widths_keep_theirs(x64):
         }
         for leaf in jax.tree.leaves(state):
             assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+def test_a_python_number_is_exact_for_each_leaf(x64, standard_promotion):
+    """Beside a float32 array, a float64 one gets 0.1 as a double."""
+    x = {"single": jnp.ones(3, "float32"), "double": jnp.linspace(-1, 1, 5)}
+    optimizer = rmsprop(0.1, 0.9, momentum=0.9, weight_decay=0.1)
+    state, step = optimizer.init(x), jax.jit(optimizer.update)
+    truth = {name: reference.RMSProp(p, momentum=0.9) for name, p in x.items()}
+    for _ in range(5):
+        g = {name: 0.3 * p for name, p in x.items()}
+        updates, state = step(g, state, x)
+        for name, stepper in truth.items():
+            stepper.step(g[name], learning_rate=0.1, weight_decay=0.1)
+        x = optax.apply_updates(x, updates)
+        for name, bits in (("single", 2**6), ("double", 2**6)):
+            np.testing.assert_allclose(
+                x[name], truth[name].x, tolerance(x[name].dtype, bits), 1e-30
+            )

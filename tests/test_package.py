@@ -107,9 +107,26 @@ def test_the_core_imports_only_jax_numpy_and_optax():
 
 
 def test_modules_import_one_way():
-    order = ["_checks", "_diagnose", "_complement", "_place", "_compiled", "storage"]
+    order = [
+        "_checks",
+        "_diagnose",
+        "_complement",
+        "_equations",
+        "_place",
+        "_compiled",
+        "storage",
+    ]
     order += ["_transform", "_optimizer", "conventions", "migrate"]
-    apart = {"_sweep": {"_checks", "_complement", "_place", "_markdown", "_versions"}}
+    apart = {
+        "_sweep": {
+            "_checks",
+            "_complement",
+            "_equations",
+            "_place",
+            "_markdown",
+            "_versions",
+        }
+    }
     apart["plotting"] = {"_checks", "_diagnose", "_sweep"}
     for path in (ROOT / "jax_rmsprop").rglob("*.py"):
         part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")

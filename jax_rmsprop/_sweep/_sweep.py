@@ -48,11 +48,11 @@ def sweep(
     The members run in batches: `jax.vmap` over the members of a batch, a loop over
     the batches, each device of one mesh with a batch of its own, all processes of
     `jax.distributed` together. The last batch is filled up, so every batch of a size is
-    the same compiled program: a row has the same bits on one device, on many, and
-    after a resumption, and at `batch_size=1` those of `jax.jit(train)` of the same
-    arrays. Another batch size adds in another order, and a number that is known when it
-    is compiled may be rounded otherwise: rows then agree to the roundings that the
-    training itself makes of a rounding.
+    the same compiled program: for a given `batch_size` a row has the same bits on one
+    device, on many, and after a resumption, and at 1 those of `jax.jit(train)` of the
+    same arrays. Another batch size adds in another order, and a number that is known
+    when it is compiled may be rounded otherwise: rows then differ by rounding error, as
+    the training amplifies it.
 
     Where float32 loses what a value is short of 1, such as 1 - 0.9999999, that is
     passed beside it, and an optimizer of this package that gets the very array that

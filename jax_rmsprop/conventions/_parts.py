@@ -62,7 +62,7 @@ def _called(
 
 
 def beginning_at(optimizer: Transformation, scale: Any) -> Transformation:
-    """Begin `rmsprop`'s average there, as one that has collected no weight."""
+    """Start nu at `scale`, with a weight of 0."""
 
     def init(params: Any) -> Any:
         state: Any = optimizer.init(params)
@@ -155,7 +155,7 @@ def unscale(factor: Number | None) -> Part:
 
 
 def accumulate(optimizer: Transformation, steps: int) -> Transformation:
-    """Step with the mean of so many gradients."""
+    """Step once for `steps` gradients, with their mean."""
     # From Optax 0.2.8 on the mean is float32 unless another dtype is asked for; before,
     # it had the parameters' dtype.
     dtype: dict[str, Any] = {"accumulator_dtype": float}
@@ -168,14 +168,14 @@ def accumulate(optimizer: Transformation, steps: int) -> Transformation:
 
 
 def every(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:
-    """A schedule that counts gradients, for a step at the last of so many."""
+    """Turn a schedule over gradients into one over steps of `steps` gradients each."""
     if steps == 1 or not callable(value):
         return value
     return lambda count: value(steps * count + steps - 1)
 
 
 def begun(value: NumberOrSchedule, count: Any) -> NumberOrSchedule:
-    """A schedule that begins so many steps later."""
+    """The schedule advanced by `count` steps, as if so many had been taken."""
     if is_zero(count) or not callable(value):
         return value
     return lambda step: value(step + count)
@@ -219,7 +219,7 @@ def shrink(
         eta = rate(step) if callable(rate) else rate
         return -weight_decay * eta * (1.0 if max_rate is None else eta / max_rate)
 
-    # Injected, since that takes a schedule's value in the gradient's dtype.
+    # Injected, since Optax below 0.2.7 takes no schedule for a decay.
     return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=factor)
 
 

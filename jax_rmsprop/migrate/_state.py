@@ -82,7 +82,8 @@ def fill(
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
-    unused = {(field, path) for field in FIELDS for path in fields[field]}
+    # In order, so that an error names the same one in every run.
+    unused = [(field, path) for field in FIELDS for path in fields[field]]
 
     def put(field: str, tree: Any) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:
@@ -90,7 +91,8 @@ def fill(
             if whole not in fields[field]:
                 name = elements.name(whole, but=theirs.get(field, {}))
                 raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
-            unused.discard((field, whole))
+            if (field, whole) in unused:
+                unused.remove((field, whole))
             return like(old, part(fields[field][whole]))
 
         return tree_map_with_path(put_leaf, tree)

@@ -1,0 +1,132 @@
+"""RMSProp's equations, on one array; everything is element by element.
+
+With g the gradient, nu the moving average of its square, and gamma the average's decay:
+
+    nu = gamma * nu + (1 - gamma) * |g|^2
+    u  = g / sqrt(nu + eps)                  eps_in_sqrt=True, the textbook
+    u  = g / (sqrt(nu) + eps)                eps_in_sqrt=False, PyTorch
+
+and centered, with mu the average of the gradient and nu that of the squared distance:
+
+    mu = gamma * mu + (1 - gamma) * g
+    nu = gamma * nu + (1 - gamma) * gamma * |g - mu|^2       with the mu before
+
+which is the average of |g|^2 less the square of the average of g, and never negative.
+
+Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
+Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
+"Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def average(
+    old: jax.Array, new: jax.Array, *, gamma: jax.Array, one_minus_gamma: jax.Array
+) -> jax.Array:
+    """Step from the one of old and new that weighs more toward the other.
+
+        gamma * old + (1 - gamma) * new
+
+
+    So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
+    neither of the two beside the other. Both weights come, since 1 - gamma computed
+    from a gamma of float32 may be wrong in all its digits.
+    """
+    slow = gamma >= 0.5
+    start, end = jnp.where(slow, old, new), jnp.where(slow, new, old)
+    return start + jnp.where(slow, one_minus_gamma, gamma) * (end - start)
+
+
+def mean_square(
+    nu: jax.Array, g: jax.Array, *, gamma: jax.Array, one_minus_gamma: jax.Array
+) -> jax.Array:
+    """The new nu."""
+    square = _rounded(abs_square(g))
+    return average(nu, square, gamma=gamma, one_minus_gamma=one_minus_gamma)
+
+
+def mean_and_variance(
+    mu: jax.Array,
+    nu: jax.Array,
+    g: jax.Array,
+    *,
+    gamma: jax.Array,
+    one_minus_gamma: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The new mu and the new nu of the centered variant."""
+
+    def toward(old: jax.Array, new: jax.Array) -> jax.Array:
+        return average(old, new, gamma=gamma, one_minus_gamma=one_minus_gamma)
+
+    square = _rounded(gamma * abs_square(g - mu))
+    return map_parts(toward, mu, g), toward(nu, square)
+
+
+def scaled(
+    g: jax.Array, nu: jax.Array, *, eps: jax.Array, eps_in_sqrt: bool
+) -> jax.Array:
+    """The step u; a gradient of zero gives zero, also where eps is."""
+    if eps_in_sqrt:
+        root = jnp.sqrt(positive(nu + eps))
+    else:
+        root = jnp.sqrt(positive(nu)) + eps
+    return map_parts(lambda x: x / root, g)
+
+
+def bounded(g: jax.Array) -> jax.Array:
+    """Hold each part of g within bounds, 2^62 in float32, whose squares are finite.
+
+    The step's numerator is bounded with it, else one huge gradient takes a huge step.
+    """
+    bound = largest(g.real.dtype)
+    return map_parts(lambda x: lax.clamp(-bound, x, bound), g)
+
+
+def largest(dtype: Any) -> jax.Array:
+    """What a gradient is held within.
+
+    Its square is finite, four times that, and it divided by the root of the smallest
+    normal number.
+    """
+    return jnp.asarray(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 2), dtype)
+
+
+def positive(x: jax.Array) -> jax.Array:
+    """Keep x >= 0 from zero, so that its root and the root's derivative are finite."""
+    return lax.max(x, jnp.finfo(x.dtype).tiny)
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """|x|^2, also of complex x."""
+    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def map_parts(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
+    """Apply f to the arrays or, if complex, to their real and their imaginary parts.
+
+    A product of a complex and a real number would multiply by an imaginary 0 too,
+    which makes NaN of infinity.
+    """
+    if not jnp.iscomplexobj(xs[0]):
+        return f(*xs)
+    return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
+
+
+def _rounded(square: jax.Array) -> jax.Array:
+    """The square, rounded before it is added to anything.
+
+    Compilers contract a product and a sum into one operation of one rounding: a product
+    that is used once always, one that is used twice in some programs and not in others.
+    They do not look through a minimum, so a row of a sweep has the bits of its single
+    run. No square of what is bounded exceeds the minimum.
+    """
+    bound = largest(square.dtype)
+    return lax.min(square, 4 * bound * bound)
