@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number
+from jax_rmsprop import _validate
+from jax_rmsprop._validate import Number
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -86,16 +86,16 @@ def diagnose(
       al., On Empirical Comparisons of Optimizers for Deep Learning, 2019,
       https://arxiv.org/abs/1910.05446.
     """
-    gamma = _checks.number("gamma", gamma, high=1)
-    eps = _checks.number("eps", eps)
-    inside = _checks.flag("eps_in_sqrt", eps_in_sqrt)
-    _checks.arrays((state, gradient))
+    gamma = _validate.check_scalar("gamma", gamma, high=1)
+    eps = _validate.check_scalar("eps", eps)
+    inside = _validate.check_bool("eps_in_sqrt", eps_in_sqrt)
+    _validate.check_array_leaves((state, gradient))
     nu, weight, count = (_found(state, name) for name in ("nu", "weight", "count"))
     leaves = jax.tree.leaves(nu)
     if not leaves:
         raise ValueError(
             "`state` must have a field nu, as that of `rmsprop` has, got "
-            f"{_checks.short(jax.tree.structure(state))}"
+            f"{_validate.short_repr(jax.tree.structure(state))}"
         )
     for x in leaves:
         if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 32:

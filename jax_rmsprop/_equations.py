@@ -67,7 +67,7 @@ def mean_and_variance(
         return average(old, new, gamma=gamma, one_minus_gamma=one_minus_gamma)
 
     square = _rounded(gamma * abs_square(g - mu))
-    return map_parts(toward, mu, g), toward(nu, square)
+    return map_real_imag(toward, mu, g), toward(nu, square)
 
 
 def scaled(
@@ -78,7 +78,7 @@ def scaled(
         root = jnp.sqrt(positive(nu + eps))
     else:
         root = jnp.sqrt(positive(nu)) + eps
-    return map_parts(lambda x: x / root, g)
+    return map_real_imag(lambda x: x / root, g)
 
 
 def bounded(g: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def bounded(g: jax.Array) -> jax.Array:
     The step's numerator is bounded with it, else one huge gradient takes a huge step.
     """
     bound = largest(g.real.dtype)
-    return map_parts(lambda x: lax.clamp(-bound, x, bound), g)
+    return map_real_imag(lambda x: lax.clamp(-bound, x, bound), g)
 
 
 def largest(dtype: Any) -> jax.Array:
@@ -109,7 +109,7 @@ def abs_square(x: jax.Array) -> jax.Array:
     return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
 
 
-def map_parts(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
+def map_real_imag(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
     """Apply f to the arrays or, if complex, to their real and their imaginary parts.
 
     A product of a complex and a real number would multiply by an imaginary 0 too,

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number, NumberOrSchedule
-from jax_rmsprop._compiled import compiled
-from jax_rmsprop._place import place_like
+from jax_rmsprop import _validate
+from jax_rmsprop._jit import jit_transformation
+from jax_rmsprop._sharding import shard_new_like
 from jax_rmsprop._transform import (
-    at_precision,
-    average_arguments,
+    cast_keeping_complex,
+    parse_average_options,
     state_dtype,
     uncompiled_scale_by_rmsprop,
 )
+from jax_rmsprop._validate import Number, NumberOrSchedule
 from jax_rmsprop.storage import Storages, stored
 
 
@@ -118,30 +118,36 @@ def rmsprop(
       decoupled decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
       2019, https://arxiv.org/abs/1711.05101.
     """
-    if _checks.flag("nesterov", nesterov) and momentum is None:
+    if _validate.check_bool("nesterov", nesterov) and momentum is None:
         raise ValueError("`nesterov` must be False if `momentum` is None, got True")
-    options, hyperparameters = average_arguments(
+    options, hyperparameters = parse_average_options(
         gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
     )
     options |= {
         "nesterov": nesterov,
-        "lr_in_momentum": _checks.flag("lr_in_momentum", lr_in_momentum),
-        "decoupled": _checks.flag("decoupled_weight_decay", decoupled_weight_decay),
-        "mask": _hashable(mask),
+        "lr_in_momentum": _validate.check_bool("lr_in_momentum", lr_in_momentum),
+        "decoupled": _validate.check_bool(
+            "decoupled_weight_decay", decoupled_weight_decay
+        ),
+        "mask": _freeze_mask(mask),
     }
     hyperparameters |= {
-        "learning_rate": _checks.number("learning_rate", learning_rate, schedule=True)
+        "learning_rate": _validate.check_scalar(
+            "learning_rate", learning_rate, schedule=True
+        )
     }
     if momentum is not None:
         hyperparameters |= {
-            "momentum": _checks.number("momentum", momentum, high=1, schedule=True)
+            "momentum": _validate.check_scalar(
+                "momentum", momentum, high=1, schedule=True
+            )
         }
-    decay = _checks.number("weight_decay", weight_decay, schedule=True)
+    decay = _validate.check_scalar("weight_decay", weight_decay, schedule=True)
     decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}
-    optimizer = compiled(
-        _chain, options, hyperparameters, count=count, uses_params=decays
+    optimizer = jit_transformation(
+        _chain, options, hyperparameters, get_count=count, uses_params=decays
     )
     return optimizer if storage is None else stored(optimizer, storage)
 
@@ -167,7 +173,7 @@ def _chain(
     def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
         def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
-            return add if mask is None else optax.masked(add, _whole(mask))
+            return add if mask is None else optax.masked(add, _unfreeze_mask(mask))
 
         rate, decay = fit(learning_rate), fit(weight_decay)
         if momentum is None:
@@ -225,11 +231,11 @@ def once_rounded(
         return chain(fit)
 
     def init(params: Any) -> Any:
-        _checks.floating(params)
+        _validate.check_inexact_leaves(params)
         params = jax.tree.map(lambda p: p.astype(state_dtype(p)), params)
         inner = made(params)
         return optax.tree_utils.tree_map_params(
-            inner, place_like, inner.init(params), params
+            inner, shard_new_like, inner.init(params), params
         )
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -239,12 +245,14 @@ def once_rounded(
                 "got None"
             )
         nu = state[1].nu
-        _checks.match(updates, nu)
-        wide = jax.tree.map(lambda x, n: at_precision(x, n.dtype), updates, nu)
+        _validate.check_matches_state(updates, nu)
+        wide = jax.tree.map(lambda x, n: cast_keeping_complex(x, n.dtype), updates, nu)
         if params is not None:
-            params = jax.tree.map(lambda x, n: at_precision(x, n.dtype), params, nu)
+            params = jax.tree.map(
+                lambda x, n: cast_keeping_complex(x, n.dtype), params, nu
+            )
         wide, state = made(wide).update(wide, state, params)
-        _checks.kinds(updates, wide)
+        _validate.check_same_kind(updates, wide)
         return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
 
     return optax.GradientTransformation(init, update)
@@ -254,7 +262,7 @@ def _width(dtype: Any) -> int:
     return jnp.finfo(dtype).bits
 
 
-def _hashable(mask: Any) -> Any:
+def _freeze_mask(mask: Any) -> Any:
     """A mask in a form that jit takes for a static argument; a function is one."""
     if mask is None or callable(mask):
         return mask
@@ -265,10 +273,10 @@ def _hashable(mask: Any) -> Any:
         else leaf
         for leaf in leaves
     ]
-    return tuple(_checks.flag("mask", leaf) for leaf in numbers), tree
+    return tuple(_validate.check_bool("mask", leaf) for leaf in numbers), tree
 
 
-def _whole(mask: Any) -> Any:
+def _unfreeze_mask(mask: Any) -> Any:
     """The mask as a function of the parameters, from its hashable form.
 
     Raises:
@@ -284,7 +292,7 @@ def _whole(mask: Any) -> Any:
         except ValueError:
             raise ValueError(
                 "`mask` must be a tree of bools like the parameters, or like the upper "
-                f"part of them, got {_checks.short(tree)}"
+                f"part of them, got {_validate.short_repr(tree)}"
             ) from None
         return tree.unflatten(leaves)
 

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number, NumberOrSchedule
-from jax_rmsprop._compiled import compiled
+from jax_rmsprop import _validate
 from jax_rmsprop._equations import (
     bounded,
     mean_and_variance,
@@ -21,7 +19,9 @@ from jax_rmsprop._equations import (
     positive,
     scaled,
 )
-from jax_rmsprop._place import place_like
+from jax_rmsprop._jit import jit_transformation
+from jax_rmsprop._sharding import shard_new_like
+from jax_rmsprop._validate import Number, NumberOrSchedule
 from jax_rmsprop.storage import Storages, stored
 
 
@@ -131,19 +131,19 @@ def scale_by_rmsprop(
       centered: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
       https://arxiv.org/abs/1308.0850.
     """
-    options, hyperparameters = average_arguments(
+    options, hyperparameters = parse_average_options(
         gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
     )
-    optimizer = compiled(
+    optimizer = jit_transformation(
         uncompiled_scale_by_rmsprop,
         options,
         hyperparameters,
-        count=operator.attrgetter("count"),
+        get_count=operator.attrgetter("count"),
     )
     return optimizer if storage is None else stored(optimizer, storage)
 
 
-def average_arguments(
+def parse_average_options(
     gamma: NumberOrSchedule,
     eps: Number,
     eps_in_sqrt: bool,
@@ -152,22 +152,22 @@ def average_arguments(
     bias_correction: bool,
 ) -> tuple[dict[str, Any], dict[str, NumberOrSchedule]]:
     """Check what `scale_by_rmsprop` takes; its options and its hyperparameters."""
-    centered = _checks.flag("centered", centered)
-    if centered and _checks.flag("bias_correction", bias_correction):
+    centered = _validate.check_bool("centered", centered)
+    if centered and _validate.check_bool("bias_correction", bias_correction):
         raise ValueError(
             "`bias_correction` must be False if `centered` is True, got True: the "
             "variance after the first step is zero by construction"
         )
-    gamma = _checks.number("gamma", gamma, high=1, schedule=True)
+    gamma = _validate.check_scalar("gamma", gamma, high=1, schedule=True)
     options = {
-        "eps_in_sqrt": _checks.flag("eps_in_sqrt", eps_in_sqrt),
+        "eps_in_sqrt": _validate.check_bool("eps_in_sqrt", eps_in_sqrt),
         "centered": centered,
-        "bias_correction": _checks.flag("bias_correction", bias_correction),
+        "bias_correction": _validate.check_bool("bias_correction", bias_correction),
     }
     hyperparameters: dict[str, NumberOrSchedule] = {
         "gamma": gamma,
-        "eps": _checks.number("eps", eps),
-        "initial_scale": _checks.number("initial_scale", initial_scale),
+        "eps": _validate.check_scalar("eps", eps),
+        "initial_scale": _validate.check_scalar("initial_scale", initial_scale),
     }
     return options, hyperparameters
 
@@ -185,10 +185,10 @@ def uncompiled_scale_by_rmsprop(
     """The transformation itself; its numbers are scalar arrays."""
 
     def init(params: Any) -> ScaleByRMSPropState:
-        _checks.floating(params)
+        _validate.check_inexact_leaves(params)
 
         def average(p: jax.Array, dtype: Any, value: Any) -> jax.Array:
-            return place_like(jnp.full_like(p, value, dtype), p)
+            return shard_new_like(jnp.full_like(p, value, dtype), p)
 
         def nu(p: jax.Array) -> jax.Array:
             return average(p, jnp.finfo(state_dtype(p)).dtype, initial_scale)
@@ -206,8 +206,8 @@ def uncompiled_scale_by_rmsprop(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        _checks.floating(updates)
-        _checks.match(updates, state.nu)
+        _validate.check_inexact_leaves(updates)
+        _validate.check_matches_state(updates, state.nu)
         weight = state.weight
         if weight is not None:
             weight += one_minus_gamma.astype(weight.dtype) * (1 - weight)
@@ -255,7 +255,7 @@ def _step(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equations on one leaf: the update, the new nu and the new mu."""
     dtype = g.dtype
-    g = bounded(at_precision(g, nu.dtype))
+    g = bounded(cast_keeping_complex(g, nu.dtype))
     if mu is None:
         nu = mean_square(nu, g, gamma=gamma, one_minus_gamma=one_minus_gamma)
     else:
@@ -271,7 +271,7 @@ def state_dtype(p: jax.Array) -> Any:
     return p.dtype if jnp.finfo(p.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def at_precision(x: jax.Array, dtype: Any) -> jax.Array:
+def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
     """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
     return x.astype(
         np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype

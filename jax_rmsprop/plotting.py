@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop._checks import extra, integer
 from jax_rmsprop._diagnose import Diagnosis
 from jax_rmsprop._sweep._report import Scores, best, judged, ordered, scores
+from jax_rmsprop._validate import check_int, require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -220,7 +220,7 @@ def best_curves(
     ax, curves = _axes(ax), ordered(curves)
     from matplotlib.ticker import MaxNLocator
 
-    integer("k", k, low=1)
+    check_int("k", k, low=1)
     output, found, _, _ = _found(curves, output, seeds, maximize)
     values = curves[output]
     own = [d for d in values.dims if d not in curves["finished"].dims]
@@ -345,7 +345,7 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
       >>> axes = plotting.diagnosis(found)
       >>> axes[0].figure.savefig("/dev/null", format="png")
     """
-    extra("plot", "matplotlib.pyplot")
+    require_extra("plot", "matplotlib.pyplot")
     import matplotlib.pyplot as plt
 
     nu = np.asarray(found.nu)
@@ -398,7 +398,7 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
 
 
 def _axes(ax: Axes | None) -> Axes:
-    extra("plot", "matplotlib.pyplot")
+    require_extra("plot", "matplotlib.pyplot")
     import matplotlib.pyplot as plt
 
     if ax is not None:

@@ -36,7 +36,7 @@ import optax
 from jax import lax
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
 
-from jax_rmsprop import _checks, _markdown
+from jax_rmsprop import _markdown, _validate
 
 
 class Codes(NamedTuple):
@@ -125,7 +125,7 @@ def bfloat16(min_size: int = 0) -> Storage:
       >>> state.inner_state[1].nu.dtype
       dtype(bfloat16)
     """
-    size = _checks.integer("min_size", min_size, low=0)
+    size = _validate.check_int("min_size", min_size, low=0)
     return Storage(_encode_bfloat16, _decode_bfloat16, size)
 
 
@@ -187,7 +187,7 @@ def uint8(min_size: int = 4096) -> Storage:
       >>> state.inner_state[1].nu.dtype
       dtype('uint8')
     """
-    size = _checks.integer("min_size", min_size, low=0)
+    size = _validate.check_int("min_size", min_size, low=0)
     return Storage(_ENCODE_UNSIGNED, _DECODE_UNSIGNED, size)
 
 
@@ -212,7 +212,7 @@ def int8(min_size: int = 4096) -> Storage:
       >>> state.inner_state.trace.dtype
       dtype('int8')
     """
-    size = _checks.integer("min_size", min_size, low=0)
+    size = _validate.check_int("min_size", min_size, low=0)
     return Storage(_ENCODE_SIGNED, _DECODE_SIGNED, size)
 
 
@@ -342,13 +342,13 @@ def stored(
     if not isinstance(named, Mapping):
         raise TypeError(
             "`storage` must be a dict of storages by the names of fields, such as "
-            f'{{"nu": storage.uint8()}}, got {_checks.short(named)}'
+            f'{{"nu": storage.uint8()}}, got {_validate.short_repr(named)}'
         )
     for name, value in named.items():
         if not isinstance(value, Storage):
             raise TypeError(
                 "`storage` must have a Storage, such as storage.uint8(), for "
-                f"{name!r}, got {_checks.short(value)}"
+                f"{name!r}, got {_validate.short_repr(value)}"
             )
     made = optax.with_extra_args_support(inner), dict(storage), seed
     # Partials of functions here, so that the result can be pickled.

@@ -180,6 +180,37 @@ def test_nnx(make):
         )
 
 
+@few
+@pytest.mark.parametrize("how", ["masked", "partition"])
+def test_nnx_with_a_part_of_the_model(make, how):
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    ours = {"kernel": True, "bias": False}
+    if how == "masked":
+        tx = optax.chain(
+            optax.masked(make(), nnx.State(ours)),
+            optax.masked(
+                optax.set_to_zero(), nnx.State({"kernel": False, "bias": True})
+            ),
+        )
+    else:
+        labels = {"kernel": "ours", "bias": "rest"}
+        tx = optax.partition(
+            {"ours": make(), "rest": optax.set_to_zero()}, nnx.State(labels)
+        )
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    before = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+    @nnx.jit
+    def step(model, optimizer):
+        x = jnp.ones((2, 3))
+        optimizer.update(model, nnx.grad(lambda m: (m(x) ** 2).mean())(model))
+
+    for _ in range(3):
+        step(model, optimizer)
+    assert (model.kernel[...] != before["kernel"]).any()
+    np.testing.assert_array_equal(model.bias[...], before["bias"])
+
+
 @make
 def test_nnx_of_an_abstract_model(make):
     model = nnx.eval_shape(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0)))

@@ -108,26 +108,25 @@ def test_the_core_imports_only_jax_numpy_and_optax():
 
 def test_modules_import_one_way():
     order = [
-        "_checks",
+        "_validate",
         "_diagnose",
         "_complement",
         "_equations",
-        "_place",
-        "_compiled",
+        "_sharding",
+        "_jit",
         "storage",
     ]
     order += ["_transform", "_optimizer", "conventions", "migrate"]
     apart = {
         "_sweep": {
-            "_checks",
+            "_validate",
             "_complement",
-            "_equations",
-            "_place",
+            "_sharding",
             "_markdown",
             "_versions",
         }
     }
-    apart["plotting"] = {"_checks", "_diagnose", "_sweep"}
+    apart["plotting"] = {"_validate", "_diagnose", "_sweep"}
     for path in (ROOT / "jax_rmsprop").rglob("*.py"):
         part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")
         found = set()

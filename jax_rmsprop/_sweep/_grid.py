@@ -13,8 +13,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._checks import integer, short
 from jax_rmsprop._sweep._trace import complement
+from jax_rmsprop._validate import check_int, short_repr
 
 Coordinates = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
@@ -142,7 +142,7 @@ def parse(grid: Any, zipped: bool) -> Grid:
     if not isinstance(grid, Mapping) or not grid:
         raise TypeError(
             "`grid` must map the name of at least one axis to its values, got "
-            f"{short(grid)}"
+            f"{short_repr(grid)}"
         )
     axes: dict[str, Axis] = {}
     for name, values in grid.items():
@@ -192,7 +192,9 @@ def _axis(name: str, values: Any) -> Axis:
             "seeds, and make the key of each with jax.random.key"
         )
     if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
-        raise TypeError(f"`{name}` must be a sequence of values, got {short(values)}")
+        raise TypeError(
+            f"`{name}` must be a sequence of values, got {short_repr(values)}"
+        )
     if is_array and values.ndim != 1:
         raise ValueError(
             f"`{name}` must have one dimension, got an array of shape {values.shape}"
@@ -313,8 +315,8 @@ def log_one_minus(low: float, high: float, n: int) -> np.ndarray:
     """
     for name, value in (("low", low), ("high", high)):
         if not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be in [0, 1), got {short(value)}")
-    count = integer("n", n, low=2)
+            raise ValueError(f"`{name}` must be in [0, 1), got {short_repr(value)}")
+    count = check_int("n", n, low=2)
     gammas = 1 - np.geomspace(1 - low, 1 - high, count)
     gammas[[0, -1]] = low, high
     return gammas

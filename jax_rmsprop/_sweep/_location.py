@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import jax
 
-from jax_rmsprop._checks import short
+from jax_rmsprop._validate import short_repr
 
 try:
     import fcntl
@@ -67,7 +67,7 @@ def locate(store: Any) -> Location:
             raise ValueError(f"`store` must be a folder or the like, got {store}")
         return Location(str(store), store)
     raise TypeError(
-        f"`store` must be a path, a URL or a zarr store, got {short(store)}"
+        f"`store` must be a path, a URL or a zarr store, got {short_repr(store)}"
     )
 
 

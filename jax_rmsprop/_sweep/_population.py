@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
-from jax_rmsprop._checks import flag, short
-from jax_rmsprop._place import concrete, explicit, place_like
+from jax_rmsprop._sharding import on_explicit_mesh, shard_new_like, zeros_for_shapes
 from jax_rmsprop._sweep._grid import complements, parse
 from jax_rmsprop._sweep._trace import takes
+from jax_rmsprop._validate import check_bool, short_repr
 
 
 class PopulationState(NamedTuple):
@@ -92,12 +92,12 @@ def population(
       Jaderberg et al.,
       [Population Based Training](https://arxiv.org/abs/1711.09846), 2017
     """
-    points = parse(grid, flag("zipped", zipped))
+    points = parse(grid, check_bool("zipped", zipped))
     for name, axis in points.axes.items():
         if axis.numbers is None:
             raise TypeError(
-                f"`{name}` must be numbers, got {short(axis.values[0])}; for Python "
-                "values make a population for each"
+                f"`{name}` must be numbers, got {short_repr(axis.values[0])}; for "
+                "Python values make a population for each"
             )
         narrow = axis.numbers.astype("float32")
         if complements(axis.labels, narrow) is not None:
@@ -122,7 +122,7 @@ def population(
 def _init(
     make_optimizer: Callable[..., Any], hyperparams: Mapping[str, Any], params: Any
 ) -> PopulationState:
-    members, params = len(next(iter(hyperparams.values()))), concrete(params)
+    members, params = len(next(iter(hyperparams.values()))), zeros_for_shapes(params)
     _lead(params, members, "params")
     placed = _beside(params, jax.tree.map(jnp.asarray, dict(hyperparams)))
 
@@ -183,13 +183,13 @@ def _beside(params: Any, tree: Any) -> Any:
     shapes = {p.shape for p in leaves}
 
     def put(x: jax.Array) -> jax.Array:
-        if explicit(column):
+        if on_explicit_mesh(column):
             own = jax.typeof(x).sharding.spec
             spec = PartitionSpec(*place.spec[:1], *own[1:])
             return reshard(x, NamedSharding(place.mesh, spec))
         if x.ndim > 1 and x.shape in shapes:
             return x  # the inner optimizer has placed it
         members = column.reshape(-1, *(1 for _ in x.shape[1:]))
-        return place_like(x, jnp.broadcast_to(members, x.shape))
+        return shard_new_like(x, jnp.broadcast_to(members, x.shape))
 
     return jax.tree.map(put, tree)

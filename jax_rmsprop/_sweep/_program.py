@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_rmsprop import _versions
-from jax_rmsprop._checks import short
 from jax_rmsprop._sweep._trace import Traced
+from jax_rmsprop._validate import short_repr
 
 Rows = dict[str, np.ndarray]
 
@@ -104,7 +104,7 @@ def mesh_of(devices: Any) -> Mesh:
         isinstance(d, jax.Device) for d in devices
     ):
         raise TypeError(
-            f"`devices` must be a sequence of jax devices, got {short(devices)}"
+            f"`devices` must be a sequence of jax devices, got {short_repr(devices)}"
         )
     if not devices or len(set(devices)) < len(devices):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jax_rmsprop import _markdown
-from jax_rmsprop._checks import extra, flag
+from jax_rmsprop._validate import check_bool, require_extra
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +207,7 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
     References:
       Wickham, [Tidy Data](https://doi.org/10.18637/jss.v059.i10), 2014
     """
-    extra("sweep", "pandas")
+    require_extra("sweep", "pandas")
     checked(curves)
     last = {name: final(curves, name) for name in outputs(curves)}
     rows = curves[["diverged", "finished"]].assign(
@@ -330,7 +330,7 @@ def best(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
     Raises:
       ValueError: no value is finite.
     """
-    values = -mean if flag("maximize", maximize) else mean
+    values = -mean if check_bool("maximize", maximize) else mean
     if not bool(np.isfinite(values).any()):
         raise ValueError("every point has a seed that diverged or has not run")
     place = np.unravel_index(int(np.nanargmin(values.values)), values.shape)

@@ -13,13 +13,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._checks import compiling, extra, flag, integer
 from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
 from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat
 from jax_rmsprop._sweep._location import Location, locate, locked
 from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
 from jax_rmsprop._sweep._run import Run, patient
 from jax_rmsprop._sweep._trace import Spec, Traced, fingerprint, takes, trace
+from jax_rmsprop._validate import (
+    check_bool,
+    check_int,
+    currently_jitting,
+    require_extra,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -141,17 +146,17 @@ def sweep(
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    extra("sweep", "psutil", "tqdm.auto", "xarray")
+    require_extra("sweep", "psutil", "tqdm.auto", "xarray")
     if store is not None:
-        extra("sweep", "dask.array", "zarr")
-    flag("progress", progress)
-    points = parse(grid, flag("zipped", zipped))
+        require_extra("sweep", "dask.array", "zarr")
+    check_bool("progress", progress)
+    points = parse(grid, check_bool("zipped", zipped))
     distinct(points)
     if batch_size != "auto":
-        integer("batch_size", batch_size, low=1)
+        check_int("batch_size", batch_size, low=1)
     mesh = mesh_of(devices)
     takes(train, tuple(points.axes))
-    if compiling():
+    if currently_jitting():
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
     at = None if store is None else locate(store)
     # It is compiled programs, of which a member that diverges is a result; these
@@ -240,7 +245,7 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    extra("sweep", "dask.array", "psutil", "xarray", "zarr")
+    require_extra("sweep", "dask.array", "psutil", "xarray", "zarr")
     import xarray as xr
 
     at = locate(store)

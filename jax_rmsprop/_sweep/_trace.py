@@ -15,8 +15,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._checks import short
 from jax_rmsprop._complement import known
+from jax_rmsprop._validate import short_repr
 
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -112,7 +112,7 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
     """
     if not callable(function):
         raise TypeError(
-            f"`{called}` must be a function of the axes, got {short(function)}"
+            f"`{called}` must be a function of the axes, got {short_repr(function)}"
         )
     try:
         signature = inspect.signature(function)
@@ -208,7 +208,8 @@ def _named(tree: Any) -> dict[str, Any]:
             )
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             raise TypeError(
-                f"`train` must return a tree of arrays, but {name} is {short(leaf)}"
+                f"`train` must return a tree of arrays, but {name} is "
+                f"{short_repr(leaf)}"
             )
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             raise TypeError(
@@ -226,7 +227,7 @@ def _named(tree: Any) -> dict[str, Any]:
             )
         leaves[name] = leaf
     if not leaves:
-        raise TypeError(f"`train` must return a tree of arrays, got {short(tree)}")
+        raise TypeError(f"`train` must return a tree of arrays, got {short_repr(tree)}")
     return leaves
 
 

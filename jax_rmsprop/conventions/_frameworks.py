@@ -6,8 +6,8 @@ from typing import Any
 
 import optax as _optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop import _validate
+from jax_rmsprop._validate import Number, NumberOrSchedule
 from jax_rmsprop.conventions._parts import (
     Transformation,
     accumulate,
@@ -72,7 +72,7 @@ def pytorch(
         momentum=momentum,
         weight_decay=weight_decay,
     )
-    climbs = _checks.flag("maximize", maximize)
+    climbs = _validate.check_bool("maximize", maximize)
     optimizer = chain(_optax.scale(-1.0) if climbs else None, optimizer)
     both = _optax.contrib.split_real_and_imaginary(optimizer)
     return renamed(_optax.with_extra_args_support(both), {})
@@ -140,7 +140,7 @@ def keras(
     }
     at_most_one(clips)
     if gradient_accumulation_steps is not None:
-        _checks.integer(
+        _validate.check_int(
             "gradient_accumulation_steps", gradient_accumulation_steps, low=2
         )
     steps = gradient_accumulation_steps or 1
@@ -250,7 +250,7 @@ def tf_keras_v2(
         rmsprop_of(
             "tf_keras_v2",
             storage=storage,
-            learning_rate=inverse_time(rate, _checks.number("decay", decay)),
+            learning_rate=inverse_time(rate, _validate.check_scalar("decay", decay)),
             gamma=rho,
             eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
             eps_in_sqrt=not is_zero(momentum),
@@ -315,9 +315,9 @@ def timm(
       https://arxiv.org/abs/2506.02285.
     """
     del foreach
-    decoupled = _checks.flag("decoupled_decay", decoupled_decay)
-    corrected = _checks.flag("corrected_weight_decay", corrected_weight_decay)
-    careful = _checks.flag("caution", caution) and not is_zero(momentum)
+    decoupled = _validate.check_bool("decoupled_decay", decoupled_decay)
+    corrected = _validate.check_bool("corrected_weight_decay", corrected_weight_decay)
+    careful = _validate.check_bool("caution", caution) and not is_zero(momentum)
     # Unless told otherwise, a number is its own highest.
     squared = decoupled and corrected and (callable(lr) or max_lr is not None)
     if squared and max_lr is None:
@@ -325,7 +325,7 @@ def timm(
             "`max_lr` must be the highest learning rate if `lr` is a schedule and "
             "`corrected_weight_decay` is True, got None"
         )
-    amount = _checks.number("weight_decay", weight_decay)
+    amount = _validate.check_scalar("weight_decay", weight_decay)
     # Caution is for the step alone, and for a gradient with its coupled decay.
     apart = (careful or squared) and not is_zero(amount)
     optimizer = rmsprop_of(
@@ -447,7 +447,7 @@ def mxnet1(
             gamma=gamma1,
             eps=epsilon,
             centered=centered,
-            momentum=gamma2 if _checks.flag("centered", centered) else 0.0,
+            momentum=gamma2 if _validate.check_bool("centered", centered) else 0.0,
         ),
         decay_first=True,
         rescale_grad=rescale_grad,
@@ -520,7 +520,7 @@ def mxnet2(
       https://github.com/apache/mxnet/blob/2.0.0.beta1/python/mxnet/optimizer/rmsprop.py
     """
     del use_fused_step
-    centered = _checks.flag("centered", centered)
+    centered = _validate.check_bool("centered", centered)
     return mxnet(
         rmsprop_of(
             "mxnet2",
@@ -572,7 +572,7 @@ def optax(
     References:
       https://github.com/google-deepmind/optax/blob/v0.2.8/optax/_src/alias.py
     """
-    scale = _checks.number("initial_scale", initial_scale)
+    scale = _validate.check_scalar("initial_scale", initial_scale)
     optimizer = rmsprop_of(
         "optax",
         learning_rate=learning_rate,
@@ -583,7 +583,7 @@ def optax(
         centered=centered,
         bias_correction=bias_correction,
         momentum=momentum,
-        nesterov=_checks.flag("nesterov", nesterov)
+        nesterov=_validate.check_bool("nesterov", nesterov)
         and momentum is not None
         and not is_zero(momentum),
     )
@@ -665,7 +665,7 @@ def chainer(
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
-        eps_in_sqrt=_checks.flag("eps_inside_sqrt", eps_inside_sqrt),
+        eps_in_sqrt=_validate.check_bool("eps_inside_sqrt", eps_inside_sqrt),
     )
 
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number, NumberOrSchedule, Schedule
-from jax_rmsprop._compiled import compiled
+from jax_rmsprop import _validate
+from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._optimizer import count, once_rounded
-from jax_rmsprop._transform import average_arguments, uncompiled_scale_by_rmsprop
+from jax_rmsprop._transform import parse_average_options, uncompiled_scale_by_rmsprop
+from jax_rmsprop._validate import Number, NumberOrSchedule, Schedule
 from jax_rmsprop.conventions._parts import Transformation, is_zero, refuse, renamed
 from jax_rmsprop.conventions._table import TABLE
 from jax_rmsprop.storage import Storages, stored
@@ -76,19 +76,24 @@ def laprop(
     pair: Any = betas
     if not isinstance(pair, Sequence) or len(betas) != 2:
         raise TypeError(
-            "`betas` must be a pair of numbers in [0, 1], got " + _checks.short(betas)
+            "`betas` must be a pair of numbers in [0, 1], got "
+            + _validate.short_repr(betas)
         )
-    beta1, beta2 = (_checks.number("betas", beta, high=1) for beta in betas)
-    with _checks.called({"gamma": "betas"}):
-        options, numbers = average_arguments(beta2, eps, False, 0.0, False, True)
+    beta1, beta2 = (_validate.check_scalar("betas", beta, high=1) for beta in betas)
+    with _validate.rename_arguments_in_errors({"gamma": "betas"}):
+        options, numbers = parse_average_options(beta2, eps, False, 0.0, False, True)
     numbers |= {
-        "learning_rate": _checks.number("lr", lr, schedule=True),
+        "learning_rate": _validate.check_scalar("lr", lr, schedule=True),
         "beta1": beta1,
     }
     decays = not is_zero(weight_decay)
     if decays:
-        numbers |= {"weight_decay": _checks.number("weight_decay", weight_decay)}
-    optimizer = compiled(_laprop, options, numbers, count=count, uses_params=decays)
+        numbers |= {
+            "weight_decay": _validate.check_scalar("weight_decay", weight_decay)
+        }
+    optimizer = jit_transformation(
+        _laprop, options, numbers, get_count=count, uses_params=decays
+    )
     optimizer = renamed(optimizer, TABLE["laprop"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 
@@ -154,20 +159,22 @@ def dreamer_v3(
       https://arxiv.org/abs/2301.04104;
       https://github.com/danijar/dreamerv3/blob/main/embodied/jax/opt.py
     """
-    with _checks.called({"gamma": "beta2"}):
-        options, numbers = average_arguments(beta2, eps, False, 0.0, False, True)
-    options |= {"warmup": _checks.integer("warmup", warmup, low=0)}
-    rate = _checks.number("lr", lr, schedule=True)
+    with _validate.rename_arguments_in_errors({"gamma": "beta2"}):
+        options, numbers = parse_average_options(beta2, eps, False, 0.0, False, True)
+    options |= {"warmup": _validate.check_int("warmup", warmup, low=0)}
+    rate = _validate.check_scalar("lr", lr, schedule=True)
     numbers |= {
         "learning_rate": functools.partial(_after, rate, warmup)
         if callable(rate)
         else rate,
-        "beta1": _checks.number("beta1", beta1, high=1),
+        "beta1": _validate.check_scalar("beta1", beta1, high=1),
     }
     clips = not is_zero(agc)
     if clips:
-        numbers |= {"agc": _checks.number("agc", agc)}
-    optimizer = compiled(_dreamer_v3, options, numbers, count=count, uses_params=clips)
+        numbers |= {"agc": _validate.check_scalar("agc", agc)}
+    optimizer = jit_transformation(
+        _dreamer_v3, options, numbers, get_count=count, uses_params=clips
+    )
     optimizer = renamed(optimizer, TABLE["dreamer_v3"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import Number, NumberOrSchedule
+from jax_rmsprop import _validate
 from jax_rmsprop._optimizer import rmsprop
+from jax_rmsprop._validate import Number, NumberOrSchedule
 from jax_rmsprop.conventions._table import TABLE
 
 Transformation = optax.GradientTransformationExtraArgs
@@ -33,7 +33,7 @@ def rmsprop_of(
     }
     # Where the row has words or nothing, the caller's arguments decide.
     values = {k: v for k, v in values.items() if not isinstance(v, str | None)}
-    with _checks.called(row.words):
+    with _validate.rename_arguments_in_errors(row.words):
         optimizer = rmsprop(
             momentum=None if is_zero(momentum) else momentum, **(values | arguments)
         )
@@ -53,11 +53,11 @@ def _called(
     function: Callable[..., Any], words: Mapping[str, str], *args: Any, **extra: Any
 ) -> Any:
     try:
-        with _checks.called(words):
+        with _validate.rename_arguments_in_errors(words):
             return function(*args, **extra)
     except (AttributeError, TypeError):
         for tree in args:  # Optax's parts do not look
-            _checks.arrays(tree)
+            _validate.check_array_leaves(tree)
         raise
 
 
@@ -98,7 +98,7 @@ def is_zero(value: Any) -> bool:
 def at_most_one(arguments: Mapping[str, Any]) -> None:
     """Check that no two of the arguments are given."""
     given = [
-        f"`{name}` {_checks.short(value)}"
+        f"`{name}` {_validate.short_repr(value)}"
         for name, value in arguments.items()
         if value is not None
     ]
@@ -110,7 +110,7 @@ def at_most_one(arguments: Mapping[str, Any]) -> None:
 def refuse(name: str, value: Any, only: Any, advice: str) -> None:
     """Check an argument of which one value alone can be had here."""
     if value is not only and not (type(value) is type(only) and value == only):
-        got = _checks.short(value)
+        got = _validate.short_repr(value)
         raise ValueError(f"`{name}` must be {only!r}, got {got}; {advice}")
 
 
@@ -118,7 +118,7 @@ def positive(name: str, value: Number) -> Any:
     """Check a number that must be greater than 0."""
     if is_zero(value):
         raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}")
-    return _checks.number(name, value)
+    return _validate.check_scalar(name, value)
 
 
 def clip_each_norm(bound: Any) -> optax.GradientTransformation:
@@ -183,7 +183,7 @@ def begun(value: NumberOrSchedule, count: Any) -> NumberOrSchedule:
 
 def inverse_time(rate: NumberOrSchedule, decay: Any) -> NumberOrSchedule:
     """The learning rate divided by 1 + decay * step, Keras's old schedule."""
-    rate = _checks.number("learning_rate", rate, schedule=True)
+    rate = _validate.check_scalar("learning_rate", rate, schedule=True)
     if is_zero(decay):
         return rate
 
@@ -243,8 +243,8 @@ def mxnet(
     for name, value in of_each_parameter.items():
         refuse(name, value, None, "settings for each parameter are an optax.partition")
 
-    factor = _checks.number("rescale_grad", rescale_grad)
-    decay = _checks.number("wd", wd)
+    factor = _validate.check_scalar("rescale_grad", rescale_grad)
+    decay = _validate.check_scalar("wd", wd)
     same = isinstance(factor, float) and factor == 1.0
     scaled = None if same else optax.scale(factor)
     decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
@@ -257,7 +257,7 @@ def bounded(bound: Number | None) -> Part:
     """End a step where it leaves [-bound, bound]: a projection of the parameters."""
     if bound is None or is_zero(bound):
         return None
-    limit = _checks.number("clip_weights", bound)
+    limit = _validate.check_scalar("clip_weights", bound)
 
     def project(updates: Any, params: Any) -> Any:
         if params is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import NumberOrSchedule
+from jax_rmsprop import _validate
+from jax_rmsprop._validate import NumberOrSchedule
 from jax_rmsprop.conventions import _frameworks
 from jax_rmsprop.conventions._parts import Transformation, renamed
 from jax_rmsprop.conventions._table import RECIPES, TABLE
@@ -134,6 +134,6 @@ def _recipe(
     recipe = RECIPES[name]
     convention = getattr(_frameworks, recipe.convention)
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
-    with _checks.called({theirs: "learning_rate"}):
+    with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
         optimizer = convention(learning_rate, storage=storage, **recipe.settings)
     return renamed(optimizer, {theirs: "learning_rate"})

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, reshard
 
 
-def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
+def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
     """Shard x, which does not depend on p, as p is sharded: x, made to depend on p.
 
     Left alone, a compiler puts a constant on one device, and jit drops an argument that
@@ -20,18 +20,18 @@ def place_like(x: jax.Array, p: jax.Array) -> jax.Array:
     through an elementwise operation. So a select picks one of two arrays that are the
     same, whatever p is; the barrier keeps the compiler from seeing so.
     """
-    if explicit(p):  # JAX 0.8 cannot batch a select there
+    if on_explicit_mesh(p):  # JAX 0.8 cannot batch a select there
         x = reshard(x, jax.typeof(p).sharding)
         return lax.optimization_barrier((x, p))[0]
     return jnp.where(p != p, lax.optimization_barrier(x), x)
 
 
-def explicit(p: jax.Array) -> bool:
+def on_explicit_mesh(p: jax.Array) -> bool:
     """Whether p's devices are part of its type: an axis of its mesh is explicit."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types
 
 
-def concrete(params: Any) -> Any:
+def zeros_for_shapes(params: Any) -> Any:
     """Zeros for `jax.ShapeDtypeStruct`s: a state depends on shapes and places alone."""
 
     def zeros(p: Any) -> Any:

@@ -20,7 +20,7 @@ Number = float | jax.Array
 NumberOrSchedule = Number | Schedule
 
 
-def number(
+def check_scalar(
     name: str,
     value: Any,
     *,
@@ -56,7 +56,7 @@ def number(
             "to run several values at once, use jax.vmap"
         )
     if not (is_array and _is_real(value.dtype)) and type(value) not in (int, float):
-        raise TypeError(f"`{name}` must be {allowed}, got {short(value)}")
+        raise TypeError(f"`{name}` must be {allowed}, got {short_repr(value)}")
     if isinstance(value, jax.core.Tracer):
         return value
     try:
@@ -78,11 +78,11 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
     except TypeError as error:
         raise TypeError(
             f"`{name}` must be a number or a function from step to number, got "
-            f"{short(schedule)}: {error}"
+            f"{short_repr(schedule)}: {error}"
         ) from None
 
 
-def scheduled(name: str, value: Any) -> None:
+def check_scheduled(name: str, value: Any) -> None:
     """Check what a schedule returned: a scalar of a type that is a number's.
 
     Raises:
@@ -92,22 +92,22 @@ def scheduled(name: str, value: Any) -> None:
     if is_array and value.shape == () and _is_real(value.dtype):
         return
     if type(value) not in (int, float):
-        got = f"an array of shape {value.shape}" if is_array else short(value)
+        got = f"an array of shape {value.shape}" if is_array else short_repr(value)
         raise TypeError(f"`{name}`'s schedule must return a scalar number, got {got}")
 
 
-def flag(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any) -> bool:
     """Check an option that is on or off.
 
     Raises:
       TypeError: not a bool, for instance a traced one: it decides what is compiled.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {short(value)}")
+        raise TypeError(f"`{name}` must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
-def integer(name: str, value: Any, *, low: int) -> int:
+def check_int(name: str, value: Any, *, low: int) -> int:
     """Check a count, and return it.
 
     Raises:
@@ -115,24 +115,28 @@ def integer(name: str, value: Any, *, low: int) -> int:
       ValueError: below `low`.
     """
     if type(value) is not int:
-        raise TypeError(f"`{name}` must be an integer >= {low}, got {short(value)}")
+        raise TypeError(
+            f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
+        )
     if not low <= value < 2**31:  # beyond, no int32 holds it
-        raise ValueError(f"`{name}` must be an integer >= {low}, got {short(value)}")
+        raise ValueError(
+            f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
+        )
     return value
 
 
-def compiling() -> bool:
+def currently_jitting() -> bool:
     """Whether the caller is within a jit or the like, where every array is a tracer."""
     return isinstance(jnp.zeros([]), jax.core.Tracer)
 
 
-def short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """What a person passed, in one line and few characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def extra(name: str, *modules: str) -> None:
+def require_extra(name: str, *modules: str) -> None:
     """Check that what an extra installs is there.
 
     Raises:
@@ -149,7 +153,7 @@ def extra(name: str, *modules: str) -> None:
 
 
 @contextlib.contextmanager
-def called(words: Mapping[str, str]) -> Generator[None]:
+def rename_arguments_in_errors(words: Mapping[str, str]) -> Generator[None]:
     """Within it, an error names the arguments by other words."""
     try:
         yield
@@ -160,7 +164,7 @@ def called(words: Mapping[str, str]) -> Generator[None]:
         raise type(error)(message) from None
 
 
-def floating(params: Any) -> None:
+def check_inexact_leaves(params: Any) -> None:
     """Check that every leaf is floating point or complex.
 
     Raises:
@@ -175,7 +179,7 @@ def floating(params: Any) -> None:
             )
 
 
-def arrays(tree: Any) -> None:
+def check_array_leaves(tree: Any) -> None:
     """Check that every leaf is an array of numbers, or a number.
 
     Raises:
@@ -188,12 +192,12 @@ def arrays(tree: Any) -> None:
         if not numbers:
             raise TypeError(
                 f"RMSProp needs arrays for leaves, but {_name(path)} is "
-                f"{short(leaf)}; leave it out, as with "
+                f"{short_repr(leaf)}; leave it out, as with "
                 "equinox.filter(model, equinox.is_inexact_array)"
             )
 
 
-def match(updates: Any, nu: Any) -> None:
+def check_matches_state(updates: Any, nu: Any) -> None:
     """Check that the gradients have the tree and the shapes of the state.
 
     Raises:
@@ -228,7 +232,7 @@ def match(updates: Any, nu: Any) -> None:
     )
 
 
-def kinds(updates: Any, computed: Any) -> None:
+def check_same_kind(updates: Any, computed: Any) -> None:
     """Check that gradients are real or complex as what was computed with the state.
 
     Raises:

@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_rmsprop import _checks
-from jax_rmsprop._checks import NumberOrSchedule
+from jax_rmsprop import _validate
 from jax_rmsprop._complement import one_minus
-from jax_rmsprop._place import concrete
+from jax_rmsprop._sharding import zeros_for_shapes
+from jax_rmsprop._validate import NumberOrSchedule
 
 
-def compiled(
+def jit_transformation(
     make: Callable[..., optax.GradientTransformation],
     options: Mapping[str, Hashable],
     hyperparameters: Mapping[str, NumberOrSchedule],
     *,
-    count: Callable[[Any], Any],
+    get_count: Callable[[Any], Any],
     uses_params: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Build `make(**hyperparameters, **options)`, each method one dispatch.
@@ -42,7 +42,7 @@ def compiled(
       hyperparameters: numbers, tracers or schedules; must contain "gamma". `make`
         gets them as scalar arrays, a schedule's value at the state's count in its
         place, and beside them "one_minus_gamma".
-      count: the step of a state, at which the schedules are evaluated.
+      get_count: the step of a state, at which the schedules are evaluated.
       uses_params: whether `update` reads the parameters. If not, they may be
         anything: Equinox's users pass whole models.
     """
@@ -54,19 +54,19 @@ def compiled(
     }
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, key, hyperparameters),
-        functools.partial(_update, key, hyperparameters, count, uses_params),
+        functools.partial(_update, key, hyperparameters, get_count, uses_params),
     )
 
 
 def _init(key: Any, hyperparameters: Mapping[str, Any], params: Any) -> Any:
-    values = _values(hyperparameters, np.int32(0))
-    return _dispatch(key, values, "init", concrete(params))
+    values = _evaluate_hyperparameters(hyperparameters, np.int32(0))
+    return _dispatch(key, values, "init", zeros_for_shapes(params))
 
 
 def _update(
     key: Any,
     hyperparameters: Mapping[str, Any],
-    count: Callable[[Any], Any],
+    get_count: Callable[[Any], Any],
     uses_params: bool,
     updates: Any,
     state: Any,
@@ -75,19 +75,21 @@ def _update(
 ) -> tuple[Any, Any]:
     del extra_args
     try:
-        step = count(state)
+        step = get_count(state)
     except (AttributeError, IndexError, KeyError, TypeError):
         raise TypeError(
             "`state` must be what `init` returned, its tuples and classes kept, got "
             f"{type(state).__name__}"
         ) from None
-    values = _values(hyperparameters, step)
+    values = _evaluate_hyperparameters(hyperparameters, step)
     return _dispatch(
         key, values, "update", updates, state, params if uses_params else None
     )
 
 
-def _values(hyperparameters: Mapping[str, Any], count: Any) -> dict[str, Any]:
+def _evaluate_hyperparameters(
+    hyperparameters: Mapping[str, Any], count: Any
+) -> dict[str, Any]:
     """The hyperparameters at a step: Python floats, or arrays not below float32.
 
     1 - gamma is formed here, where a Python float is still a double: in float32,
@@ -129,7 +131,7 @@ def _at(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Any, Any
 
 def _both(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Any, Any]:
     value: Any = schedule(count)
-    _checks.scheduled(name, value)
+    _validate.check_scheduled(name, value)
     return value, 1 - value
 
 
@@ -148,11 +150,15 @@ _compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)
 
 
 def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
-    """One dispatch or, where the caller is compiling already, part of what it does."""
-    call = _call if _checks.compiling() else _compiled_call
+    """One dispatch or, where the caller is compiling already, part of what it does.
+
+    There a jit within would be traced, lowered and called as a function of its own, for
+    nothing.
+    """
+    call = _call if _validate.currently_jitting() else _compiled_call
     try:
         return call(key, values, method, *args)
     except TypeError:
         for tree in args:
-            _checks.arrays(tree)
+            _validate.check_array_leaves(tree)
         raise
