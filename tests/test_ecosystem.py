@@ -589,8 +589,8 @@ def test_galore():
 @pytest.mark.parametrize("name", ["everything", "in fewer bits"])
 def test_aggregating(name):
     aggregating = pytest.importorskip(
-        "optax.experimental.aggregating", exc_type=ImportError
-    )
+        "optax.experimental", reason="since Optax 0.2.7", exc_type=ImportError
+    ).aggregating
     mean = aggregating.Aggregator(
         init=optax.init_empty_state,
         update=lambda g, state, params=None: (
