@@ -22,7 +22,8 @@ from jax_rmsprop import (
     storage,
     sweep,
 )
-from tests.conftest import SWITCHES, require, tolerance
+from tests.conftest import SWITCHES, tolerance
+from tests.frameworks import quietly
 
 with warnings.catch_warnings():
     # The Flax of JAX 0.8's time asks for a name that JAX had just deprecated.
@@ -300,8 +301,7 @@ def test_linen_train_state(make):
 
 @few
 def test_haiku(make):
-    require("haiku")
-    import haiku as hk
+    hk = quietly("haiku")
 
     model = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 3])(x)))
     x, labels = jnp.linspace(-1, 1, 8).reshape(4, 2), jnp.array([0, 1, 2, 0])
@@ -405,8 +405,8 @@ def agent(gamma, learning_rate, seed, make=rmsprop):
 
 def test_a_sweep_of_agents():
     """A whole training with its environment as one member, in gymnax and rlax."""
-    require("gymnax")
-    require("rlax")
+    quietly("gymnax")
+    quietly("rlax")
     grid = {"gamma": [0.9, 0.99], "learning_rate": [0.001, 0.01], "seed": range(2)}
     curves = sweep(agent, grid, progress=False, batch_size=8)
     assert curves.rewards.sizes["rewards_dim_0"] == 200

@@ -124,7 +124,7 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
     except TypeError as error:
         raise TypeError(
             f"`{called}` must take the axes of the grid by name: {error}; the axes are "
-            f"{', '.join(names)}, its arguments {', '.join(signature.parameters)}"
+            f"{', '.join(names)}, its arguments ({', '.join(signature.parameters)})"
         ) from None
 
 

@@ -32,26 +32,16 @@ a docstring does not describe is what the equations show, as in `rmsprop`.
 """
 
 from jax_rmsprop.conventions._explain import explain
-from jax_rmsprop.conventions._frameworks import (
+from jax_rmsprop.conventions._jax import flax_legacy, jax_example_libraries, optax
+from jax_rmsprop.conventions._laprop import dreamer_v3, laprop
+from jax_rmsprop.conventions._mxnet import mxnet1, mxnet2
+from jax_rmsprop.conventions._others import chainer, d2l, mlx, paddle
+from jax_rmsprop.conventions._pytorch import (
     bitsandbytes,
-    chainer,
-    d2l,
-    flax_legacy,
-    jax_example_libraries,
-    keras,
-    mlx,
-    mxnet1,
-    mxnet2,
-    optax,
-    paddle,
     pytorch,
-    sonnet,
     stable_baselines3,
-    tensorflow1,
-    tf_keras_v2,
     timm,
 )
-from jax_rmsprop.conventions._laprop import dreamer_v3, laprop
 from jax_rmsprop.conventions._recipes import (
     dopamine_dqn,
     dqn_zoo,
@@ -61,6 +51,7 @@ from jax_rmsprop.conventions._recipes import (
     nature_dqn,
 )
 from jax_rmsprop.conventions._table import RECIPES, TABLE, Convention, Recipe
+from jax_rmsprop.conventions._tensorflow import keras, sonnet, tensorflow1, tf_keras_v2
 
 __all__ = [
     "RECIPES",

@@ -6,10 +6,22 @@ import inspect
 from typing import Any
 
 from jax_rmsprop import _markdown
-from jax_rmsprop.conventions import _frameworks, _laprop
+from jax_rmsprop.conventions import (
+    _jax,
+    _laprop,
+    _mxnet,
+    _others,
+    _pytorch,
+    _tensorflow,
+)
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 
-_FUNCTIONS = vars(_laprop) | vars(_frameworks)
+_FUNCTIONS = {
+    name: x
+    for family in (_pytorch, _tensorflow, _mxnet, _jax, _laprop, _others)
+    for name, x in vars(family).items()
+    if name in TABLE and inspect.isfunction(x)
+}
 _HEADER = [
     "convention",
     "of",

@@ -20,7 +20,12 @@ from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._optimizer import count, once_rounded
 from jax_rmsprop._transform import parse_average_options, uncompiled_scale_by_rmsprop
 from jax_rmsprop._validate import Number, NumberOrSchedule, Schedule
-from jax_rmsprop.conventions._parts import Transformation, is_zero, refuse, renamed
+from jax_rmsprop.conventions._parts import (
+    Transformation,
+    check_only_value,
+    is_zero,
+    with_argument_names,
+)
 from jax_rmsprop.conventions._table import TABLE
 from jax_rmsprop.storage import Storages, stored
 
@@ -70,9 +75,11 @@ def laprop(
       https://arxiv.org/abs/2002.04839;
       https://github.com/Z-T-WANG/LaProp-Optimizer/blob/master/laprop.py
     """
-    refuse("amsgrad", amsgrad, False, "it is another optimizer: optax.amsgrad")
+    check_only_value(
+        "amsgrad", amsgrad, False, "it is another optimizer: optax.amsgrad"
+    )
     advice = "scale_by_rmsprop(centered=True) and optax.ema make one without bias"
-    refuse("centered", centered, False, advice)
+    check_only_value("centered", centered, False, advice)
     pair: Any = betas
     if not isinstance(pair, Sequence) or len(betas) != 2:
         raise TypeError(
@@ -94,7 +101,7 @@ def laprop(
     optimizer = jit_transformation(
         _laprop, options, numbers, get_count=count, uses_params=decays
     )
-    optimizer = renamed(optimizer, TABLE["laprop"].words)
+    optimizer = with_argument_names(optimizer, TABLE["laprop"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 
 
@@ -175,7 +182,7 @@ def dreamer_v3(
     optimizer = jit_transformation(
         _dreamer_v3, options, numbers, get_count=count, uses_params=clips
     )
-    optimizer = renamed(optimizer, TABLE["dreamer_v3"].words)
+    optimizer = with_argument_names(optimizer, TABLE["dreamer_v3"].words)
     return optimizer if storage is None else stored(optimizer, storage)
 
 

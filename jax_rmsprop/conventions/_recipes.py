@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import NumberOrSchedule
-from jax_rmsprop.conventions import _frameworks
-from jax_rmsprop.conventions._parts import Transformation, renamed
+from jax_rmsprop.conventions._jax import optax
+from jax_rmsprop.conventions._parts import Transformation, with_argument_names
+from jax_rmsprop.conventions._pytorch import pytorch
 from jax_rmsprop.conventions._table import RECIPES, TABLE
+from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
 from jax_rmsprop.storage import Storages
 
 
@@ -128,12 +130,16 @@ def mobilenet_v3(
     return _recipe("mobilenet_v3", learning_rate, storage)
 
 
+# Those whose RMSProp a recipe ran.
+_RAN = {f.__name__: f for f in (keras, optax, pytorch, tensorflow1)}
+
+
 def _recipe(
     name: str, learning_rate: NumberOrSchedule, storage: Storages | None
 ) -> Transformation:
     recipe = RECIPES[name]
-    convention = getattr(_frameworks, recipe.convention)
+    convention = _RAN[recipe.convention]
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
     with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
         optimizer = convention(learning_rate, storage=storage, **recipe.settings)
-    return renamed(optimizer, {theirs: "learning_rate"})
+    return with_argument_names(optimizer, {theirs: "learning_rate"})

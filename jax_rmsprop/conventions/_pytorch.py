@@ -1,0 +1,274 @@
+"""PyTorch's, and those that have its interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_rmsprop import _validate
+from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop.conventions._parts import (
+    Transformation,
+    chain_keeping_dtype,
+    check_only_value,
+    check_positive,
+    is_zero,
+    rmsprop_of,
+    with_argument_names,
+)
+from jax_rmsprop.storage import Storages
+
+
+def pytorch(
+    lr: NumberOrSchedule = 1e-2,
+    alpha: NumberOrSchedule = 0.99,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
+    centered: bool = False,
+    capturable: bool = False,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    differentiable: bool = False,
+    *,
+    storage: Storages | None = None,
+) -> Transformation:
+    """PyTorch's `torch.optim.RMSprop`: eps outside the root, the rate after b.
+
+        g = g + weight_decay * x             -g + weight_decay * x if `maximize`
+        b = momentum * b + g / (sqrt(nu) + eps)
+        x = x - lr * b
+
+    A complex parameter is two real ones, as in PyTorch: its parts have an average
+    each, where `rmsprop` keeps one of |g|^2. `capturable`, `foreach` and
+    `differentiable` have no meaning here.
+
+    Example:
+      >>> optimizer = pytorch(lr=1e-2, momentum=0.9, weight_decay=1e-4)
+
+    References:
+      https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
+    """
+    del capturable, foreach, differentiable
+    optimizer = rmsprop_of(
+        "pytorch",
+        storage=storage,
+        learning_rate=lr,
+        gamma=alpha,
+        eps=eps,
+        centered=centered,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    climbs = _validate.check_bool("maximize", maximize)
+    optimizer = chain_keeping_dtype(optax.scale(-1.0) if climbs else None, optimizer)
+    both = optax.contrib.split_real_and_imaginary(optimizer)
+    return with_argument_names(optax.with_extra_args_support(both), {})
+
+
+def timm(
+    lr: NumberOrSchedule = 1e-2,
+    alpha: NumberOrSchedule = 0.9,
+    eps: Number = 1e-10,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
+    centered: bool = False,
+    decoupled_decay: bool = False,
+    corrected_weight_decay: bool = False,
+    lr_in_momentum: bool = True,
+    caution: bool = False,
+    foreach: bool | None = None,
+    *,
+    max_lr: Number | None = None,
+    storage: Storages | None = None,
+) -> Transformation:
+    """The `RMSpropTF` of timm: PyTorch's names, TensorFlow's eps and initial nu.
+
+        g = g + weight_decay * x                 unless `decoupled_decay`
+        x = x - lr * weight_decay * x            if `decoupled_decay`
+        b = momentum * b + lr * g / sqrt(nu + eps)
+        x = x - b
+
+    without `lr_in_momentum` as `pytorch`. With `corrected_weight_decay` the decoupled
+    decay is lr^2 / max_lr * weight_decay. With `caution`, and only with momentum, the
+    elements of b whose sign is not the gradient's are 0 in this step, and the rest of
+    the leaf is divided by the fraction that is left, or by 1e-3 if that is more.
+
+    Args:
+      lr: the learning rate, as in `rmsprop`.
+      alpha: the average's decay.
+      eps: as in `rmsprop`.
+      weight_decay: as in `rmsprop`.
+      momentum: as in `rmsprop`.
+      centered: as in `rmsprop`.
+      decoupled_decay: as `decoupled_weight_decay` in `rmsprop`.
+      corrected_weight_decay: scale the decoupled decay with lr / max_lr besides.
+      lr_in_momentum: as in `rmsprop`.
+      caution: see above.
+      foreach: of no meaning here.
+      max_lr: for `corrected_weight_decay`. timm takes the `lr` with which it was made,
+        before any scheduler; so does this, but if `lr` is a schedule it must be given.
+      storage: as in `rmsprop`.
+
+    Example:
+      >>> optimizer = timm(lr=0.01, momentum=0.9, weight_decay=1e-5, caution=True)
+
+    References:
+      https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/rmsprop_tf.py;
+      caution: Liang et al., Cautious Optimizers, 2024,
+      https://arxiv.org/abs/2411.16085; the corrected decay: Defazio, Why Gradients
+      Rapidly Increase Near the End of Training, 2025,
+      https://arxiv.org/abs/2506.02285.
+    """
+    del foreach
+    decoupled = _validate.check_bool("decoupled_decay", decoupled_decay)
+    corrected = _validate.check_bool("corrected_weight_decay", corrected_weight_decay)
+    careful = _validate.check_bool("caution", caution) and not is_zero(momentum)
+    # Unless told otherwise, a number is its own highest.
+    squared = decoupled and corrected and (callable(lr) or max_lr is not None)
+    if squared and max_lr is None:
+        raise ValueError(
+            "`max_lr` must be the highest learning rate if `lr` is a schedule and "
+            "`corrected_weight_decay` is True, got None"
+        )
+    amount = _validate.check_scalar("weight_decay", weight_decay)
+    # Caution is for the step alone, and for a gradient with its coupled decay.
+    apart = (careful or squared) and not is_zero(amount)
+    optimizer = rmsprop_of(
+        "timm",
+        storage=storage,
+        learning_rate=lr,
+        gamma=alpha,
+        eps=eps,
+        centered=centered,
+        momentum=momentum,
+        lr_in_momentum=lr_in_momentum,
+        weight_decay=0.0 if apart else amount,
+        decoupled_weight_decay=decoupled,
+    )
+    if careful:
+        optimizer = _cautious(optimizer)
+    if not apart:
+        return optimizer
+    if not decoupled:
+        return chain_keeping_dtype(optax.add_decayed_weights(amount), optimizer)
+    highest = (
+        check_positive("max_lr", max_lr) if squared and max_lr is not None else None
+    )
+    return chain_keeping_dtype(optimizer, _scheduled_decay(lr, amount, highest))
+
+
+def stable_baselines3(
+    lr: NumberOrSchedule = 1e-2,
+    alpha: NumberOrSchedule = 0.99,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
+    centered: bool = False,
+    *,
+    storage: Storages | None = None,
+) -> Transformation:
+    """Stable-Baselines3's `RMSpropTFLike`: PyTorch's with nu from 1 and eps inside.
+
+        g = g + weight_decay * x
+        b = momentum * b + g / sqrt(nu + eps)
+        x = x - lr * b
+
+    Example:
+      >>> optimizer = stable_baselines3(lr=7e-4, eps=1e-5)
+
+    References:
+      https://github.com/DLR-RM/stable-baselines3/blob/v2.9.2/stable_baselines3/common/sb2_compat/rmsprop_tf_like.py
+    """
+    return rmsprop_of(
+        "stable_baselines3",
+        storage=storage,
+        learning_rate=lr,
+        gamma=alpha,
+        eps=eps,
+        centered=centered,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+
+
+def bitsandbytes(
+    lr: NumberOrSchedule = 1e-2,
+    alpha: NumberOrSchedule = 0.99,
+    eps: Number = 1e-8,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
+    centered: bool = False,
+    optim_bits: int = 32,
+    args: Any = None,
+    min_8bit_size: int = 4096,
+    *,
+    storage: Storages | None = None,
+) -> Transformation:
+    """`bnb.optim.RMSprop` of bitsandbytes, with its state in full precision.
+
+        g = g + weight_decay * x
+        x = x - lr * g / (sqrt(nu) + eps)
+
+    bitsandbytes takes `momentum` and computes without it, and refuses `centered`: both
+    are refused here, `pytorch` has them. `args` and `min_8bit_size` have no meaning
+    here; `optim_bits` must be 32.
+
+    Example:
+      >>> optimizer = bitsandbytes(lr=1e-3, weight_decay=1e-4)
+
+    References:
+      https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/rmsprop.py
+    """
+    del args, min_8bit_size
+    advice = (
+        "bitsandbytes takes a momentum and ignores it: pass 0 for the same steps, or "
+        "use conventions.pytorch for the momentum"
+    )
+    check_only_value("momentum", 0 if is_zero(momentum) else momentum, 0, advice)
+    check_only_value(
+        "centered", centered, False, "as in bitsandbytes; conventions.pytorch has it"
+    )
+    check_only_value(
+        "optim_bits", optim_bits, 32, "the state is in full precision here"
+    )
+    return rmsprop_of(
+        "bitsandbytes",
+        storage=storage,
+        learning_rate=lr,
+        gamma=alpha,
+        eps=eps,
+        weight_decay=weight_decay,
+    )
+
+
+def _cautious(optimizer: Transformation) -> Transformation:
+    """Keep of a step what goes against the gradient, scaled for what is left out."""
+
+    def mask(step: jax.Array, g: jax.Array) -> jax.Array:
+        kept = (step * g < 0).astype(step.dtype)
+        return step * kept / jnp.maximum(kept.mean(), 1e-3)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        steps, state = optimizer.update(updates, state, params, **extra)
+        return jax.tree.map(mask, steps, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _scheduled_decay(
+    rate: NumberOrSchedule, weight_decay: Any, max_rate: Any
+) -> optax.GradientTransformation:
+    """Subtract rate^2 / max_rate * weight_decay * x; without `max_rate`, rate."""
+
+    def factor(step: Any) -> Any:
+        eta = rate(step) if callable(rate) else rate
+        return -weight_decay * eta * (1.0 if max_rate is None else eta / max_rate)
+
+    # Injected, since Optax below 0.2.7 takes no schedule for a decay.
+    return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=factor)
