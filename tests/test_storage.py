@@ -692,3 +692,20 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
         )
         assert np.abs(kept_so[:, -1] - full[:, -1]).max() < spread
         assert np.abs(kept_so.mean(0) / full.mean(0) - 1).max() < 0.02
+
+
+def test_the_number_that_the_comment_works_through():
+    """0.15625 keeps its value, 0.16 is rounded up 24 times of a hundred."""
+    codec = storage.uint8(0)
+    old = storage.Codes(jnp.array([255 - 64], "uint8"), jnp.int32(800))  # base stays
+    kept = codec.encode(jnp.float32([0.15625]), jnp.zeros(1, "uint32"), old)
+    assert (int(kept.base), int(kept.codes[0])) == (800, 194)
+    assert codec.decode(kept)[0] == 0.15625
+    n = 100_000
+    thresholds = jnp.asarray(np.arange(n) * (2**32 // n), "uint32")
+    codes = jnp.full(n, 255 - 64, "uint8")
+    many = codec.encode(
+        jnp.full(n, 0.16, "float32"), thresholds, storage.Codes(codes, jnp.int32(800))
+    )
+    assert set(np.unique(many.codes)) == {194, 195}
+    np.testing.assert_allclose((many.codes == 195).mean(), 0.24, atol=2 / n)

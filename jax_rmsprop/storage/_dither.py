@@ -1,0 +1,49 @@
+"""The random numbers by which codes are rounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# After so many steps the thresholds begin anew.
+_RENEWED = np.uint32(32)
+
+
+def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.Array:
+    """What each element of an array is rounded by at a step, in units of 2^-32.
+
+    Args:
+      shape: the array's.
+      leaf: its number in the state.
+      count: the step.
+      seed: as for `stored`.
+
+    Returns:
+      uint32 numbers of that shape, all equally likely.
+
+    Example:
+      >>> thresholds((3,), 0, 0, 0).dtype
+      dtype('uint32')
+    """
+    position, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        index = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        position += index * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    step = jnp.asarray(count).astype(jnp.uint32)
+    shared = jnp.asarray(seed).astype(jnp.uint32)
+    for number in (jnp.uint32(leaf), step // _RENEWED):
+        shared = _hash(shared) + number
+    # 2^32 divided by the golden ratio.
+    return _hash(position + _hash(shared)) + step * jnp.uint32(0x9E3779B9)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """Mix the bits; the constants are those of Wellons' "lowbias32"."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,0 +1,92 @@
+"""How many bytes a training keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.tree_util import keystr
+
+from jax_rmsprop import _markdown
+from jax_rmsprop.storage._stored import is_field, path_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """What a training keeps, in bytes; printed, it is a table.
+
+    Attributes:
+      rows: for each leaf of the parameters, and for the rest, the bytes by column:
+        "parameters" and the fields of the optimizer's state.
+    """
+
+    rows: Mapping[str, Mapping[str, int]]
+
+    @property
+    def total(self) -> dict[str, int]:
+        """The bytes of each column."""
+        columns = dict.fromkeys(c for row in self.rows.values() for c in row)
+        return {c: sum(row.get(c, 0) for row in self.rows.values()) for c in columns}
+
+    def __str__(self) -> str:
+        """The table, in Markdown."""
+        total = self.total
+        lines = [["bytes", *total]]
+        for name, row in [*self.rows.items(), ("total", total)]:
+            lines.append([name, *(f"{row.get(c, 0):,}" for c in total)])
+        return _markdown.table(lines, numbers=True)
+
+
+def memory_report(optimizer: optax.GradientTransformation, params: Any) -> MemoryReport:
+    """How many bytes the parameters and an optimizer's state take. Allocates nothing.
+
+    Args:
+      optimizer: any Optax transformation.
+      params: arrays, or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A report with a row for each leaf of the parameters and one for what belongs to
+      none of them, such as a count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jax_rmsprop import rmsprop, storage
+      >>> params = {"w": jnp.ones((1000, 1000))}
+      >>> optimizer = storage.stored(rmsprop(0.01), {"nu": storage.uint8()})
+      >>> print(storage.memory_report(optimizer, params))
+      | bytes | parameters |        nu | count | bases |
+      | ----- | ---------- | --------- | ----- | ----- |
+      | ['w'] |  4,000,000 | 1,000,000 |     0 |     0 |
+      | other |          0 |         0 |     8 |     8 |
+      | total |  4,000,000 | 1,000,000 |     8 |     8 |
+    """
+    rows: dict[str, dict[str, int]] = {}
+
+    def add(row: str, column: str, x: Any) -> None:
+        size = math.prod(x.shape) * x.dtype.itemsize
+        cells = rows.setdefault(row, {})
+        cells[column] = cells.get(column, 0) + size
+
+    shapes: dict[Any, tuple[int, ...]] = {}
+    for path, x in path_leaves(params):
+        shapes[path] = x.shape
+        add(keystr(path) or "the root", "parameters", x)
+    for path, x in path_leaves(jax.eval_shape(optimizer.init, params)):
+        row, last = None, "state"
+        for i, key in enumerate(path):
+            if not is_field(key):
+                continue
+            # After the name of a field like the parameters goes on the path of one.
+            rest = path[i + 1 :]
+            inside = [n for n in shapes if rest[: len(n)] == n]
+            if inside and x.shape == shapes[inside[0]]:
+                row = keystr(inside[0]) or "the root"
+            last = key.name if row is None or inside else last
+        add(row or "other", last, x)
+    if "other" in rows:
+        rows["other"] = rows.pop("other")
+    return MemoryReport(rows)
