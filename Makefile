@@ -29,10 +29,12 @@ test-switches: .venv/ready  ## the interface under each of JAX's own switches
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks
 
-lint: .venv/ready  ## style and types
+lint: .venv/ready  ## style, types, spelling, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/codespell
+	$(BIN)/lint-imports
 
 docs: .venv/ready  ## pages from the docstrings, in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api \

@@ -106,42 +106,6 @@ def test_the_core_imports_only_jax_numpy_and_optax():
         assert found <= CORE | EXTRAS.get(part, set()), path
 
 
-def test_modules_import_one_way():
-    order = [
-        "_validate",
-        "_diagnose",
-        "_complement",
-        "_equations",
-        "_sharding",
-        "_jit",
-        "storage",
-    ]
-    order += ["_transform", "_optimizer", "conventions", "migrate"]
-    apart = {
-        "_sweep": {
-            "_validate",
-            "_complement",
-            "_sharding",
-            "_markdown",
-            "_versions",
-        }
-    }
-    apart["plotting"] = {"_validate", "_diagnose", "_sweep"}
-    for path in (ROOT / "jax_rmsprop").rglob("*.py"):
-        part = path.relative_to(ROOT / "jax_rmsprop").parts[0].removesuffix(".py")
-        found = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "jax_rmsprop":
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and "jax_rmsprop." in node.module:
-                found.add(node.module.split(".")[1])
-        found -= {part, "__version__"}
-        if part in apart:
-            assert found <= apart[part], path
-        elif part in order:
-            assert found <= {*order[: order.index(part)], "_markdown"}, path
-
-
 def test_importing_the_package_imports_no_extra():
     code = "import sys, jax_rmsprop, jax_rmsprop.plotting; print(*sys.modules)"
     loaded = subprocess.run(
