@@ -149,11 +149,12 @@ def writing(at: Location) -> Generator[None]:
         if at.folder is not None and not isinstance(error, OSError):
             raise
         why = getattr(error, "strerror", None) or in_one_line(error)
-        raise OSError(
-            getattr(error, "errno", None),
+        message = (
             f"`store` {at.name} cannot be written: {why}; what is finished is kept, "
-            "and the same call goes on from there",
-        ) from error
+            "and the same call goes on from there"
+        )
+        number = getattr(error, "errno", None)
+        raise OSError(*([message] if number is None else [number, message])) from error
 
 
 def in_one_line(error: Exception) -> str:
