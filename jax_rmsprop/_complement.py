@@ -29,7 +29,7 @@ def one_minus(x: Any) -> Any:
 
 @contextlib.contextmanager
 def known(pairs: Mapping[str, tuple[Any, Any]]) -> Generator[set[str]]:
-    """Within it, `one_minus` knows these numbers' complements, by name.
+    """Tell `one_minus`, within it, these numbers' complements, by name.
 
     Yields:
       The names of those that have been asked for.

@@ -1,4 +1,4 @@
-"""What a state says about gamma and eps: whether they fit the gradients."""
+"""Diagnose from a state whether gamma and eps fit the gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 class Diagnosis(NamedTuple):
-    """What `diagnose` finds, float32 arrays; stacked by a scan, with a leading axis.
+    """The findings of `diagnose`: float32 arrays, which a scan stacks.
 
     Attributes:
       eps_share: in [0, 1], the share of the elements where eps is more of the divisor

@@ -91,7 +91,7 @@ def bounded(g: jax.Array) -> jax.Array:
 
 
 def largest(dtype: Any) -> jax.Array:
-    """What a gradient is held within.
+    """The bound of each part of a gradient.
 
     Its square is finite, four times that, and it divided by the root of the smallest
     normal number.

@@ -126,12 +126,12 @@ def check_int(name: str, value: Any, *, low: int) -> int:
 
 
 def currently_jitting() -> bool:
-    """Whether the caller is within a jit or the like, where every array is a tracer."""
+    """Tell whether the caller is within a jit or the like: every array is a tracer."""
     return isinstance(jnp.zeros([]), jax.core.Tracer)
 
 
 def short_repr(value: Any) -> str:
-    """What a person passed, in one line and few characters."""
+    """Write a value in one line and at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -154,7 +154,7 @@ def require_extra(name: str, *modules: str) -> None:
 
 @contextlib.contextmanager
 def rename_arguments_in_errors(words: Mapping[str, str]) -> Generator[None]:
-    """Within it, an error names the arguments by other words."""
+    """Name the arguments by other words in the errors that are raised within."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What depends on JAX's version, and what it has under no stable name yet."""
+"""Keep in one place what depends on JAX's version or has no stable name there."""
 
 import jax
 

@@ -264,7 +264,7 @@ def sensitivity(
     maximize: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """How much the output depends on gamma, for each value of another axis.
+    """Draw how much the output depends on gamma, for each value of another axis.
 
     A line for each value of `lines`, against gamma on an axis that is spaced evenly in
     log(1 - gamma): flat lines say that gamma matters little there. Each is at the
@@ -317,7 +317,7 @@ def sensitivity(
 
 
 def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """What decides the steps of a training: its average, or eps.
+    """Draw what decides the steps of a training: its average, or eps.
 
     Above the average, its middle and nine tenths of its elements, beside the threshold
     under which eps is more of the divisor; then the share of the elements that lie
@@ -525,7 +525,7 @@ def _marks(
 
 
 def _colour(i: int, n: int) -> Any:
-    """A colour of its own for each of so many lines; of viridis if they are many."""
+    """A colour of its own for each of n lines; of viridis if they are many."""
     import matplotlib as mpl
 
     return _COLOURS[i] if n <= len(_COLOURS) else mpl.colormaps["viridis"](i / (n - 1))

@@ -39,7 +39,7 @@ class Axis:
 
     @property
     def digest(self) -> str:
-        """What tells this axis from another, in few characters."""
+        """Short hash of the values."""
         if self.labels.dtype.kind == "U":
             data = "\0".join(self.labels.tolist()).encode()
         else:
@@ -76,13 +76,13 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How long they are."""
+        """Their lengths."""
         lengths = tuple(len(axis.labels) for axis in self.axes.values())
         return lengths[:1] if self.zipped else lengths
 
     @property
     def size(self) -> int:
-        """How many members there are."""
+        """The number of members."""
         return int(np.prod(self.shape))
 
     @property
@@ -123,7 +123,7 @@ class Grid:
         return groups
 
     def _inputs(self) -> Generator[tuple[str, str, np.ndarray]]:
-        """What a program gets: its name, the axis it belongs to, and its values."""
+        """The numbers that a program gets: name, axis, and values."""
         for name, axis in self.axes.items():
             if axis.numbers is not None:
                 yield name, name, axis.numbers
@@ -229,7 +229,7 @@ def _all_numbers(values: Iterable[Any]) -> bool:
 
 
 def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
-    """What the programs get: JAX's own width, 32 bits unless x64 is on."""
+    """Cast to JAX's own width, 32 bits unless x64 is on, as the programs get them."""
     if np.isnan(labels).any():
         where = int(np.isnan(labels).argmax())
         raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")

@@ -1,4 +1,4 @@
-"""Where the results of a sweep are kept while it runs: in memory, or in a store.
+"""Keep the results of a sweep while it runs: in memory, or in a store.
 
 All members lie along one dimension, "member", in the order in which they run. They are
 computed in segments, each of one batch size, and a segment in blocks of that size: a
@@ -43,7 +43,7 @@ class Segment(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """How many there are; the last one may be short."""
+        """Their number; the last one may be short."""
         return math.ceil((self.stop - self.start) / self.size)
 
     def block(self, number: int) -> slice:
@@ -56,7 +56,7 @@ class Memory:
     """Results in memory; those of all processes, in the end, in each."""
 
     def __init__(self, outputs: Spec, members: int):
-        """Make room for so many members."""
+        """Make room for `members`."""
         self.segments: list[Segment] = []
         self._dims = dimensions(outputs)
         self._rows = {
@@ -74,7 +74,7 @@ class Memory:
         self.segments[number] = self.segments[number]._replace(rate=rate)
 
     def missing(self, number: int) -> np.ndarray:
-        """Which blocks of a segment are still to be computed."""
+        """The numbers of a segment's blocks that are still to be computed."""
         return np.arange(self.segments[number].blocks)
 
     def write(self, number: int, where: slice, rows: Rows) -> None:
@@ -176,7 +176,7 @@ class Store:
         self._list()
 
     def missing(self, number: int) -> np.ndarray:
-        """Which blocks of a segment are not there, or not whole."""
+        """The numbers of a segment's blocks that are not there, or not whole."""
         segment = self.segments[number]
         missing = np.ones(segment.blocks, bool)
         if jax.process_index() == 0:
@@ -235,7 +235,7 @@ def flat(at: Location, segments: int, members: int) -> xr.Dataset:
 
 
 def attributes(at: Location) -> dict[str, Any] | None:
-    """What the root of a store says; None if there is no store yet.
+    """Read the attributes of a store's root; None if there is no store yet.
 
     Raises:
       ValueError: something else is there.
@@ -309,7 +309,7 @@ def _arrays(outputs: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def _whole(rows: xr.Dataset, where: slice, start: int) -> bool:
-    """Whether a block can be read and is what was written."""
+    """Tell whether a block can be read and is what was written."""
     block = rows.isel(member=slice(where.start - start, where.stop - start))
     try:
         values = {str(name): np.asarray(x) for name, x in block.items()}

@@ -1,4 +1,4 @@
-"""Where a store is: a folder, or whatever zarr reaches through fsspec."""
+"""Locate a store: a folder, or whatever zarr reaches through fsspec."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _remote(store: zarr.storage.FsspecStore) -> Location:
 
 @contextlib.contextmanager
 def locked(at: Location) -> Generator[None]:
-    """Within it, no other process writes to the store: they wait for each other.
+    """Let no other process write to the store within it: they wait for each other.
 
     The folder itself is locked, so that nothing is left behind; the lock of a process
     that is killed goes with it. Where the file system knows no locks, there is none.
@@ -139,7 +139,7 @@ def _wait(lock: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(at: Location) -> Generator[None]:
-    """Within it, an error of writing says in one line what it means here.
+    """Re-raise errors of writing in one line that names the store and how to go on.
 
     A file system of another machine has its own errors, besides OSError.
     """
@@ -158,5 +158,5 @@ def writing(at: Location) -> Generator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, or else its name."""
+    """Write an error's message in one line, or else its name."""
     return " ".join(str(error).split()) or type(error).__name__

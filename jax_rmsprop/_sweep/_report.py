@@ -1,4 +1,4 @@
-"""What a sweep found: its best point, and all members as a table."""
+"""Report on a sweep: its best point, and all members as a table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `summary` found; printed, it is a page of text.
+    """The findings of `summary`; printed, a page of text.
 
     Attributes:
       output: which output was judged.
@@ -219,7 +219,7 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
 
 
 def ordered(curves: xr.Dataset) -> xr.Dataset:
-    """What `sweep` returned with the values of its numeric axes ascending.
+    """Sort the result of `sweep` by the values of its numeric axes.
 
     Raises:
       TypeError, ValueError: as `checked` does.
@@ -325,7 +325,7 @@ def scores(curves: xr.Dataset, output: str, seeds: str = "seed") -> Scores:
 
 
 def best(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
-    """Where the best value is, by dimension.
+    """Find the place of the best value, by dimension.
 
     Raises:
       ValueError: no value is finite.

@@ -221,7 +221,7 @@ def first_bad(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def patient(run: Run) -> Generator[None]:
-    """Within it, the first Ctrl-C ends the run after the batch at hand.
+    """Let the first Ctrl-C within it end the run after the batch at hand.
 
     Not where others would wait for this process: there it just ends. Nor where a parent
     has switched the signal off, as a shell does for what it starts in the background;

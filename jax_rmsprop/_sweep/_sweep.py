@@ -299,7 +299,7 @@ def _identity(
     mesh: Mesh,
     batch_size: int | str,
 ) -> dict[str, Any]:
-    """What a store belongs to."""
+    """Describe the sweep that a store belongs to."""
     return {
         "axes": {n: [len(a.labels), a.digest] for n, a in points.axes.items()},
         "zipped": points.zipped,

@@ -1,4 +1,4 @@
-"""What a training is: its program for one member, its outputs, its fingerprint."""
+"""Trace a training: its program for one member, its outputs, its fingerprint."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def trace(
 
 
 def complement(name: str) -> str:
-    """What the number that a hyperparameter is short of 1 is called beside it."""
+    """The name of what a hyperparameter is short of 1, beside it."""
     return f"1 - {name}"
 
 
@@ -139,7 +139,7 @@ def footprint(traced: Traced) -> int:
 
 
 def _bytes(closed: jax.extend.core.ClosedJaxpr, members: int) -> list[int]:
-    """Of all arrays that a batch of so many members makes, in order."""
+    """All arrays that a batch makes, in order."""
     arguments = [jax.ShapeDtypeStruct((members,), x.dtype) for x in closed.in_avals]
     batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)
     jaxpr = jax.make_jaxpr(batch)(*arguments)
@@ -153,7 +153,7 @@ def _bytes(closed: jax.extend.core.ClosedJaxpr, members: int) -> list[int]:
 
 
 def fingerprint(traced: Traced) -> str:
-    """What tells one training from another: its program and the arrays in it.
+    """Fingerprint a training by its program and the arrays in it.
 
     The program is the one that is compiled, as StableHLO: a jaxpr prints a set in the
     order of this process' hashes, and of an array its shape. The arrays that the
@@ -186,7 +186,7 @@ def _jaxprs(value: Any) -> Generator[Any]:
 
 
 def _arrays(jaxpr: Any) -> Generator[Any]:
-    """What a jaxpr closes over, and the arrays among its equations' operands."""
+    """The arrays that a jaxpr closes over, and those among its equations' operands."""
     yield from getattr(jaxpr, "consts", ())
     for equation in jaxpr.eqns:
         for operand in equation.invars:

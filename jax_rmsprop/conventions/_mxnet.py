@@ -194,7 +194,7 @@ def _around(
     multi_precision: Any,
     **of_each_parameter: Any,
 ) -> Transformation:
-    """What all of MXNet's optimizers do to a gradient before, and some to x after."""
+    """Add MXNet's scaling, decay and clipping before, and its box around x after."""
     advice = "pass a schedule, a function of the step from 0, as `learning_rate`"
     check_only_value("lr_scheduler", lr_scheduler, None, advice)
     advice = "keep the parameters in float32 and cast them where they are used"

@@ -1,4 +1,4 @@
-"""What the conventions are made of: `rmsprop`, and Optax's parts around it."""
+"""Build the conventions from `rmsprop` and Optax's parts around it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def chain_keeping_dtype(*parts: Part) -> Transformation:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether it is the number 0, which switches something off; a tracer is not."""
+    """Tell whether it is the number 0, which switches something off; no tracer is."""
     return type(value) in (int, float) and value == 0
 
 

@@ -1,4 +1,4 @@
-"""Which element of their arrays is which of ours."""
+"""Map the elements of their arrays to those of ours."""
 
 from __future__ import annotations
 

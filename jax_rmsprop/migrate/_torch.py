@@ -237,7 +237,7 @@ def _optimizers(checkpoint: Any) -> None:
 
 
 def _shared(groups: Any, settings: Sequence[str]) -> dict[str, Any]:
-    """What the groups of a checkpoint are all set to."""
+    """Collect the settings that the groups of a checkpoint share."""
     shared: dict[str, Any] = {}
     for setting in settings:
         values = [group[setting] for group in groups if setting in group]

@@ -29,7 +29,7 @@ class Codes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How an array is kept between steps: two pure functions, and from what size on.
+    """A way to keep an array between steps: two pure functions, and a least size.
 
     Attributes:
       encode: (x, threshold, old) -> Codes. `x` is a float32 array; `threshold` are
@@ -228,7 +228,7 @@ def _first_base(x: jax.Array) -> jax.Array:
 
 
 def _next_base(byte: _Byte, old: Codes) -> jax.Array:
-    """Where the window of the next codes begins, by the largest of these."""
+    """The start of the next codes' window, by the largest of these."""
     codes = old.codes
     largest = jnp.maximum(codes.max(), -codes.min()) if byte.signed else codes.max()
     largest = largest.astype(jnp.int32)
@@ -252,7 +252,7 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _fraction(threshold: jax.Array, shift: Any) -> jax.Array:
-    """The threshold in so many bits."""
+    """The threshold's upper `shift` bits."""
     return (threshold >> jnp.asarray(32 - shift, jnp.uint32)).astype(jnp.int32)
 
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# After so many steps the thresholds begin anew.
+# The thresholds begin anew after this number of steps.
 _RENEWED = np.uint32(32)
 
 
 def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.Array:
-    """What each element of an array is rounded by at a step, in units of 2^-32.
+    """Make the random numbers by which an array's elements are rounded at a step.
 
     Args:
       shape: the array's.
@@ -23,7 +23,7 @@ def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.
       seed: as for `stored`.
 
     Returns:
-      uint32 numbers of that shape, all equally likely.
+      uint32 numbers of that shape, all equally likely, in units of 2^-32.
 
     Example:
       >>> thresholds((3,), 0, 0, 0).dtype

@@ -1,4 +1,4 @@
-"""How many bytes a training keeps."""
+"""Count the bytes that a training keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax_rmsprop.storage._stored import is_field, path_leaves
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-    """What a training keeps, in bytes; printed, it is a table.
+    """The bytes that a training keeps; printed, a table.
 
     Attributes:
       rows: for each leaf of the parameters, and for the rest, the bytes by column:
@@ -42,7 +42,7 @@ class MemoryReport:
 
 
 def memory_report(optimizer: optax.GradientTransformation, params: Any) -> MemoryReport:
-    """How many bytes the parameters and an optimizer's state take. Allocates nothing.
+    """Count the bytes of the parameters and an optimizer's state. Allocates nothing.
 
     Args:
       optimizer: any Optax transformation.

@@ -198,7 +198,7 @@ def _state(tree: Any, new: list[Codes], bases: list[Any], count: Any) -> StoredS
 
 
 def _keeps(storage: Storage, x: jax.Array, dtype: Any) -> bool:
-    """Whether a storage keeps an array that has this dtype while it does.
+    """Tell whether a storage keeps an array, which has this dtype while it does.
 
     In a step float32, between two that of its codes: whoever rebuilds a state leaves
     the dtypes as they are.
@@ -223,7 +223,7 @@ def _storage(storages: Mapping[str, Storage], path: Any) -> Storage:
 
 
 def is_field(key: Any) -> bool:
-    """Whether a part of a path is the name of a field."""
+    """Tell whether a part of a path is the name of a field."""
     return isinstance(key, GetAttrKey)
 
 
