@@ -27,7 +27,7 @@ def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def on_explicit_mesh(p: jax.Array) -> bool:
-    """Tell whether an axis of p's mesh is explicit: its devices are part of its type."""
+    """Tell whether an axis of p's mesh is explicit, its devices part of its type."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types
 
 
