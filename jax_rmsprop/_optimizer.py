@@ -92,7 +92,8 @@ def rmsprop(
       A transformation that accepts extra arguments. Its state is a chain's: a tuple
       with a `ScaleByRMSPropState` in second place and, with momentum, an
       `optax.TraceState` after it. Outside a jit an update is one dispatch, and other
-      values of any number above compile nothing anew.
+      values of any number above compile nothing anew, but for a weight decay in place
+      of the number 0.
 
     Raises:
       TypeError, ValueError: as `scale_by_rmsprop` does; `nesterov` without
