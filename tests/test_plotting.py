@@ -224,7 +224,8 @@ def test_labels_say_the_units(curves):
 
 def test_pictures_into_a_given_axes(curves):
     _, axes = plt.subplots(1, 4)
-    for draw, ax in zip(plotting.__all__, axes, strict=True):
+    of_a_sweep = [name for name in plotting.__all__ if name != "diagnosis"]
+    for draw, ax in zip(of_a_sweep, axes, strict=True):
         assert getattr(plotting, draw)(curves, ax=ax) is ax
 
 
