@@ -418,17 +418,14 @@ def test_a_sweep_of_agents():
 # As members: in a sweep's program, and side by side.
 
 
-@make
+@few
 def test_every_option_in_a_sweep(make):
     """A row is the training by itself, but for roundings."""
 
     def train(learning_rate, gamma):
         tx = optax.chain(make(), optax.scale(1.0))
         if make is not MAKES["schedules"]:
-            keywords = {"gamma": gamma}
-            if make is MAKES["a convention"]:
-                keywords = {"alpha": gamma}
-            tx = optax.chain(make(**keywords), optax.scale(learning_rate))
+            tx = optax.chain(make(gamma=gamma), optax.scale(learning_rate))
 
         def step(carry, _):
             x, state = carry
@@ -441,7 +438,7 @@ def test_every_option_in_a_sweep(make):
     rates, gammas = [0.5, 1.0, 2.0], [0.9, 0.99]
     grid = {"learning_rate": rates, "gamma": gammas}
     curves = sweep(train, grid, progress=False)
-    bits = 2**18 if make in (MAKES["in fewer bits"], MAKES["one byte"]) else 2**8
+    bits = 2**18 if make is MAKES["in fewer bits"] else 2**8
     for rate in rates:
         for gamma in gammas:
             alone = jax.jit(train)(np.float32(rate), np.float32(gamma))
@@ -638,8 +635,8 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@make
-def test_it_converges(make, target):
+@pytest.mark.parametrize("name", ["plain", "corrected", "in fewer bits"])
+def test_it_converges(name, target):
     """From Optax's starting points, within its tolerance of 0.03.
 
     With a constant rate RMSProp ends in steps of the rate's size, so it falls here.
@@ -649,8 +646,7 @@ def test_it_converges(make, target):
     def distance(x):
         return square(jax.tree.map(jnp.subtract, x, end))
 
-    tx = make() if make is MAKES["schedules"] else optax.chain(make(), SLOWER)
-    decays = make in (MAKES["everything"], MAKES["schedules"])
+    tx = optax.chain(MAKES[name](), SLOWER)
 
     def step(carry, _):
         x, state = carry
@@ -659,10 +655,7 @@ def test_it_converges(make, target):
 
     state = optax.tree.map_params(tx, lambda v: v, tx.init(start))
     (x, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=20_000))((start, state))
-    if decays:  # toward 0: it ends where both forces are equal, and only goes there
-        assert distance(x) < distance(start)
-    else:
-        chex.assert_trees_all_close(x, end, rtol=3e-2, atol=3e-2)
+    chex.assert_trees_all_close(x, end, rtol=3e-2, atol=3e-2)
 
 
 # The rate of 0.01 falls to nothing at the end.

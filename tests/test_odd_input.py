@@ -28,7 +28,7 @@ from jax_rmsprop import (
     to_table,
 )
 
-settings.register_profile("odd", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("odd", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("odd")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -112,7 +112,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_arguments_of_an_optimizer(maker, data):
     """And what was accepted makes a step."""
@@ -203,7 +203,7 @@ axes = st.one_of(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(axis=axes, zipped=st.booleans())
 def test_axes_of_a_sweep(axis, zipped):
     with in_one_line("grid", "train", "x", "batch_size"):
