@@ -688,11 +688,16 @@ def usual(make):
     return case(make)
 
 
-@pytest.mark.parametrize("name", ["everything", "schedules", "one byte"])
-@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    ("switch", "name"),
+    [
+        *((switch, "everything") for switch in SWITCHES),
+        # Optax's own schedules mix their types.
+        *((switch, "schedules") for switch in SWITCHES if switch != "strict promotion"),
+        *((switch, "one byte") for switch in ("disable_jit", "an explicit mesh")),
+    ],
+)
 def test_switches(switch, name):
-    if (switch, name) == ("strict promotion", "schedules"):
-        return  # Optax's own schedules mix their types
     expected = usual(MAKES[name])
     with SWITCHES[switch]():
         found = case(MAKES[name])
