@@ -149,7 +149,7 @@ leaves = st.sampled_from(
         jax.ShapeDtypeStruct((2,), "float32"),
         1.0,
         1,
-        "a",
+        "text",
         None,
         abs,
         Odd(),
