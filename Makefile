@@ -20,11 +20,7 @@ test-newest: .venv-newest/ready  ## the same with the newest of all, on NEWEST_P
 	.venv-newest/bin/pytest
 
 test-switches: .venv/ready  ## the interface under each of JAX's own switches
-	for switch in disable_jit debug_nans debug_infs check_tracer_leaks "strict promotion" \
-	  "rank promotion" "matmul precision" enable_x64 "an automatic mesh" \
-	  "an explicit mesh"; do \
-	  $(BIN)/pytest --switch "$$switch" tests/test_interface.py || exit 1; \
-	done
+	$(BIN)/pytest --switches tests/test_interface.py
 
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
+from jax_rmsprop._equations import bounded, cast_keeping_complex, positive, scaled
 from jax_rmsprop._validate import Number
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.
@@ -104,7 +105,7 @@ def diagnose(
                 f"{x.dtype}; pass storage.decoded(state, ...)"
             )
     if weight is not None:
-        leaves = [x / jnp.maximum(weight, jnp.finfo(x.dtype).tiny) for x in leaves]
+        leaves = [x / positive(weight.astype(x.dtype)) for x in leaves]
     flat = jnp.concatenate([x.ravel().astype(jnp.float32) for x in leaves])
     eps32 = jnp.asarray(eps, jnp.float32)
     threshold = eps32 if inside else eps32**2
@@ -129,21 +130,19 @@ def _window(gamma: Any, count: Any) -> jax.Array:
     """(1 - gamma^t) / (1 - gamma), which is t where gamma is 1."""
     gamma = jnp.asarray(gamma, jnp.float32)
     steps = jnp.asarray(count, jnp.float32)
-    slow = gamma == 1
-    rest = 1 - jnp.where(slow, 0, gamma)
-    return jnp.where(slow, steps, (1 - gamma**steps) / rest)
+    rest = 1 - jnp.where(gamma == 1, 0, gamma)
+    return jnp.where(gamma == 1, steps, (1 - gamma**steps) / rest)
 
 
 def _largest_step(
     gradient: Any, averages: list[jax.Array], eps: jax.Array, inside: bool
 ) -> jax.Array:
-    """The largest |u|, of gradients bounded as `scale_by_rmsprop` bounds them."""
+    """The largest |u| of a step."""
 
     def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
-        size = jnp.minimum(jnp.abs(g).astype(jnp.float32), 2.0**62)
-        nu = jnp.maximum(nu.astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
-        root = jnp.sqrt(nu + eps) if inside else jnp.sqrt(nu) + eps
-        return jnp.max(size / root, initial=0)
+        g = bounded(cast_keeping_complex(g, nu.dtype))
+        u = scaled(g, nu, eps=eps.astype(nu.dtype), eps_in_sqrt=inside)
+        return jnp.max(jnp.abs(u).astype(jnp.float32), initial=0)
 
     leaves = jax.tree.map(jnp.asarray, jax.tree.leaves(gradient))
     if [g.shape for g in leaves] != [nu.shape for nu in averages]:

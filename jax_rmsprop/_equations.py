@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -34,7 +35,6 @@ def average(
     """Step from the one of old and new that weighs more toward the other.
 
         gamma * old + (1 - gamma) * new
-
 
     So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
     neither of the two beside the other. Both weights come, since 1 - gamma computed
@@ -118,6 +118,13 @@ def map_real_imag(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
     if not jnp.iscomplexobj(xs[0]):
         return f(*xs)
     return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
+
+
+def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
+    """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
+    return x.astype(
+        np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
+    )
 
 
 def _rounded(square: jax.Array) -> jax.Array:

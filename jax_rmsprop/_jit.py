@@ -156,9 +156,5 @@ def _dispatch(key: Any, values: dict[str, Any], method: str, *args: Any) -> Any:
     nothing.
     """
     call = _call if _validate.currently_jitting() else _compiled_call
-    try:
+    with _validate.check_array_leaves_on_error(*args):
         return call(key, values, method, *args)
-    except TypeError:
-        for tree in args:
-            _validate.check_array_leaves(tree)
-        raise

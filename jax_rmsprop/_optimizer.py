@@ -15,10 +15,10 @@ import numpy as np
 import optax
 
 from jax_rmsprop import _validate
+from jax_rmsprop._equations import cast_keeping_complex
 from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._sharding import shard_new_like
 from jax_rmsprop._transform import (
-    cast_keeping_complex,
     parse_average_options,
     state_dtype,
     uncompiled_scale_by_rmsprop,

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._equations import (
     bounded,
+    cast_keeping_complex,
     mean_and_variance,
     mean_square,
     positive,
@@ -269,10 +269,3 @@ def _step(
 def state_dtype(p: jax.Array) -> Any:
     """The dtype of a leaf's averages: its own, and float32 for what is narrower."""
     return p.dtype if jnp.finfo(p.dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
-    """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
-    return x.astype(
-        np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
-    )

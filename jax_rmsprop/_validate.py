@@ -197,6 +197,17 @@ def check_array_leaves(tree: Any) -> None:
             )
 
 
+@contextlib.contextmanager
+def check_array_leaves_on_error(*trees: Any) -> Generator[None]:
+    """Let a leaf that is no array take the blame for what is raised within."""
+    try:
+        yield
+    except (AttributeError, TypeError):
+        for tree in trees:
+            check_array_leaves(tree)
+        raise
+
+
 def check_matches_state(updates: Any, nu: Any) -> None:
     """Check that the gradients have the tree and the shapes of the state.
 

@@ -85,8 +85,14 @@ SWITCHES = {
 
 
 def pytest_addoption(parser):
-    """Run all that is collected under one of JAX's switches."""
-    parser.addoption("--switch", choices=list(SWITCHES), help="one of JAX's switches")
+    """Run all that is collected under each of JAX's switches."""
+    parser.addoption("--switches", action="store_true", help="under each of JAX's own")
+
+
+def pytest_generate_tests(metafunc):
+    """Every test once for each switch, if the run was started so."""
+    if metafunc.config.getoption("--switches"):
+        metafunc.parametrize("switched", SWITCHES, indirect=True)
 
 
 def not_under(*switches, because):
@@ -101,8 +107,8 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def switched(request):
-    """The switch that the run was started with, for every test."""
-    name = request.config.getoption("--switch")
+    """One of JAX's switches, in a run with `--switches`."""
+    name = getattr(request, "param", None)
     for mark in request.node.iter_markers("not_under"):
         switches, because = mark.args
         if name in switches:

@@ -31,6 +31,14 @@ GRID = {
 }
 
 
+quiet = functools.partial(sweep, progress=False)
+
+
+def square(x):
+    """A training that is one multiplication."""
+    return {"loss": x * x}
+
+
 def network(gamma, learning_rate, seed, centered=False, steps=15):
     """A network of one hidden layer; at the last learning rate it diverges."""
     optimizer = rmsprop(learning_rate, gamma, centered=centered)

@@ -4,22 +4,18 @@ What a store promises is tested on folders (test_sweep); here, that it holds whe
 nothing can be locked or renamed.
 """
 
-import functools
 import uuid
 
+import jax
 import numpy as np
 import pytest
 
-from jax_rmsprop import load_sweep, sweep
+from jax_rmsprop import load_sweep
 from jax_rmsprop._sweep import _keep, _location
 from tests.conftest import require
-from tests.sweeps import GRID, bits, network
+from tests.sweeps import GRID, bits, network, quiet, square
 
-quiet = functools.partial(sweep, progress=False)
-
-
-def square(x):
-    return {"loss": x * x}
+ONE = jax.devices()[:1]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +97,7 @@ def test_killed_and_resumed(store, together, monkeypatch):
     with monkeypatch.context() as patched:
         killed_after(3, patched)
         with pytest.raises(Killed):
-            quiet(network, GRID, batch_size=8, store=store, devices=jax_devices(1))
+            quiet(network, GRID, batch_size=8, store=store, devices=ONE)
     part = load_sweep(store)
     assert int(part.finished.sum()) == 24
     write, blocks = _keep.Store.write, []
@@ -112,16 +108,12 @@ def test_killed_and_resumed(store, together, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(_keep.Store, "write", counted)
-        curves = quiet(network, GRID, batch_size=8, store=store, devices=jax_devices(1))
+        curves = quiet(
+            network, GRID, batch_size=8, store=store, devices=jax.devices()[:1]
+        )
     assert bits(curves) == bits(together)
     assert len(blocks) == 5
     assert bits(load_sweep(store)) == bits(together)
-
-
-def jax_devices(n):
-    import jax
-
-    return jax.devices()[:n]
 
 
 def test_torn_chunks_are_computed_again(store, monkeypatch):

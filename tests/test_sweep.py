@@ -18,15 +18,9 @@ import pytest
 from jax_rmsprop import load_sweep, log_one_minus, rmsprop, sweep
 from jax_rmsprop._sweep import _grid, _keep, _location, _program, _run, _sweep, _trace
 from tests.conftest import SWITCHES, flag, free_port, require, tolerance
-from tests.sweeps import GRID, bits, forks, network, run
+from tests.sweeps import GRID, bits, forks, network, quiet, run, square
 
 ROOT = Path(__file__).parents[1]
-quiet = functools.partial(sweep, progress=False)
-
-
-def square(x):
-    """A training that is one multiplication."""
-    return {"loss": x * x}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ weight that they have collected.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from jax_rmsprop.conventions._parts import (
     Transformation,
     check_only_value,
     is_zero,
-    with_argument_names,
+    with_clear_errors,
 )
 from jax_rmsprop.conventions._table import TABLE
 from jax_rmsprop.storage import Storages, stored
@@ -87,22 +87,13 @@ def laprop(
             + _validate.short_repr(betas)
         )
     beta1, beta2 = (_validate.check_scalar("betas", beta, high=1) for beta in betas)
-    with _validate.rename_arguments_in_errors({"gamma": "betas"}):
-        options, numbers = parse_average_options(beta2, eps, False, 0.0, False, True)
-    numbers |= {
+    numbers = {
         "learning_rate": _validate.check_scalar("lr", lr, schedule=True),
         "beta1": beta1,
     }
-    decays = not is_zero(weight_decay)
-    if decays:
-        numbers |= {
-            "weight_decay": _validate.check_scalar("weight_decay", weight_decay)
-        }
-    optimizer = jit_transformation(
-        _laprop, options, numbers, get_count=count, uses_params=decays
-    )
-    optimizer = with_argument_names(optimizer, TABLE["laprop"].words)
-    return optimizer if storage is None else stored(optimizer, storage)
+    if not is_zero(weight_decay):
+        numbers["weight_decay"] = _validate.check_scalar("weight_decay", weight_decay)
+    return _built("laprop", _laprop, beta2, eps, numbers, "weight_decay", storage)
 
 
 def _laprop(
@@ -166,23 +157,53 @@ def dreamer_v3(
       https://arxiv.org/abs/2301.04104;
       https://github.com/danijar/dreamerv3/blob/main/embodied/jax/opt.py
     """
-    with _validate.rename_arguments_in_errors({"gamma": "beta2"}):
-        options, numbers = parse_average_options(beta2, eps, False, 0.0, False, True)
-    options |= {"warmup": _validate.check_int("warmup", warmup, low=0)}
+    warmup = _validate.check_int("warmup", warmup, low=0)
     rate = _validate.check_scalar("lr", lr, schedule=True)
-    numbers |= {
+    numbers = {
         "learning_rate": functools.partial(_after, rate, warmup)
         if callable(rate)
         else rate,
         "beta1": _validate.check_scalar("beta1", beta1, high=1),
     }
-    clips = not is_zero(agc)
-    if clips:
-        numbers |= {"agc": _validate.check_scalar("agc", agc)}
-    optimizer = jit_transformation(
-        _dreamer_v3, options, numbers, get_count=count, uses_params=clips
+    if not is_zero(agc):
+        numbers["agc"] = _validate.check_scalar("agc", agc)
+    return _built(
+        "dreamer_v3", _dreamer_v3, beta2, eps, numbers, "agc", storage, warmup=warmup
     )
-    optimizer = with_argument_names(optimizer, TABLE["dreamer_v3"].words)
+
+
+def _built(
+    name: str,
+    make: Callable[..., optax.GradientTransformation],
+    gamma: NumberOrSchedule,
+    eps: Number,
+    numbers: Mapping[str, Any],
+    needs_params: str,
+    storage: Storages | None,
+    **options: Any,
+) -> Transformation:
+    """One compiled call of `make`, around a corrected average; of its row's words.
+
+    `update` needs the parameters if the number of that name is there.
+    """
+    words = TABLE[name].words
+    with _validate.rename_arguments_in_errors(words):
+        of_average, average = parse_average_options(
+            gamma,
+            eps,
+            eps_in_sqrt=False,
+            initial_scale=0.0,
+            centered=False,
+            bias_correction=True,
+        )
+    optimizer = jit_transformation(
+        make,
+        of_average | options,
+        {**average, **numbers},
+        get_count=count,
+        uses_params=needs_params in numbers,
+    )
+    optimizer = with_clear_errors(optimizer, words)
     return optimizer if storage is None else stored(optimizer, storage)
 
 

@@ -35,30 +35,31 @@ def rmsprop_of(
         optimizer = rmsprop(
             momentum=None if is_zero(momentum) else momentum, **(values | arguments)
         )
-    return with_argument_names(optimizer, row.words)
+    return with_clear_errors(optimizer, row.words)
 
 
-def with_argument_names(
-    optimizer: Transformation, words: Mapping[str, str]
+def with_clear_errors(
+    optimizer: Transformation, words: Mapping[str, str] | None = None
 ) -> Transformation:
-    """The same, its errors in other words: what a schedule returns shows in a step."""
+    """The same, its errors of arguments in other words, of leaves in ours.
+
+    What a schedule returns shows only in a step.
+    """
     # Partials of functions here, so that the result can be pickled.
     return optax.GradientTransformationExtraArgs(
-        functools.partial(_called, optimizer.init, dict(words)),
-        functools.partial(_called, optimizer.update, dict(words)),
+        functools.partial(_called, optimizer.init, dict(words or {})),
+        functools.partial(_called, optimizer.update, dict(words or {})),
     )
 
 
 def _called(
     function: Callable[..., Any], words: Mapping[str, str], *args: Any, **extra: Any
 ) -> Any:
-    try:
-        with _validate.rename_arguments_in_errors(words):
-            return function(*args, **extra)
-    except (AttributeError, TypeError):
-        for tree in args:  # Optax's parts do not look
-            _validate.check_array_leaves(tree)
-        raise
+    with (
+        _validate.check_array_leaves_on_error(*args),  # Optax's parts do not look
+        _validate.rename_arguments_in_errors(words),
+    ):
+        return function(*args, **extra)
 
 
 def chain_keeping_dtype(*parts: Part) -> Transformation:
@@ -75,9 +76,7 @@ def chain_keeping_dtype(*parts: Part) -> Transformation:
         # A traced bound or factor may be wider than a leaf, and widens it in Optax.
         return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
 
-    return with_argument_names(
-        optax.GradientTransformationExtraArgs(whole.init, update), {}
-    )
+    return with_clear_errors(optax.GradientTransformationExtraArgs(whole.init, update))
 
 
 def is_zero(value: Any) -> bool:

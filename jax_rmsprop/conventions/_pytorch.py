@@ -17,7 +17,7 @@ from jax_rmsprop.conventions._parts import (
     check_positive,
     is_zero,
     rmsprop_of,
-    with_argument_names,
+    with_clear_errors,
 )
 from jax_rmsprop.storage import Storages
 
@@ -66,7 +66,7 @@ def pytorch(
     climbs = _validate.check_bool("maximize", maximize)
     optimizer = chain_keeping_dtype(optax.scale(-1.0) if climbs else None, optimizer)
     both = optax.contrib.split_real_and_imaginary(optimizer)
-    return with_argument_names(optax.with_extra_args_support(both), {})
+    return with_clear_errors(optax.with_extra_args_support(both))
 
 
 def timm(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import NumberOrSchedule
 from jax_rmsprop.conventions._jax import optax
-from jax_rmsprop.conventions._parts import Transformation, with_argument_names
+from jax_rmsprop.conventions._parts import Transformation, with_clear_errors
 from jax_rmsprop.conventions._pytorch import pytorch
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
@@ -142,4 +142,4 @@ def _recipe(
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
     with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
         optimizer = convention(learning_rate, storage=storage, **recipe.settings)
-    return with_argument_names(optimizer, {theirs: "learning_rate"})
+    return with_clear_errors(optimizer, {theirs: "learning_rate"})

@@ -20,7 +20,7 @@ from jax_rmsprop.conventions._parts import (
     clipping,
     is_zero,
     rmsprop_of,
-    with_argument_names,
+    with_clear_errors,
 )
 from jax_rmsprop.storage import Storages
 
@@ -271,7 +271,7 @@ def _accumulate(optimizer: Transformation, steps: int) -> Transformation:
         optimizer, steps, **{k: v for k, v in dtype.items() if k in known}
     )
     every = optax.with_extra_args_support(wrapper.gradient_transformation())
-    return with_argument_names(every, {})
+    return with_clear_errors(every)
 
 
 def _per_microbatch(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:

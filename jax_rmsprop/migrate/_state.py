@@ -83,7 +83,7 @@ def fill(
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
     # In order, so that an error names the same one in every run.
-    unused = [(field, path) for field in FIELDS for path in fields[field]]
+    unused = dict.fromkeys((field, path) for field in FIELDS for path in fields[field])
 
     def put(field: str, tree: Any) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:
@@ -91,8 +91,7 @@ def fill(
             if whole not in fields[field]:
                 name = elements.name(whole, but=theirs.get(field, {}))
                 raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
-            if (field, whole) in unused:
-                unused.remove((field, whole))
+            unused.pop((field, whole), None)
             return like(old, part(fields[field][whole]))
 
         return tree_map_with_path(put_leaf, tree)
