@@ -34,7 +34,7 @@ lint: .venv/ready  ## style, types, spelling, and who imports whom
 
 docs: .venv/ready  ## pages from the docstrings, in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api \
-	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate jax_rmsprop.storage jax_rmsprop.plotting
+	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate jax_rmsprop.quantization jax_rmsprop.plotting
 
 pictures: .venv/ready  ## draw again the pictures that the README shows
 	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \

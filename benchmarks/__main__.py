@@ -10,7 +10,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from benchmarks import airfoil, schemes, storages, sweeps, update
+from benchmarks import airfoil, quantization, schemes, sweeps, update
 
 
 def machine():
@@ -41,7 +41,7 @@ def main():
         update.eager,
         update.large,
         update.compiling,
-        storages.storages,
+        quantization.quantization,
         schemes.schemes,
         airfoil.training,
         sweeps.against_loop_and_vmap,

@@ -22,34 +22,42 @@ from common import (
 )
 from tqdm import tqdm
 
-from jax_rmsprop import rmsprop, storage
+from jax_rmsprop import rmsprop
+from jax_rmsprop.quantization import (
+    Codec,
+    Quantized,
+    bfloat16,
+    dequantize_state,
+    memory_report,
+    quantize_state,
+    uint8,
+)
 
 GAMMA, EPOCHS, SEEDS = 0.999, 200, 4
-NAIVE = storage.Storage(
-    lambda x, threshold, old: storage.Codes(x.astype(jnp.bfloat16), None),
-    lambda stored: stored.codes.astype(jnp.float32),
+NAIVE = Codec(
+    lambda x, dither, previous: Quantized(x.astype(jnp.bfloat16), None),
+    lambda x: x.codes.astype(jnp.float32),
 )
 KEPT = {
-    "full, float32": (storage.full(), "-"),
-    "storage.bfloat16()": (storage.bfloat16(), "--"),
-    "storage.uint8()": (storage.uint8(), "-."),
-    "rounded to bfloat16": (NAIVE, ":"),
+    "full, float32": ({}, "-"),
+    "bfloat16()": ({"nu": bfloat16()}, "--"),
+    "uint8()": ({"nu": uint8()}, "-."),
+    "rounded to bfloat16": ({"nu": NAIVE}, ":"),
 }
 
 
-@functools.partial(jax.jit, static_argnames="kept")
-def train(kept, seed):
+def train(codecs, seed):
     """Each epoch's mean loss, and the mean of nu over the first layer's weights."""
     data, _ = digits()
     key = jax.random.key(seed)
     params = network(key, 64, hidden=128)
-    optimizer = storage.stored(rmsprop(1e-3, GAMMA), {"nu": kept}, seed=seed)
+    optimizer = quantize_state(rmsprop(1e-3, GAMMA), codecs, seed=seed)
     step = train_step(cross_entropy, optimizer)
 
     def epoch(carry, i):
         shuffled = batches(jax.random.fold_in(key, i), data, 100)
         carry, losses = jax.lax.scan(step, carry, shuffled)
-        state = storage.decoded(carry[1], {"nu": kept})
+        state = dequantize_state(carry[1], codecs)
         nu = optax.tree_utils.tree_get(state, "nu")["w1"]
         return carry, (losses.mean(), nu.mean())
 
@@ -62,14 +70,14 @@ def main():
     options = arguments(__doc__, "low_precision_state.png").parse_args()
     params = jax.eval_shape(lambda: network(jax.random.key(0), 64, hidden=128))
     losses, averages = {}, {}
-    for name, (kept, _) in tqdm(KEPT.items(), unit="training"):
-        many = jax.vmap(functools.partial(train, kept))(jnp.arange(SEEDS))
+    for name, (codecs, _) in tqdm(KEPT.items(), unit="training"):
+        many = jax.jit(jax.vmap(functools.partial(train, codecs)))(jnp.arange(SEEDS))
         losses[name], averages[name] = (np.asarray(x) for x in many)
 
     print("                      bytes of nu     final loss (nats), mean of 4 seeds")
-    for name, (kept, _) in KEPT.items():
-        optimizer = rmsprop(1e-3, storage={"nu": kept})
-        size = storage.memory_report(optimizer, params).total["nu"]
+    for name, (codecs, _) in KEPT.items():
+        optimizer = quantize_state(rmsprop(1e-3), codecs)
+        size = memory_report(optimizer, params).total["nu"]
         final = losses[name][:, -1]
         print(f"{name:<20}  {size:11,}     {final.mean():.5f} +- {final.std():.5f}")
     print(

@@ -57,7 +57,7 @@ def diagnose(
 
     Args:
       state: of `rmsprop`, a convention, or any other Optax transformation that has a
-        "nu" in its state; of a state in fewer bits what `storage.decoded` returns.
+        "nu" in its state; of a state in fewer bits what `dequantize_state` returns.
       gradient: what the last `update` got, for `largest_step`; None for none.
       gamma: as it was given to the optimizer, a number or tracer: for a schedule, its
         value at this step.
@@ -102,7 +102,7 @@ def diagnose(
         if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 32:
             raise TypeError(
                 "`state` must be in full precision, but its nu is "
-                f"{x.dtype}; pass storage.decoded(state, ...)"
+                f"{x.dtype}; pass quantization.dequantize_state(state, ...)"
             )
     if weight is not None:
         leaves = [x / positive(weight.astype(x.dtype)) for x in leaves]

@@ -24,7 +24,6 @@ from jax_rmsprop._transform import (
     uncompiled_scale_by_rmsprop,
 )
 from jax_rmsprop._validate import Number, NumberOrSchedule
-from jax_rmsprop.storage import Storages, stored
 
 
 def rmsprop(
@@ -42,7 +41,6 @@ def rmsprop(
     weight_decay: NumberOrSchedule = 0.0,
     decoupled_weight_decay: bool = True,
     mask: Any | Callable[[Any], Any] | None = None,
-    storage: Storages | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """RMSProp, ready to use: the step with its learning rate, momentum and decay.
 
@@ -84,9 +82,6 @@ def rmsprop(
         momentum (AdamW's way) or is part of the gradient (PyTorch's).
       mask: which leaves decay: a tree of bools, or a function from the parameters to
         one; None for all. See `optax.masked`.
-      storage: how fields of the state are kept between steps, such as
-        {"nu": storage.uint8(), "trace": storage.bfloat16()}; see
-        `jax_rmsprop.storage.stored`. None for all in full.
 
     Returns:
       A transformation that accepts extra arguments. Its state is a chain's: a tuple
@@ -147,10 +142,9 @@ def rmsprop(
     decays = not isinstance(decay, float) or decay > 0
     if decays:
         hyperparameters |= {"weight_decay": decay}
-    optimizer = jit_transformation(
+    return jit_transformation(
         _chain, options, hyperparameters, get_count=count, uses_params=decays
     )
-    return optimizer if storage is None else stored(optimizer, storage)
 
 
 def count(state: Any) -> Any:

@@ -22,7 +22,6 @@ from jax_rmsprop._equations import (
 from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._sharding import shard_new_like
 from jax_rmsprop._validate import Number, NumberOrSchedule
-from jax_rmsprop.storage import Storages, stored
 
 
 class ScaleByRMSPropState(NamedTuple):
@@ -53,7 +52,6 @@ def scale_by_rmsprop(
     initial_scale: Number = 0.0,
     centered: bool = False,
     bias_correction: bool = False,
-    storage: Storages | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide each gradient by the root of the moving average of its square.
 
@@ -90,8 +88,6 @@ def scale_by_rmsprop(
         its first values are not drawn toward its initial 0, also under a gamma
         schedule. An `initial_scale` other than 0 counts as an average of full
         weight: then there is nothing to correct.
-      storage: how fields of the state are kept between steps, such as
-        {"nu": storage.uint8()}; see `jax_rmsprop.storage.stored`. None for all in full.
 
     Returns:
       A transformation whose state is a `ScaleByRMSPropState`. It takes the parameters
@@ -134,13 +130,12 @@ def scale_by_rmsprop(
     options, hyperparameters = parse_average_options(
         gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
     )
-    optimizer = jit_transformation(
+    return jit_transformation(
         uncompiled_scale_by_rmsprop,
         options,
         hyperparameters,
         get_count=operator.attrgetter("count"),
     )
-    return optimizer if storage is None else stored(optimizer, storage)
 
 
 def parse_average_options(

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jax_rmsprop import conventions, diagnose, rmsprop, scale_by_rmsprop, storage
+from jax_rmsprop import conventions, diagnose, rmsprop, scale_by_rmsprop
+from jax_rmsprop.quantization import dequantize_state, quantize_state, uint8
 from tests.conftest import tolerance
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -95,17 +96,17 @@ def test_nothing_but_numbers(g, eps):
 
 
 def test_a_state_in_fewer_bits():
-    kept = {"nu": storage.uint8(0)}
-    optimizer = rmsprop(0.1, storage=kept)
+    kept = {"nu": uint8(0)}
+    optimizer = quantize_state(rmsprop(0.1), kept)
     x = jnp.ones(3)
     _, state = optimizer.update(x, optimizer.init(x))
     with pytest.raises(TypeError) as refused:
         diagnose(state)
     assert str(refused.value) == (
         "`state` must be in full precision, but its nu is uint8; "
-        "pass storage.decoded(state, ...)"
+        "pass quantization.dequantize_state(state, ...)"
     )
-    assert diagnose(storage.decoded(state, kept)).eps_share == 0
+    assert diagnose(dequantize_state(state, kept)).eps_share == 0
 
 
 def test_bad_input():

@@ -19,9 +19,9 @@ from jax_rmsprop import (
     population,
     rmsprop,
     scale_by_rmsprop,
-    storage,
     sweep,
 )
+from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
 from tests.conftest import SWITCHES, tolerance
 from tests.frameworks import quietly
 
@@ -34,9 +34,9 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 IN_FEWER_BITS = {
-    "nu": storage.uint8(0),
-    "mu": storage.bfloat16(),
-    "trace": storage.int8(0),
+    "nu": uint8(0),
+    "mu": bfloat16(),
+    "trace": int8(0),
 }
 MAKES = {
     "plain": functools.partial(rmsprop, 0.01),
@@ -51,10 +51,10 @@ MAKES = {
         momentum=optax.linear_schedule(0.5, 0.9, 100),
         weight_decay=optax.constant_schedule(0.01),
     ),
-    "in fewer bits": functools.partial(
-        rmsprop, 0.01, centered=True, momentum=0.9, storage=IN_FEWER_BITS
+    "in fewer bits": lambda: quantize_state(
+        rmsprop(0.01, centered=True, momentum=0.9), IN_FEWER_BITS
     ),
-    "one byte": functools.partial(rmsprop, 0.01, storage={"nu": storage.uint8(0)}),
+    "one byte": lambda: quantize_state(rmsprop(0.01), {"nu": uint8(0)}),
     "a convention": functools.partial(conventions.pytorch, 0.01, momentum=0.9),
 }
 make = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())
@@ -447,17 +447,19 @@ def test_every_option_in_a_sweep(make):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "codecs"),
     [
-        {"centered": True, "momentum": 0.9, "nesterov": True},
-        {"bias_correction": True},
-        {"momentum": 0.9, "lr_in_momentum": False, "weight_decay": 0.1},
-        {"centered": True, "momentum": 0.9, "storage": IN_FEWER_BITS},
+        ({"centered": True, "momentum": 0.9, "nesterov": True}, {}),
+        ({"bias_correction": True}, {}),
+        ({"momentum": 0.9, "lr_in_momentum": False, "weight_decay": 0.1}, {}),
+        ({"centered": True, "momentum": 0.9}, IN_FEWER_BITS),
     ],
     ids=["centered", "corrected", "decays", "in fewer bits"],
 )
-def test_every_option_in_a_population(options):
-    make = functools.partial(rmsprop, **options)
+def test_every_option_in_a_population(options, codecs):
+    def make(learning_rate):
+        return quantize_state(rmsprop(learning_rate, **options), codecs)
+
     rates = [0.1, 0.01]
     optimizer = population(make, {"learning_rate": rates})
     x = {"w": jnp.arange(1.0, 7).reshape(2, 3)}
@@ -466,7 +468,7 @@ def test_every_option_in_a_population(options):
         each = jax.tree.map(lambda p: p[i], x)  # noqa: B023
         one = make(learning_rate=rate)
         alone, _ = run(one, each, update=jax.jit(one.update))
-        bits = 2**18 if "storage" in options else 2**6
+        bits = 2**18 if codecs else 2**6
         chex.assert_trees_all_close(
             jax.tree.map(lambda u: u[i], updates),  # noqa: B023
             alone,

@@ -22,11 +22,11 @@ from jax_rmsprop import (
     population,
     rmsprop,
     scale_by_rmsprop,
-    storage,
     summary,
     sweep,
     to_table,
 )
+from jax_rmsprop.quantization import quantize_state, uint8
 
 settings.register_profile("odd", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("odd")
@@ -98,7 +98,7 @@ def in_one_line(*names):
 
 
 def arguments(function):
-    return [n for n in inspect.signature(function).parameters if n != "storage"]
+    return list(inspect.signature(function).parameters)
 
 
 MAKERS = {
@@ -167,7 +167,7 @@ trees = st.recursive(
 OPTIMIZERS = {
     "plain": rmsprop(0.1),
     "everything": rmsprop(0.1, centered=True, momentum=0.9, weight_decay=0.1),
-    "in one byte": rmsprop(0.1, momentum=0.9, storage={"nu": storage.uint8(0)}),
+    "in one byte": quantize_state(rmsprop(0.1, momentum=0.9), {"nu": uint8(0)}),
     "a convention": conventions.pytorch(0.1, momentum=0.9, weight_decay=0.1),
     "laprop": conventions.laprop(0.1, weight_decay=0.1),
 }
@@ -251,12 +251,12 @@ def test_axes_of_a_population(grid):
 
 
 @given(kept=st.one_of(odd, st.dictionaries(st.sampled_from(["nu", "mü", 1]), odd)))
-def test_storages(kept):
-    with in_one_line("storage"):
-        optimizer = storage.stored(rmsprop(0.1), kept)
+def test_codecs(kept):
+    with in_one_line("codecs"):
+        optimizer = quantize_state(rmsprop(0.1), kept)
         optimizer.init(jnp.ones(2))
     with in_one_line("min_size"):
-        storage.uint8(kept)
+        uint8(kept)
 
 
 def train_that(what):

@@ -8,7 +8,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_rmsprop import PopulationState, population, rmsprop, storage
+from jax_rmsprop import PopulationState, population, rmsprop
+from jax_rmsprop.quantization import quantize_state, uint8
 from tests.conftest import tolerance
 
 GRID = {"gamma": [0.5, 0.9, 0.999], "learning_rate": [0.1, 0.001]}
@@ -143,11 +144,13 @@ def test_product_and_pairs(params):
     "make",
     [
         rmsprop,
-        lambda gamma, learning_rate: rmsprop(
-            learning_rate,
-            gamma,
-            momentum=0.9,
-            storage={"nu": storage.uint8(min_size=1)},
+        lambda gamma, learning_rate: quantize_state(
+            rmsprop(
+                learning_rate,
+                gamma,
+                momentum=0.9,
+            ),
+            {"nu": uint8(min_size=1)},
         ),
     ],
     ids=["full", "stored"],

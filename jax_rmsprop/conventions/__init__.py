@@ -13,7 +13,7 @@ its gradient's dtype. A wrong value is refused in one line, in the framework's w
 (TypeError, ValueError); what a framework takes and has no meaning here, such as
 PyTorch's `foreach`, is accepted. Where the momentum is the number 0 there is no buffer.
 For groups of parameters with settings of their own use `optax.partition`, with one of
-these for each group. `storage` is that of `rmsprop`.
+these for each group.
 
 In the equations x is a parameter, g its gradient, nu the average of g^2 or, if
 `centered`, the variance; b is the momentum buffer, which starts at 0. An argument that

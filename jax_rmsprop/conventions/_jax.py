@@ -11,7 +11,6 @@ import optax as _optax
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule
 from jax_rmsprop.conventions._parts import Transformation, is_zero, rmsprop_of
-from jax_rmsprop.storage import Storages, stored
 
 
 def optax(
@@ -24,8 +23,6 @@ def optax(
     momentum: Number | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """Optax's `optax.rmsprop`.
 
@@ -58,7 +55,7 @@ def optax(
     )
     if bias_correction and not is_zero(scale):
         optimizer = _with_initial_nu(optimizer, scale)
-    return optimizer if storage is None else stored(optimizer, storage)
+    return optimizer
 
 
 def flax_legacy(
@@ -66,8 +63,6 @@ def flax_legacy(
     beta2: NumberOrSchedule = 0.9,
     eps: Number = 1e-8,
     centered: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """`flax.optim.RMSProp`, which Flax had before it took up Optax.
 
@@ -81,7 +76,6 @@ def flax_legacy(
     """
     return rmsprop_of(
         "flax_legacy",
-        storage=storage,
         learning_rate=learning_rate,
         gamma=beta2,
         eps=eps,
@@ -94,8 +88,6 @@ def jax_example_libraries(
     gamma: NumberOrSchedule = 0.9,
     eps: Number = 1e-8,
     momentum: Number = 0.0,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """`rmsprop` and, with momentum, `rmsprop_momentum` of `jax.example_libraries`.
 
@@ -112,7 +104,6 @@ def jax_example_libraries(
     """
     return rmsprop_of(
         "jax_example_libraries",
-        storage=storage,
         learning_rate=step_size,
         gamma=gamma,
         eps=eps,

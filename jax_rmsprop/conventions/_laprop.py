@@ -27,7 +27,6 @@ from jax_rmsprop.conventions._parts import (
     with_clear_errors,
 )
 from jax_rmsprop.conventions._table import TABLE
-from jax_rmsprop.storage import Storages, stored
 
 
 def laprop(
@@ -37,8 +36,6 @@ def laprop(
     weight_decay: Number = 0.0,
     amsgrad: bool = False,
     centered: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """LaProp as its authors publish it: the average of RMSProp's steps.
 
@@ -60,7 +57,6 @@ def laprop(
       weight_decay: >= 0.
       amsgrad: must be False.
       centered: must be False; the published code begins it after ten steps.
-      storage: as in `rmsprop`, for "nu" and "ema".
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,7 +89,7 @@ def laprop(
     }
     if not is_zero(weight_decay):
         numbers["weight_decay"] = _validate.check_scalar("weight_decay", weight_decay)
-    return _built("laprop", _laprop, beta2, eps, numbers, "weight_decay", storage)
+    return _built("laprop", _laprop, beta2, eps, numbers, "weight_decay")
 
 
 def _laprop(
@@ -122,8 +118,6 @@ def dreamer_v3(
     beta1: Number = 0.9,
     beta2: NumberOrSchedule = 0.999,
     warmup: int = 1000,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """DreamerV3's optimizer: clipped, scaled, averaged, with a warm-up.
 
@@ -143,7 +137,6 @@ def dreamer_v3(
       beta1: the decay of the average of the steps, in [0, 1).
       beta2: the decay of the average of the squares; a schedule too.
       warmup: steps in which the rate rises from 0, >= 0.
-      storage: as in `rmsprop`, for "nu" and "ema".
 
     Raises:
       ValueError: also where `update` is called without the parameters, unless `agc`
@@ -167,9 +160,7 @@ def dreamer_v3(
     }
     if not is_zero(agc):
         numbers["agc"] = _validate.check_scalar("agc", agc)
-    return _built(
-        "dreamer_v3", _dreamer_v3, beta2, eps, numbers, "agc", storage, warmup=warmup
-    )
+    return _built("dreamer_v3", _dreamer_v3, beta2, eps, numbers, "agc", warmup=warmup)
 
 
 def _built(
@@ -179,7 +170,6 @@ def _built(
     eps: Number,
     numbers: Mapping[str, Any],
     needs_params: str,
-    storage: Storages | None,
     **options: Any,
 ) -> Transformation:
     """One compiled call of `make`, around a corrected average; of its row's words.
@@ -203,8 +193,7 @@ def _built(
         get_count=count,
         uses_params=needs_params in numbers,
     )
-    optimizer = with_clear_errors(optimizer, words)
-    return optimizer if storage is None else stored(optimizer, storage)
+    return with_clear_errors(optimizer, words)
 
 
 def _after(schedule: Schedule, warmup: int, step: Any) -> Any:

@@ -18,7 +18,6 @@ from jax_rmsprop.conventions._parts import (
     is_zero,
     rmsprop_of,
 )
-from jax_rmsprop.storage import Storages
 
 
 def mxnet1(
@@ -38,7 +37,6 @@ def mxnet1(
     param_idx2name: None = None,
     sym: None = None,
     param_dict: None = None,
-    storage: Storages | None = None,
 ) -> Transformation:
     """MXNet 1's `mx.optimizer.RMSProp`: momentum only if `centered`.
 
@@ -68,7 +66,6 @@ def mxnet1(
         own for some parameters are an `optax.partition`.
       sym: see `param_idx2name`.
       param_dict: see `param_idx2name`.
-      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = mxnet1(0.002, gamma1=0.95, centered=True, clip_gradient=1.0)
@@ -79,7 +76,6 @@ def mxnet1(
     return _around(
         rmsprop_of(
             "mxnet1",
-            storage=storage,
             learning_rate=_offset_schedule(learning_rate, begin_num_update),
             gamma=gamma1,
             eps=epsilon,
@@ -117,7 +113,6 @@ def mxnet2(
     param_idx2name: None = None,
     sym: None = None,
     param_dict: None = None,
-    storage: Storages | None = None,
 ) -> Transformation:
     """MXNet 2's `mx.optimizer.RMSProp`: eps moves into the root if `centered`.
 
@@ -148,7 +143,6 @@ def mxnet2(
         own for some parameters are an `optax.partition`.
       sym: see `param_idx2name`.
       param_dict: see `param_idx2name`.
-      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = mxnet2(0.002, rho=0.95, wd=1e-4)
@@ -161,7 +155,6 @@ def mxnet2(
     return _around(
         rmsprop_of(
             "mxnet2",
-            storage=storage,
             learning_rate=_offset_schedule(learning_rate, begin_num_update),
             gamma=rho,
             eps=epsilon,

@@ -9,7 +9,6 @@ from jax_rmsprop.conventions._parts import (
     check_only_value,
     rmsprop_of,
 )
-from jax_rmsprop.storage import Storages
 
 
 def chainer(
@@ -17,8 +16,6 @@ def chainer(
     alpha: NumberOrSchedule = 0.99,
     eps: Number = 1e-8,
     eps_inside_sqrt: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """Chainer's `chainer.optimizers.RMSprop`.
 
@@ -33,7 +30,6 @@ def chainer(
     """
     return rmsprop_of(
         "chainer",
-        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -51,8 +47,6 @@ def paddle(
     weight_decay: Number | None = None,
     grad_clip: None = None,
     name: str | None = None,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """PaddlePaddle's `paddle.optimizer.RMSProp`.
 
@@ -76,7 +70,6 @@ def paddle(
     check_only_value("grad_clip", grad_clip, None, advice)
     return rmsprop_of(
         "paddle",
-        storage=storage,
         learning_rate=learning_rate,
         gamma=rho,
         eps=epsilon,
@@ -90,8 +83,6 @@ def mlx(
     learning_rate: NumberOrSchedule,
     alpha: NumberOrSchedule = 0.99,
     eps: Number = 1e-8,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """MLX's `mlx.optimizers.RMSprop`.
 
@@ -103,16 +94,12 @@ def mlx(
     References:
       https://github.com/ml-explore/mlx/blob/v0.32.4/python/mlx/optimizers/optimizers.py
     """
-    return rmsprop_of(
-        "mlx", storage=storage, learning_rate=learning_rate, gamma=alpha, eps=eps
-    )
+    return rmsprop_of("mlx", learning_rate=learning_rate, gamma=alpha, eps=eps)
 
 
 def d2l(
     lr: NumberOrSchedule,
     gamma: NumberOrSchedule = 0.9,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """The textbook's RMSProp from scratch, with its eps of 1e-6.
 
@@ -125,4 +112,4 @@ def d2l(
       Zhang et al., Dive into Deep Learning, section 12.8,
       https://d2l.ai/chapter_optimization/rmsprop.html
     """
-    return rmsprop_of("d2l", storage=storage, learning_rate=lr, gamma=gamma, eps=1e-6)
+    return rmsprop_of("d2l", learning_rate=lr, gamma=gamma, eps=1e-6)

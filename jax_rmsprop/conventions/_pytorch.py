@@ -19,7 +19,6 @@ from jax_rmsprop.conventions._parts import (
     rmsprop_of,
     with_clear_errors,
 )
-from jax_rmsprop.storage import Storages
 
 
 def pytorch(
@@ -33,8 +32,6 @@ def pytorch(
     foreach: bool | None = None,
     maximize: bool = False,
     differentiable: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """PyTorch's `torch.optim.RMSprop`: eps outside the root, the rate after b.
 
@@ -55,7 +52,6 @@ def pytorch(
     del capturable, foreach, differentiable
     optimizer = rmsprop_of(
         "pytorch",
-        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -83,7 +79,6 @@ def timm(
     foreach: bool | None = None,
     *,
     max_lr: Number | None = None,
-    storage: Storages | None = None,
 ) -> Transformation:
     """The `RMSpropTF` of timm: PyTorch's names, TensorFlow's eps and initial nu.
 
@@ -111,7 +106,6 @@ def timm(
       foreach: of no meaning here.
       max_lr: for `corrected_weight_decay`. timm takes the `lr` with which it was made,
         before any scheduler; so does this, but if `lr` is a schedule it must be given.
-      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = timm(lr=0.01, momentum=0.9, weight_decay=1e-5, caution=True)
@@ -139,7 +133,6 @@ def timm(
     apart = (careful or squared) and not is_zero(amount)
     optimizer = rmsprop_of(
         "timm",
-        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -168,8 +161,6 @@ def stable_baselines3(
     weight_decay: Number = 0.0,
     momentum: Number = 0.0,
     centered: bool = False,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """Stable-Baselines3's `RMSpropTFLike`: PyTorch's with nu from 1 and eps inside.
 
@@ -185,7 +176,6 @@ def stable_baselines3(
     """
     return rmsprop_of(
         "stable_baselines3",
-        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -205,8 +195,6 @@ def bitsandbytes(
     optim_bits: int = 32,
     args: Any = None,
     min_8bit_size: int = 4096,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """`bnb.optim.RMSprop` of bitsandbytes, with its state in full precision.
 
@@ -237,7 +225,6 @@ def bitsandbytes(
     )
     return rmsprop_of(
         "bitsandbytes",
-        storage=storage,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,

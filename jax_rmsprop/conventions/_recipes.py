@@ -9,11 +9,10 @@ from jax_rmsprop.conventions._parts import Transformation, with_clear_errors
 from jax_rmsprop.conventions._pytorch import pytorch
 from jax_rmsprop.conventions._table import RECIPES, TABLE
 from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
-from jax_rmsprop.storage import Storages
 
 
 def nature_dqn(
-    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 2.5e-4,
 ) -> Transformation:
     """DQN in Nature: `keras` with rho 0.95, epsilon 0.01 and centered.
 
@@ -28,11 +27,11 @@ def nature_dqn(
       2015, extended data table 1, https://doi.org/10.1038/nature14236; the steps are
       those of the code published with it, NeuralQLearner.lua.
     """
-    return _recipe("nature_dqn", learning_rate, storage)
+    return _recipe("nature_dqn", learning_rate)
 
 
 def dopamine_dqn(
-    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 2.5e-4,
 ) -> Transformation:
     """Dopamine's DQN: `tensorflow1` with decay 0.95, epsilon 1e-5 and centered.
 
@@ -45,11 +44,11 @@ def dopamine_dqn(
       Castro et al., Dopamine, 2018, https://arxiv.org/abs/1812.06110;
       https://github.com/google/dopamine/blob/master/dopamine/agents/dqn/configs/dqn.gin
     """
-    return _recipe("dopamine_dqn", learning_rate, storage)
+    return _recipe("dopamine_dqn", learning_rate)
 
 
 def dqn_zoo(
-    learning_rate: NumberOrSchedule = 2.5e-4, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 2.5e-4,
 ) -> Transformation:
     """DQN Zoo's DQN: `optax` with decay 0.95, eps 0.01 / 32^2 and centered.
 
@@ -71,11 +70,11 @@ def dqn_zoo(
       Quan and Ostrovski, DQN Zoo, 2020,
       https://github.com/google-deepmind/dqn_zoo/blob/master/dqn_zoo/dqn/run_atari.py
     """
-    return _recipe("dqn_zoo", learning_rate, storage)
+    return _recipe("dqn_zoo", learning_rate)
 
 
 def impala(
-    learning_rate: NumberOrSchedule = 6e-4, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 6e-4,
 ) -> Transformation:
     """IMPALA on Atari, as TorchBeast runs it: `pytorch` with alpha 0.99 and eps 0.01.
 
@@ -91,11 +90,11 @@ def impala(
       TorchBeast, 2019, https://arxiv.org/abs/1910.03552;
       https://github.com/facebookresearch/torchbeast/blob/main/torchbeast/monobeast.py
     """
-    return _recipe("impala", learning_rate, storage)
+    return _recipe("impala", learning_rate)
 
 
 def efficientnet(
-    learning_rate: NumberOrSchedule = 0.016, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 0.016,
 ) -> Transformation:
     """EfficientNet: `tensorflow1` with decay 0.9, momentum 0.9 and epsilon 1e-3.
 
@@ -109,11 +108,11 @@ def efficientnet(
       Tan and Le, EfficientNet, 2019, https://arxiv.org/abs/1905.11946;
       https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/utils.py
     """
-    return _recipe("efficientnet", learning_rate, storage)
+    return _recipe("efficientnet", learning_rate)
 
 
 def mobilenet_v3(
-    learning_rate: NumberOrSchedule = 0.064, *, storage: Storages | None = None
+    learning_rate: NumberOrSchedule = 0.064,
 ) -> Transformation:
     """MobileNetV3 in torchvision: `pytorch`, eps 0.0316, momentum and alpha 0.9.
 
@@ -127,19 +126,17 @@ def mobilenet_v3(
       Howard et al., Searching for MobileNetV3, 2019, https://arxiv.org/abs/1905.02244;
       https://github.com/pytorch/vision/tree/main/references/classification
     """
-    return _recipe("mobilenet_v3", learning_rate, storage)
+    return _recipe("mobilenet_v3", learning_rate)
 
 
 # Those whose RMSProp a recipe ran.
 _RAN = {f.__name__: f for f in (keras, optax, pytorch, tensorflow1)}
 
 
-def _recipe(
-    name: str, learning_rate: NumberOrSchedule, storage: Storages | None
-) -> Transformation:
+def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
     recipe = RECIPES[name]
     convention = _RAN[recipe.convention]
     theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
     with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
-        optimizer = convention(learning_rate, storage=storage, **recipe.settings)
+        optimizer = convention(learning_rate, **recipe.settings)
     return with_clear_errors(optimizer, {theirs: "learning_rate"})

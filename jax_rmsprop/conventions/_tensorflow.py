@@ -22,7 +22,6 @@ from jax_rmsprop.conventions._parts import (
     rmsprop_of,
     with_clear_errors,
 )
-from jax_rmsprop.storage import Storages
 
 
 def keras(
@@ -41,8 +40,6 @@ def keras(
     loss_scale_factor: Number | None = None,
     gradient_accumulation_steps: int | None = None,
     name: str | None = None,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """Keras 3's `keras.optimizers.RMSprop`: eps inside the root, decoupled decay.
 
@@ -69,7 +66,6 @@ def keras(
       loss_scale_factor: what the loss was multiplied by, > 0.
       gradient_accumulation_steps: how many gradients make a step, 2 or more.
       name: of no meaning here.
-      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = keras(learning_rate=1e-3, rho=0.95, global_clipnorm=1.0)
@@ -96,7 +92,6 @@ def keras(
         *(clipping(n, bound) for n, bound in clips.items()),
         rmsprop_of(
             "keras",
-            storage=storage,
             learning_rate=_per_microbatch(steps, learning_rate),
             gamma=_per_microbatch(steps, rho),
             eps=epsilon,
@@ -116,8 +111,6 @@ def tensorflow1(
     use_locking: bool = False,
     centered: bool = False,
     name: str = "RMSProp",
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """TensorFlow 1's `tf.train.RMSPropOptimizer`: nu starts at 1, eps inside the root.
 
@@ -135,7 +128,6 @@ def tensorflow1(
     del use_locking, name
     return rmsprop_of(
         "tensorflow1",
-        storage=storage,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,
@@ -157,7 +149,6 @@ def tf_keras_v2(
     global_clipnorm: Number | None = None,
     lr: NumberOrSchedule | None = None,
     decay: Number = 0.0,
-    storage: Storages | None = None,
 ) -> Transformation:
     """`tf.keras.optimizers.legacy.RMSprop`: eps moves into the root with momentum.
 
@@ -179,7 +170,6 @@ def tf_keras_v2(
         with `clipnorm`.
       lr: the old name of `learning_rate`, which it overrides.
       decay: divides the learning rate by 1 + decay * step, >= 0.
-      storage: as in `rmsprop`.
 
     Example:
       >>> optimizer = tf_keras_v2(learning_rate=1e-3, momentum=0.9, clipvalue=1.0)
@@ -196,7 +186,6 @@ def tf_keras_v2(
         clipping("global_clipnorm", global_clipnorm, zero_is_none=False),
         rmsprop_of(
             "tf_keras_v2",
-            storage=storage,
             learning_rate=_inverse_time(rate, _validate.check_scalar("decay", decay)),
             gamma=rho,
             eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
@@ -214,8 +203,6 @@ def sonnet(
     epsilon: Number = 1e-10,
     centered: bool = False,
     name: str | None = None,
-    *,
-    storage: Storages | None = None,
 ) -> Transformation:
     """Sonnet 2's `snt.optimizers.RMSProp`: TensorFlow 1's with nu from 0.
 
@@ -233,7 +220,6 @@ def sonnet(
     del name
     return rmsprop_of(
         "sonnet",
-        storage=storage,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,

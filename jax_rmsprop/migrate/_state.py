@@ -16,7 +16,7 @@ from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
 
 from jax_rmsprop._transform import ScaleByRMSPropState
 from jax_rmsprop.migrate._elements import Elements, Ours, Theirs
-from jax_rmsprop.storage import StoredState
+from jax_rmsprop.quantization import QuantizedState
 
 FIELDS = ("nu", "mu", "momentum")
 # Where `optax.contrib.split_real_and_imaginary` keeps the parts of a complex leaf.
@@ -71,7 +71,7 @@ def fill(
       ValueError: an array is missing, unknown, has no place or another shape.
     """
     template = optimizer.init(params)
-    _check_in_full(template)
+    _check_not_quantized(template)
     initial = read(template, elements)[0] if absent else {}
     theirs = {
         f: {n: x for n, x in initial.get(f, {}).items() if n in absent}
@@ -122,7 +122,7 @@ def fill(
 
 def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
     """Our fields as their arrays, by field and name, and the number of steps."""
-    _check_in_full(state)
+    _check_not_quantized(state)
     fields: dict[str, Ours] = {field: {} for field in FIELDS}
     counts = [0]
 
@@ -173,14 +173,14 @@ def all_taken(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
             )
 
 
-def _check_in_full(state: Any) -> None:
-    def is_stored(x: Any) -> bool:
-        return isinstance(x, StoredState)
+def _check_not_quantized(state: Any) -> None:
+    def is_quantized(x: Any) -> bool:
+        return isinstance(x, QuantizedState)
 
-    if any(is_stored(x) for x in jax.tree.leaves(state, is_leaf=is_stored)):
+    if any(is_quantized(x) for x in jax.tree.leaves(state, is_leaf=is_quantized)):
         raise ValueError(
-            "a state that a storage keeps in fewer bits cannot be migrated: use an "
-            "optimizer without `storage`"
+            "a state in fewer bits cannot be migrated: pass what `dequantize_state` "
+            "returns, and an optimizer without `quantize_state`"
         )
 
 

@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import keystr
 
 from jax_rmsprop import _markdown
-from jax_rmsprop.storage._stored import is_field, path_leaves
+from jax_rmsprop.quantization._quantize import is_field, path_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,11 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jax_rmsprop import rmsprop, storage
+      >>> from jax_rmsprop import rmsprop
+      >>> from jax_rmsprop.quantization import memory_report, quantize_state, uint8
       >>> params = {"w": jnp.ones((1000, 1000))}
-      >>> optimizer = storage.stored(rmsprop(0.01), {"nu": storage.uint8()})
-      >>> print(storage.memory_report(optimizer, params))
+      >>> optimizer = quantize_state(rmsprop(0.01), {"nu": uint8()})
+      >>> print(memory_report(optimizer, params))
       | bytes | parameters |        nu | count | bases |
       | ----- | ---------- | --------- | ----- | ----- |
       | ['w'] |  4,000,000 | 1,000,000 |     0 |     0 |

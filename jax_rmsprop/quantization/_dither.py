@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
-# The thresholds begin anew after this number of steps.
-_RENEWED = np.uint32(32)
+# The hashes change after this number of steps.
+_DITHER_PERIOD = np.uint32(32)
 
 
-def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.Array:
+def dither(
+    shape: tuple[int, ...], leaf: int, count: ArrayLike, seed: ArrayLike
+) -> jax.Array:
     """Make the random numbers by which an array's elements are rounded at a step.
 
     Args:
       shape: the array's.
       leaf: its number in the state.
       count: the step.
-      seed: as for `stored`.
+      seed: as for `quantize_state`.
 
     Returns:
       uint32 numbers of that shape, all equally likely, in units of 2^-32.
 
     Example:
-      >>> thresholds((3,), 0, 0, 0).dtype
+      >>> dither((3,), 0, 0, 0).dtype
       dtype('uint32')
     """
     position, stride = jnp.zeros(shape, jnp.uint32), 1
@@ -36,7 +37,7 @@ def thresholds(shape: tuple[int, ...], leaf: int, count: Any, seed: Any) -> jax.
         stride *= shape[axis]
     step = jnp.asarray(count).astype(jnp.uint32)
     shared = jnp.asarray(seed).astype(jnp.uint32)
-    for number in (jnp.uint32(leaf), step // _RENEWED):
+    for number in (jnp.uint32(leaf), step // _DITHER_PERIOD):
         shared = _hash(shared) + number
     # 2^32 divided by the golden ratio.
     return _hash(position + _hash(shared)) + step * jnp.uint32(0x9E3779B9)

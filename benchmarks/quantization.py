@@ -10,7 +10,8 @@ import optax
 
 from benchmarks.timing import medians, table
 from benchmarks.update import carried
-from jax_rmsprop import rmsprop, storage
+from jax_rmsprop import rmsprop
+from jax_rmsprop.quantization import bfloat16, dither, quantize_state, uint8
 
 try:
     import bitsandbytes
@@ -24,24 +25,24 @@ BYTES = {"full": 20, "bfloat16": 16, "uint8": 14}
 
 @partial(jax.jit, donate_argnums=(0, 1))
 def _by_hand(params, codes, count, gradient):
-    """What `rmsprop(1e-3, storage={"nu": uint8()})` does, as one function."""
-    kept, g = storage.uint8(), gradient
-    threshold = storage.thresholds(g.shape, 0, count, 0)
+    """What `quantize_state(rmsprop(1e-3), {"nu": uint8()})` does, as one function."""
+    kept, g = uint8(), gradient
+    noise = dither(g.shape, 0, count, 0)
     nu = jnp.zeros_like(g) if codes is None else kept.decode(codes)
     nu = nu + jnp.float32(0.1) * (g * g - nu)
     params = params - jnp.float32(1e-3) * g / jnp.sqrt(nu + jnp.float32(1e-6))
-    return params, kept.encode(nu, threshold, codes), count + 1
+    return params, kept.encode(nu, noise, codes), count + 1
 
 
-def storages(size=2**24, rounds=40):
+def quantization(size=2**24, rounds=40):
     """Update and apply, jitted with donation, one array of 16M float32 numbers."""
     rng = np.random.default_rng(0)
     fresh = lambda: jnp.asarray(rng.standard_normal(size, "float32"))  # noqa: E731
     gradient = fresh()
     makes = {
         "full": rmsprop(1e-3),
-        "bfloat16": rmsprop(1e-3, storage={"nu": storage.bfloat16()}),
-        "uint8": rmsprop(1e-3, storage={"nu": storage.uint8()}),
+        "bfloat16": quantize_state(rmsprop(1e-3), {"nu": bfloat16()}),
+        "uint8": quantize_state(rmsprop(1e-3), {"nu": uint8()}),
         "optax": optax.rmsprop(1e-3),
     }
     calls, moved = {}, {}

@@ -16,21 +16,31 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop, storage
+from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
+from jax_rmsprop.quantization import (
+    Codec,
+    Quantized,
+    bfloat16,
+    dequantize_state,
+    int8,
+    memory_report,
+    quantize_state,
+    uint8,
+)
 from tests.conftest import airfoil_or_skip
 
 ELEMENTS = 65_536
-BOTH = {"bfloat16": storage.bfloat16(), "uint8": storage.uint8()}
+BOTH = {"bfloat16": bfloat16(), "uint8": uint8()}
 both = pytest.mark.parametrize("kept", BOTH.values(), ids=BOTH.keys())
 # The spacing of the codes, relative to the value.
 SPACING = {"bfloat16": 2.0**-7, "uint8": 2.0**-3}
 
 
-def settled(kept, x, threshold):
+def settled(kept, x, noise):
     """The codes of x: the first step finds its exponents, the next ones its window."""
     codes = None
     for _ in range(3):
-        codes = kept.encode(x, threshold, codes)
+        codes = kept.encode(x, noise, codes)
     return codes
 
 
@@ -39,12 +49,12 @@ def settled(kept, x, threshold):
 
 @functools.partial(jax.jit, static_argnames=("gamma", "steps"))
 def averages(gamma, steps):
-    """For each storage the average as it is kept and the largest ratio of two steps.
+    """For each codec the average as it is kept and the largest ratio of two steps.
 
     And the average in float64, of the same noise.
     """
     optimizers = {
-        name: scale_by_rmsprop(gamma, 0.0, storage={"nu": kept})
+        name: quantize_state(scale_by_rmsprop(gamma, 0.0), {"nu": kept})
         for name, kept in BOTH.items()
     }
     exactly = scale_by_rmsprop(gamma, 0.0)
@@ -68,13 +78,13 @@ def averages(gamma, steps):
     carry = states, exactly.init(rms), jnp.zeros(ELEMENTS, "float64")
     (states, _, nu), ratios = jax.lax.scan(step, carry, jnp.arange(steps))
     kept = {
-        name: storage.decoded(state, {"nu": BOTH[name]}).nu
+        name: dequantize_state(state, {"nu": BOTH[name]}).nu
         for name, state in states.items()
     }
     return kept, jax.tree.map(jnp.max, ratios), nu
 
 
-# For each gamma, and each storage, bounds of the mean error and of its mean.
+# For each gamma, and each codec, bounds of the mean error and of its mean.
 @pytest.mark.parametrize(
     ("gamma", "bounds"),
     [
@@ -99,14 +109,14 @@ def test_noisy_averages(gamma, bounds, x64):
 @pytest.mark.parametrize("gamma", [0.9, 0.99, 0.999])
 def test_constant_gradients_do_not_freeze(kept, gamma):
     g = jnp.asarray(10 ** np.linspace(-3, 0, 4096), "float32")
-    optimizer = scale_by_rmsprop(gamma, storage={"nu": kept})
+    optimizer = quantize_state(scale_by_rmsprop(gamma), {"nu": kept})
 
     def step(state, _):
         return optimizer.update(g, state)[1], None
 
     steps = round(20 / (1 - gamma))
     state, _ = jax.lax.scan(step, optimizer.init(g), length=steps)
-    relative = storage.decoded(state, {"nu": kept}).nu / (g * g) - 1
+    relative = dequantize_state(state, {"nu": kept}).nu / (g * g) - 1
     spacing = SPACING[str(state.inner_state.nu.dtype)]
     # Of a value: half of it up and down is where rounding leaves it.
     assert np.abs(relative).max() <= spacing
@@ -133,15 +143,15 @@ def test_naive_bfloat16_freezes():
 def test_relative_precision_over_seven_decades(kept, decades):
     """A single encoding and decoding."""
     x = jnp.asarray(3.0 * 10 ** np.linspace(-decades, 0, ELEMENTS), "float32")
-    threshold = jax.random.bits(jax.random.key(0), x.shape, "uint32")
-    codes = settled(kept, x, threshold)
+    noise = jax.random.bits(jax.random.key(0), x.shape, "uint32")
+    codes = settled(kept, x, noise)
     relative = np.asarray(kept.decode(codes) / x - 1)
     name = "uint8" if codes.codes.dtype == jnp.uint8 else "bfloat16"
     assert np.abs(relative).max() <= SPACING[name]
     # The mean of so many roundings, each unbiased and within the spacing.
     assert abs(relative.mean()) < SPACING[name] / np.sqrt(ELEMENTS) * 2
     # At first the codes are exponents.
-    relative = np.asarray(kept.decode(kept.encode(x, threshold, None)) / x)
+    relative = np.asarray(kept.decode(kept.encode(x, noise, None)) / x)
     assert 0.5 <= relative.min()
     assert relative.max() <= 2
 
@@ -149,7 +159,7 @@ def test_relative_precision_over_seven_decades(kept, decades):
 def test_all_codes_are_used():
     x = jnp.asarray(10 ** np.linspace(-12, 0, ELEMENTS), "float32")
     zero = jnp.zeros(ELEMENTS, "uint32")
-    kept = storage.uint8()
+    kept = uint8()
     codes = settled(kept, x, zero)
     assert int(codes.codes.max()) == 255 - 64
     codes = kept.encode(x * 256, zero, codes)
@@ -160,7 +170,7 @@ def test_what_is_too_small_counts_as_the_smallest():
     """Never as zero, which would make a step huge."""
     x = jnp.where(jnp.arange(4096) < 100, 1.0, 1e-20)
     zero = jnp.zeros(4096, "uint32")
-    kept = storage.uint8()
+    kept = uint8()
     codes = settled(kept, x, zero)
     value = kept.decode(codes)
     assert 0 < value.min() < 1e-7
@@ -171,7 +181,7 @@ def test_no_step_is_twice_full_precisions():
     """Also of elements that are 10 decades below the leaf's largest."""
     rng = np.random.default_rng(0)
     scale = 10 ** rng.uniform(-5, 0, 8192)
-    stored = scale_by_rmsprop(0.9, 0.0, storage={"nu": storage.uint8()})
+    stored = quantize_state(scale_by_rmsprop(0.9, 0.0), {"nu": uint8()})
     full = scale_by_rmsprop(0.9, 0.0)
     a, b = stored.init(jnp.ones(8192)), full.init(jnp.ones(8192))
     for _ in range(200):
@@ -183,12 +193,12 @@ def test_no_step_is_twice_full_precisions():
 
 def test_zero_stays_zero_until_there_is_something():
     g = jnp.zeros((64, 64)).at[:, 0].set(1.0)
-    optimizer = scale_by_rmsprop(0.9, 0.0, storage={"nu": storage.uint8()})
+    optimizer = quantize_state(scale_by_rmsprop(0.9, 0.0), {"nu": uint8()})
     state = optimizer.init(g)
     for _ in range(20):
         u, state = optimizer.update(g, state)
     np.testing.assert_array_equal(u[:, 1:], 0.0)
-    nu = storage.decoded(state, {"nu": storage.uint8()}).nu
+    nu = dequantize_state(state, {"nu": uint8()}).nu
     np.testing.assert_array_equal(nu[:, 1:], 0.0)
     # The others' first step is what it would be without their neighbours.
     u, _ = optimizer.update(jnp.full((64, 64), 1e-3), state)
@@ -198,7 +208,7 @@ def test_zero_stays_zero_until_there_is_something():
 @both
 def test_one_huge_gradient_recovers(kept):
     rng = np.random.default_rng(0)
-    optimizer = scale_by_rmsprop(0.9, 1e-8, storage={"nu": kept})
+    optimizer = quantize_state(scale_by_rmsprop(0.9, 1e-8), {"nu": kept})
     full = scale_by_rmsprop(0.9, 1e-8)
     state, exact = optimizer.init(jnp.ones(4096)), full.init(jnp.ones(4096))
     for t in range(300):
@@ -220,12 +230,12 @@ def test_one_huge_gradient_recovers(kept):
 # Signed fields.
 
 
-@pytest.mark.parametrize("kept", [storage.bfloat16(), storage.int8()])
+@pytest.mark.parametrize("kept", [bfloat16(), int8()])
 def test_signed_numbers_are_unbiased(kept):
     value = np.concatenate([-(10 ** np.linspace(-6, 0, 200)), [0.0, 1.0, 0.3, 1e-6]])
     x = jnp.asarray(np.repeat(value[:, None], 4096, 1), "float32")
-    threshold = jax.random.bits(jax.random.key(0), x.shape, "uint32")
-    codes = settled(kept, x, threshold)
+    noise = jax.random.bits(jax.random.key(0), x.shape, "uint32")
+    codes = settled(kept, x, noise)
     mean = np.asarray(kept.decode(codes), np.float64).mean(1)
     # An eighth of the value, or of the smallest, by the root of the roundings.
     smallest = 2.0**-13
@@ -233,13 +243,13 @@ def test_signed_numbers_are_unbiased(kept):
     assert (np.sign(kept.decode(codes)) * np.sign(x) >= 0).all()
 
 
-@pytest.mark.parametrize("kept", [storage.bfloat16(), storage.int8()])
+@pytest.mark.parametrize("kept", [bfloat16(), int8()])
 @pytest.mark.parametrize("field", ["mu", "trace"])
 def test_mean_and_momentum(kept, field):
     """Near full precision's, under noise with a drift."""
     options = {"centered": True} if field == "mu" else {"momentum": 0.9}
     full = rmsprop(0.01, 0.99, 1e-6, **options)
-    stored = rmsprop(0.01, 0.99, 1e-6, **options, storage={field: kept})
+    stored = quantize_state(rmsprop(0.01, 0.99, 1e-6, **options), {field: kept})
     rng = np.random.default_rng(0)
     x = jnp.zeros(8192)
     a, b = full.init(x), stored.init(x)
@@ -262,16 +272,18 @@ def params():
 
 
 def make(**options):
-    return rmsprop(
-        0.01,
-        momentum=0.9,
-        centered=True,
-        storage={
-            "nu": storage.uint8(),
-            "mu": storage.bfloat16(),
-            "trace": storage.int8(),
+    return quantize_state(
+        rmsprop(
+            0.01,
+            momentum=0.9,
+            centered=True,
+            **options,
+        ),
+        {
+            "nu": uint8(),
+            "mu": bfloat16(),
+            "trace": int8(),
         },
-        **options,
     )
 
 
@@ -299,9 +311,9 @@ def test_state_is_stable():
 
 def test_bytes_are_what_is_promised():
     x = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
-    for kept, most in [(storage.uint8(), 1.02), (storage.bfloat16(), 2)]:
-        optimizer = scale_by_rmsprop(storage={"nu": kept})
-        report = storage.memory_report(optimizer, x)
+    for kept, most in [(uint8(), 1.02), (bfloat16(), 2)]:
+        optimizer = quantize_state(scale_by_rmsprop(), {"nu": kept})
+        report = memory_report(optimizer, x)
         assert report.total["parameters"] == 4_000_000
         assert report.total["nu"] <= most * 1_000_000
 
@@ -340,9 +352,7 @@ def test_members_of_a_sweep_round_by_their_seeds():
     g = jnp.asarray(np.random.default_rng(0).normal(size=8192), "float32")
 
     def run(gamma, seed):
-        optimizer = storage.stored(
-            scale_by_rmsprop(gamma), {"nu": storage.uint8()}, seed=seed
-        )
+        optimizer = quantize_state(scale_by_rmsprop(gamma), {"nu": uint8()}, seed=seed)
         state = optimizer.init(g)
         for _ in range(3):
             _, state = optimizer.update(g, state)
@@ -360,7 +370,7 @@ def test_the_same_bits_on_every_sharding(spec):
     g = jnp.asarray(np.random.default_rng(0).normal(size=(64, 128)), "float32")
     runs = []
     for x in (g, jax.device_put(g, where)):
-        optimizer = scale_by_rmsprop(storage={"nu": storage.uint8()})
+        optimizer = quantize_state(scale_by_rmsprop(), {"nu": uint8()})
         state = jax.jit(optimizer.init)(x)
         for _ in range(4):
             _, state = jax.jit(optimizer.update)(x, state)
@@ -419,7 +429,7 @@ def test_multisteps(standard_promotion):
     ],
 )
 def test_any_transformation(inner, field, standard_promotion):
-    optimizer = storage.stored(inner, {field: storage.bfloat16()})
+    optimizer = quantize_state(inner, {field: bfloat16()})
     x = params()
     state, plain = optimizer.init(x), inner.init(x)
     for _ in range(5):
@@ -432,8 +442,8 @@ def test_any_transformation(inner, field, standard_promotion):
 
 def test_double_precision_and_complex_leaves_stay_as_they_are(x64, standard_promotion):
     x = {"d": jnp.ones(8, "float64"), "z": jnp.ones(8, "complex64")}
-    optimizer = rmsprop(
-        0.1, centered=True, storage={f: storage.bfloat16() for f in ("nu", "mu")}
+    optimizer = quantize_state(
+        rmsprop(0.1, centered=True), {f: bfloat16() for f in ("nu", "mu")}
     )
     state = optimizer.init(x)
     _, state = optimizer.update(x, state)
@@ -451,11 +461,11 @@ def test_pickle():
 
 
 @pytest.mark.parametrize("name", [*conventions.TABLE, *conventions.RECIPES])
-def test_every_convention_takes_a_storage(name, standard_promotion):
+def test_every_convention_in_fewer_bits(name, standard_promotion):
     convention = getattr(conventions, name)
     parameters = inspect.signature(convention).parameters.values()
     rate = {p.name: 0.1 for p in parameters if p.default is p.empty}
-    optimizer = convention(**rate, storage={"nu": storage.uint8()})
+    optimizer = quantize_state(convention(**rate), {"nu": uint8()})
     x = params()
     state = optimizer.init(x)
     updates, state = optimizer.update(x, state, x)
@@ -468,46 +478,44 @@ def test_every_convention_takes_a_storage(name, standard_promotion):
 
 def test_half_precision_parameters():
     x = {"w": jnp.ones((64, 64), jnp.bfloat16)}
-    optimizer = rmsprop(0.1, storage={"nu": storage.uint8()})
+    optimizer = quantize_state(rmsprop(0.1), {"nu": uint8()})
     state = optimizer.init(x)
     updates, state = optimizer.update(x, state)
     assert updates["w"].dtype == jnp.bfloat16
     assert state.inner_state[1].nu["w"].dtype == jnp.uint8
 
 
-def test_a_stored_state_is_not_migrated():
+def test_a_quantized_state_is_not_migrated():
     x = params()
-    optimizer = rmsprop(0.1, storage={"nu": storage.uint8()})
-    with pytest.raises(ValueError, match="fewer bits cannot be migrated: use an optim"):
+    optimizer = quantize_state(rmsprop(0.1), {"nu": uint8()})
+    with pytest.raises(ValueError, match="fewer bits cannot be migrated: pass what"):
         migrate.to_tf1(optimizer.init(x), x, layout=dict)
-    with pytest.raises(ValueError, match="fewer bits cannot be migrated: use an optim"):
+    with pytest.raises(ValueError, match="fewer bits cannot be migrated: pass what"):
         migrate.from_tf1({}, x, layout=dict, optimizer=optimizer)
 
 
-@pytest.mark.parametrize(
-    "make_one", [storage.full, storage.bfloat16, storage.uint8, storage.int8]
-)
-def test_a_storage_is_a_value(make_one):
+@pytest.mark.parametrize("make_one", [bfloat16, uint8, int8])
+def test_a_codec_is_a_value(make_one):
     assert make_one() == make_one()
     assert hash(make_one()) == hash(make_one())
     assert pickle.loads(pickle.dumps(make_one())).min_size == make_one().min_size
-    assert storage.uint8() != storage.int8()
-    assert storage.uint8() != storage.uint8(min_size=1)
+    assert uint8() != int8()
+    assert uint8() != uint8(min_size=1)
 
 
-def test_full_changes_nothing():
+def test_no_codec_changes_nothing():
     x = params()
-    state = rmsprop(0.1, storage={"nu": storage.full()}).init(x)
+    state = quantize_state(rmsprop(0.1), {}).init(x)
     chex.assert_trees_all_equal(state.inner_state, rmsprop(0.1).init(x))
 
 
-def test_a_storage_of_ones_own():
+def test_a_codec_of_ones_own():
     """Half the bytes of bfloat16's exponent: kept as the root, in float16."""
-    mine = storage.Storage(
-        lambda x, threshold, old: storage.Codes(jnp.sqrt(x).astype("float16"), None),
+    mine = Codec(
+        lambda x, noise, old: Quantized(jnp.sqrt(x).astype("float16"), None),
         lambda stored: stored.codes.astype("float32") ** 2,
     )
-    optimizer = scale_by_rmsprop(storage={"nu": mine})
+    optimizer = quantize_state(scale_by_rmsprop(), {"nu": mine})
     g = jnp.ones(8)
     updates, state = optimizer.update(g, optimizer.init(g))
     assert state.inner_state.nu.dtype == jnp.float16
@@ -522,35 +530,33 @@ def test_a_storage_of_ones_own():
     ("bad", "kind", "message"),
     [
         (
-            lambda: rmsprop(0.1, storage="uint8"),
+            lambda: quantize_state(rmsprop(0.1), "uint8"),
             TypeError,
-            "`storage` must be a dict of storages by the names of fields, such as "
-            "{\"nu\": storage.uint8()}, got 'uint8'",
+            "`codecs` must be a dict of codecs by the names of fields, such as "
+            "{\"nu\": uint8()}, got 'uint8'",
         ),
         (
-            lambda: rmsprop(0.1, storage={"nu": "uint8"}),
+            lambda: quantize_state(rmsprop(0.1), {"nu": "uint8"}),
             TypeError,
-            "`storage` must have a Storage, such as storage.uint8(), for 'nu', got "
-            "'uint8'",
+            "`codecs` must have a Codec, such as uint8(), for 'nu', got 'uint8'",
         ),
         (
-            lambda: rmsprop(0.1, storage={"nu": jnp.uint8}),
+            lambda: quantize_state(rmsprop(0.1), {"nu": jnp.uint8}),
             TypeError,
-            "`storage` must have a Storage, such as storage.uint8(), for 'nu', got "
-            f"{jnp.uint8!r}",
+            f"`codecs` must have a Codec, such as uint8(), for 'nu', got {jnp.uint8!r}",
         ),
         (
-            lambda: rmsprop(0.1, storage={"mu": storage.bfloat16()}).init(jnp.ones(2)),
+            lambda: quantize_state(rmsprop(0.1), {"mu": bfloat16()}).init(jnp.ones(2)),
             ValueError,
-            "`storage` has 'mu', of which the state has no array; it has count, nu",
+            "`codecs` has 'mu', of which the state has no array; it has count, nu",
         ),
         (
-            lambda: storage.uint8(min_size=-1),
+            lambda: uint8(min_size=-1),
             ValueError,
             "`min_size` must be an integer >= 0, got -1",
         ),
         (
-            lambda: storage.int8(min_size=0.5),
+            lambda: int8(min_size=0.5),
             TypeError,
             "`min_size` must be an integer >= 0, got 0.5",
         ),
@@ -567,7 +573,7 @@ def test_bad_input(bad, kind, message):
 
 def test_memory_report(capsys):
     x = params()
-    report = storage.memory_report(make(), x)
+    report = memory_report(make(), x)
     assert report.rows["['w']"] == {
         "parameters": 64 * 128 * 4,
         "nu": 64 * 128,
@@ -585,10 +591,10 @@ def test_memory_report(capsys):
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("| total | ")
     # A list of parameters, and a bare array.
-    report = storage.memory_report(make(), [jnp.ones(3), jnp.ones((2, 2))])
+    report = memory_report(make(), [jnp.ones(3), jnp.ones((2, 2))])
     assert report.rows["[1]"]["nu"] == 16
     assert report.rows["other"] == {"count": 8, "bases": 4 * arrays}
-    report = storage.memory_report(rmsprop(0.1), jnp.ones(5))
+    report = memory_report(rmsprop(0.1), jnp.ones(5))
     assert report.rows["the root"]["nu"] == 20
 
 
@@ -652,7 +658,7 @@ def free_training(problem):
 
 
 def loss_curves(problem, make):
-    """The losses of trainings; a seed is for parameters, batches and storage."""
+    """The losses of trainings; a seed is for parameters, batches and rounding."""
     loss, params, batches = free_training(problem)
     common = importlib.import_module("common")
 
@@ -683,11 +689,11 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
     full = running(loss_curves(problem, lambda seed: inner))
     spread = full[:, -1].std()
     # Of every size, since these networks are small.
-    for kept in (storage.bfloat16(), storage.uint8(min_size=0)):
+    for kept in (bfloat16(), uint8(min_size=0)):
         kept_so = running(
             loss_curves(
                 problem,
-                lambda seed, kept=kept: storage.stored(inner, {"nu": kept}, seed=seed),
+                lambda seed, kept=kept: quantize_state(inner, {"nu": kept}, seed=seed),
             )
         )
         assert np.abs(kept_so[:, -1] - full[:, -1]).max() < spread
@@ -696,16 +702,16 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
 
 def test_the_number_that_the_comment_works_through():
     """0.15625 keeps its value, 0.16 is rounded up 24 times of a hundred."""
-    codec = storage.uint8(0)
-    old = storage.Codes(jnp.array([255 - 64], "uint8"), jnp.int32(800))  # base stays
+    codec = uint8(0)
+    old = Quantized(jnp.array([255 - 64], "uint8"), jnp.int32(800))  # base stays
     kept = codec.encode(jnp.float32([0.15625]), jnp.zeros(1, "uint32"), old)
     assert (int(kept.base), int(kept.codes[0])) == (800, 194)
     assert codec.decode(kept)[0] == 0.15625
     n = 100_000
-    thresholds = jnp.asarray(np.arange(n) * (2**32 // n), "uint32")
+    noises = jnp.asarray(np.arange(n) * (2**32 // n), "uint32")
     codes = jnp.full(n, 255 - 64, "uint8")
     many = codec.encode(
-        jnp.full(n, 0.16, "float32"), thresholds, storage.Codes(codes, jnp.int32(800))
+        jnp.full(n, 0.16, "float32"), noises, Quantized(codes, jnp.int32(800))
     )
     assert set(np.unique(many.codes)) == {194, 195}
     np.testing.assert_allclose((many.codes == 195).mean(), 0.24, atol=2 / n)
