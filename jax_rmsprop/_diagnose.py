@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._equations import bounded, cast_keeping_complex, positive, scaled
+from jax_rmsprop._equations import cast_keeping_complex, positive, scaled
 from jax_rmsprop._validate import Number
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.
@@ -140,8 +140,8 @@ def _largest_step(
     """The largest |u| of a step."""
 
     def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
-        g = bounded(cast_keeping_complex(g, nu.dtype))
-        u = scaled(g, nu, eps=eps.astype(nu.dtype), eps_in_sqrt=inside)
+        g = cast_keeping_complex(g, nu.dtype)
+        u = scaled(g, nu, eps=positive(eps.astype(nu.dtype)), eps_in_sqrt=inside)
         return jnp.max(jnp.abs(u).astype(jnp.float32), initial=0)
 
     leaves = jax.tree.map(jnp.asarray, jax.tree.leaves(gradient))

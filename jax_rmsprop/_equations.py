@@ -21,7 +21,7 @@ Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,84 +29,87 @@ import numpy as np
 from jax import lax
 
 
-def average(
-    old: jax.Array, new: jax.Array, *, gamma: jax.Array, one_minus_gamma: jax.Array
-) -> jax.Array:
-    """Step from the one of old and new that weighs more toward the other.
+class Decay(NamedTuple):
+    """An average's decay: scalars of the average's dtype.
 
-        gamma * old + (1 - gamma) * new
+    Attributes:
+      gamma: the weight of the old.
+      slow: whether it is at least the weight of the new.
+      step: the weight of the lighter of the two, 1 - gamma or -gamma, signed as the
+        step toward it is.
+    """
 
-    So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
-    neither of the two beside the other. Both weights come, since 1 - gamma computed
-    from a gamma of float32 may be wrong in all its digits.
+    gamma: jax.Array
+    slow: jax.Array
+    step: jax.Array
+
+
+def decay(gamma: jax.Array, one_minus_gamma: jax.Array) -> Decay:
+    """The decay from both weights: 1 - gamma of a float32 may be wrong in all digits.
+
+    Made once for all arrays, since at a thousand leaves the scalars count.
     """
     slow = gamma >= 0.5
-    start, end = jnp.where(slow, old, new), jnp.where(slow, new, old)
-    return start + jnp.where(slow, one_minus_gamma, gamma) * (end - start)
+    return Decay(gamma, slow, lax.select(slow, one_minus_gamma, -gamma))
 
 
-def mean_square(
-    nu: jax.Array, g: jax.Array, *, gamma: jax.Array, one_minus_gamma: jax.Array
-) -> jax.Array:
+def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
+    """Step from the one of old and new that weighs more toward the other.
+
+        gamma * old + (1 - gamma) * new  =  old + (1 - gamma) * (new - old)
+                                         =  new - gamma * (new - old)
+
+    So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
+    neither of the two beside the other.
+    """
+    return lax.select(decay.slow, old, new) + decay.step * (new - old)
+
+
+def mean_square(nu: jax.Array, g: jax.Array, decay: Decay) -> jax.Array:
     """The new nu."""
-    square = _rounded(abs_square(g))
-    return average(nu, square, gamma=gamma, one_minus_gamma=one_minus_gamma)
+    return average(nu, _bounded_square(g), decay)
 
 
 def mean_and_variance(
-    mu: jax.Array,
-    nu: jax.Array,
-    g: jax.Array,
-    *,
-    gamma: jax.Array,
-    one_minus_gamma: jax.Array,
+    mu: jax.Array, nu: jax.Array, g: jax.Array, decay: Decay
 ) -> tuple[jax.Array, jax.Array]:
     """The new mu and the new nu of the centered variant."""
-
-    def toward(old: jax.Array, new: jax.Array) -> jax.Array:
-        return average(old, new, gamma=gamma, one_minus_gamma=one_minus_gamma)
-
-    square = _rounded(gamma * abs_square(g - mu))
-    return map_real_imag(toward, mu, g), toward(nu, square)
+    g = bounded(g)
+    square = _rounded(decay.gamma * _abs_square(g - mu))
+    mu = map_real_imag(lambda old, new: average(old, new, decay), mu, g)
+    return mu, average(nu, square, decay)
 
 
 def scaled(
     g: jax.Array, nu: jax.Array, *, eps: jax.Array, eps_in_sqrt: bool
 ) -> jax.Array:
-    """The step u; a gradient of zero gives zero, also where eps is."""
-    if eps_in_sqrt:
-        root = jnp.sqrt(positive(nu + eps))
-    else:
-        root = jnp.sqrt(positive(nu)) + eps
-    return map_real_imag(lambda x: x / root, g)
+    """The step u, for an eps > 0; a gradient of zero gives zero."""
+    root = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(positive(nu)) + eps
+    return map_real_imag(lambda x: x / root, bounded(g))
 
 
 def bounded(g: jax.Array) -> jax.Array:
     """Hold each part of g within bounds, 2^62 in float32, whose squares are finite.
 
-    The step's numerator is bounded with it, else one huge gradient takes a huge step.
+    The step's numerator is bounded as its square is, else one huge gradient takes a
+    huge step.
     """
     bound = largest(g.real.dtype)
     return map_real_imag(lambda x: lax.clamp(-bound, x, bound), g)
 
 
-def largest(dtype: Any) -> jax.Array:
+def largest(dtype: Any) -> Any:
     """The bound of each part of a gradient.
 
-    Its square is finite, four times that, and it divided by the root of the smallest
+    Its square is finite, eight times that, and it divided by the root of the smallest
     normal number.
     """
-    return jnp.asarray(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 2), dtype)
+    return dtype.type(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 2))
 
 
 def positive(x: jax.Array) -> jax.Array:
     """Keep x >= 0 from zero, so that its root and the root's derivative are finite."""
     return lax.max(x, jnp.finfo(x.dtype).tiny)
-
-
-def abs_square(x: jax.Array) -> jax.Array:
-    """|x|^2, also of complex x."""
-    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
 
 
 def map_real_imag(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
@@ -127,13 +130,26 @@ def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
-def _rounded(square: jax.Array) -> jax.Array:
-    """The square, rounded before it is added to anything.
+def _abs_square(x: jax.Array) -> jax.Array:
+    """|x|^2, also of complex x."""
+    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
+
+
+def _bounded_square(g: jax.Array) -> jax.Array:
+    """|g|^2 of the bounded g, by the bound of the square: a compiler has less to do."""
+
+    def square(x: jax.Array) -> jax.Array:
+        return lax.min(x * x, largest(x.dtype) ** 2)
+
+    return square(g.real) + square(g.imag) if jnp.iscomplexobj(g) else square(g)
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """A product, rounded before it is added to anything.
 
     Compilers contract a product and a sum into one operation of one rounding: a product
     that is used once always, one that is used twice in some programs and not in others.
     They do not look through a minimum, so a row of a sweep has the bits of its single
-    run. No square of what is bounded exceeds the minimum.
+    run. No square of what is bounded exceeds this one.
     """
-    bound = largest(square.dtype)
-    return lax.min(square, 4 * bound * bound)
+    return lax.min(x, 8 * largest(x.dtype) ** 2)

@@ -12,8 +12,9 @@ import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._equations import (
-    bounded,
+    Decay,
     cast_keeping_complex,
+    decay,
     mean_and_variance,
     mean_square,
     positive,
@@ -208,13 +209,11 @@ def uncompiled_scale_by_rmsprop(
             weight += one_minus_gamma.astype(weight.dtype) * (1 - weight)
 
         @functools.cache
-        def scalars(dtype: Any) -> dict[str, jax.Array | None]:
-            # In an array's own type, which they so never change; and once for all
-            # arrays, since at a thousand leaves a scalar's cast counts.
+        def scalars(dtype: Any) -> dict[str, Any]:
+            # In an array's own type, which they so never change.
             return {
-                "gamma": gamma.astype(dtype),
-                "one_minus_gamma": one_minus_gamma.astype(dtype),
-                "eps": eps.astype(dtype),
+                "decay": decay(gamma.astype(dtype), one_minus_gamma.astype(dtype)),
+                "eps": positive(eps.astype(dtype)),
                 "weight": None if weight is None else positive(weight.astype(dtype)),
             }
 
@@ -241,8 +240,7 @@ def _step(
     g: jax.Array,
     nu: jax.Array,
     mu: jax.Array | None,
-    gamma: jax.Array,
-    one_minus_gamma: jax.Array,
+    decay: Decay,
     eps: jax.Array,
     weight: jax.Array | None,
     *,
@@ -250,13 +248,11 @@ def _step(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equations on one leaf: the update, the new nu and the new mu."""
     dtype = g.dtype
-    g = bounded(cast_keeping_complex(g, nu.dtype))
+    g = cast_keeping_complex(g, nu.dtype)
     if mu is None:
-        nu = mean_square(nu, g, gamma=gamma, one_minus_gamma=one_minus_gamma)
+        nu = mean_square(nu, g, decay)
     else:
-        mu, nu = mean_and_variance(
-            mu, nu, g, gamma=gamma, one_minus_gamma=one_minus_gamma
-        )
+        mu, nu = mean_and_variance(mu, nu, g, decay)
     corrected = nu if weight is None else nu / weight
     return scaled(g, corrected, eps=eps, eps_in_sqrt=eps_in_sqrt).astype(dtype), nu, mu
 
