@@ -25,7 +25,7 @@ from common import (
     train_step,
 )
 
-from jax_rmsprop import log_one_minus, plotting, rmsprop, summary, sweep, to_table
+from jax_rmsprop import log_one_minus, plotting, rmsprop, summary, sweep, to_dataframe
 
 GRID = {
     "gamma": log_one_minus(0, 0.9999, 17),
@@ -127,7 +127,7 @@ def main():
     print(f"\n{chosen.title}; judged by the {chosen.judge}, mean of 3 seeds")
     best = summary(curves, "loss")
     print(best)
-    table = to_table(curves)
+    table = to_dataframe(curves)
     table = table[table.learning_rate == best.best["learning_rate"]]
     table.insert(1, "steps back", 1 / (1 - table.gamma))
     rows = table.drop(columns=["seed", "finished"]).groupby("gamma").mean()
@@ -145,9 +145,9 @@ def draw(chosen, curves):
     """The four pictures of a sweep."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 9))
     plotting.loss_against_gamma(curves, ax=axes[0, 0])
-    plotting.heat_map(curves, ax=axes[0, 1])
+    plotting.heatmap(curves, ax=axes[0, 1])
     plotting.sensitivity(curves, ax=axes[1, 0])
-    plotting.best_curves(curves, "train_loss", k=5, ax=axes[1, 1])
+    plotting.best_curves(curves, "train_loss", top_k=5, ax=axes[1, 1])
     axes[1, 1].set_xlabel("epoch")
     figure.suptitle(chosen.title)
     return figure

@@ -52,7 +52,7 @@ def main():
         print(summary(curves))
         figure, ax = plt.subplots(figsize=(7, 5))
         curves.loss.attrs.update(long_name="test loss", units="nats per example")
-        plotting.heat_map(curves, ax=ax)
+        plotting.heatmap(curves, ax=ax)
         save(figure, options.output)
 
 

@@ -12,7 +12,7 @@ from jax_rmsprop._sweep import (
     population,
     summary,
     sweep,
-    to_table,
+    to_dataframe,
 )
 from jax_rmsprop._transform import ScaleByRMSPropState, scale_by_rmsprop
 
@@ -32,5 +32,5 @@ __all__ = [
     "scale_by_rmsprop",
     "summary",
     "sweep",
-    "to_table",
+    "to_dataframe",
 ]

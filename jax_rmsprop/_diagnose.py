@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._equations import cast_keeping_complex, positive, scaled
+from jax_rmsprop._equations import positive, scaled
+from jax_rmsprop._precision import cast_keeping_complex
 from jax_rmsprop._validate import Number
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 
@@ -121,13 +120,6 @@ def map_real_imag(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
     if not jnp.iscomplexobj(xs[0]):
         return f(*xs)
     return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
-
-
-def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
-    """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
-    return x.astype(
-        np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
-    )
 
 
 def _abs_square(x: jax.Array) -> jax.Array:

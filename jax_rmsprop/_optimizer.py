@@ -10,20 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jax_rmsprop import _validate
-from jax_rmsprop._equations import cast_keeping_complex
-from jax_rmsprop._jit import jit_transformation
-from jax_rmsprop._sharding import shard_new_like
-from jax_rmsprop._transform import (
-    parse_average_options,
-    state_dtype,
-    uncompiled_scale_by_rmsprop,
+from jax_rmsprop._hyperparameters import (
+    check_hyperparameters,
+    check_mask,
+    check_options,
 )
-from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop._jit import jit_transformation
+from jax_rmsprop._precision import once_rounded
+from jax_rmsprop._transform import uncompiled_scale_by_rmsprop
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
 
 
 def rmsprop(
@@ -114,40 +111,37 @@ def rmsprop(
       decoupled decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
       2019, https://arxiv.org/abs/1711.05101.
     """
-    if _validate.check_bool("nesterov", nesterov) and momentum is None:
+    options = check_options(
+        eps_in_sqrt=eps_in_sqrt,
+        centered=centered,
+        bias_correction=bias_correction,
+        nesterov=nesterov,
+        lr_in_momentum=lr_in_momentum,
+        decoupled_weight_decay=decoupled_weight_decay,
+    )
+    if nesterov and momentum is None:
         raise ValueError("`nesterov` must be False if `momentum` is None, got True")
-    options, hyperparameters = parse_average_options(
-        gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
+    hyperparameters = check_hyperparameters(
+        learning_rate=learning_rate,
+        gamma=gamma,
+        eps=eps,
+        initial_scale=initial_scale,
+        weight_decay=weight_decay,
+        **({} if momentum is None else {"momentum": momentum}),
     )
-    options |= {
-        "nesterov": nesterov,
-        "lr_in_momentum": _validate.check_bool("lr_in_momentum", lr_in_momentum),
-        "decoupled": _validate.check_bool(
-            "decoupled_weight_decay", decoupled_weight_decay
-        ),
-        "mask": _freeze_mask(mask),
-    }
-    hyperparameters |= {
-        "learning_rate": _validate.check_scalar(
-            "learning_rate", learning_rate, schedule=True
-        )
-    }
-    if momentum is not None:
-        hyperparameters |= {
-            "momentum": _validate.check_scalar(
-                "momentum", momentum, high=1, schedule=True
-            )
-        }
-    decay = _validate.check_scalar("weight_decay", weight_decay, schedule=True)
-    decays = not isinstance(decay, float) or decay > 0
-    if decays:
-        hyperparameters |= {"weight_decay": decay}
+    decays = not is_zero(hyperparameters["weight_decay"])
+    if not decays:
+        del hyperparameters["weight_decay"]
     return jit_transformation(
-        _chain, options, hyperparameters, get_count=count, uses_params=decays
+        _chain,
+        {**options, "mask": check_mask(mask)},
+        hyperparameters,
+        get_count=get_count,
+        uses_params=decays,
     )
 
 
-def count(state: Any) -> Any:
+def get_count(state: Any) -> jax.Array:
     """The step of a chain's state."""
     return state[1].count
 
@@ -159,7 +153,7 @@ def _chain(
     weight_decay: jax.Array | None = None,
     nesterov: bool,
     lr_in_momentum: bool,
-    decoupled: bool,
+    decoupled_weight_decay: bool,
     mask: Any,
     **average: Any,
 ) -> optax.GradientTransformation:
@@ -168,7 +162,7 @@ def _chain(
     def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
         def add_decay(rate: jax.Array | None) -> optax.GradientTransformation:
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
-            return add if mask is None else optax.masked(add, _unfreeze_mask(mask))
+            return add if mask is None else optax.masked(add, mask)
 
         rate, decay = fit(learning_rate), fit(weight_decay)
         if momentum is None:
@@ -185,110 +179,12 @@ def _chain(
             late_decay = decay
         # As many parts whatever the numbers, so that a decay of zero changes no tree.
         return optax.chain(
-            add_decay(None if decoupled else decay),
+            add_decay(None if decoupled_weight_decay else decay),
             uncompiled_scale_by_rmsprop(**average),
             before,
             trace,
-            add_decay(late_decay if decoupled else None),
+            add_decay(late_decay if decoupled_weight_decay else None),
             after,
         )
 
     return once_rounded(chain, None if weight_decay is None else "weight_decay")
-
-
-def once_rounded(
-    chain: Callable[[Callable[[Any], Any]], optax.GradientTransformation],
-    needs_params: str | None,
-) -> optax.GradientTransformation:
-    """Compute and keep everything in float32 or wider; round once, to the gradient's.
-
-    Args:
-      chain: makes the transformation, of which `scale_by_rmsprop` is the second part,
-        from a function that it applies to each of its scalars (or None), since Optax
-        multiplies each leaf by them as they are: an array of a fixed type becomes no
-        wider than any leaf. A scalar that began as a Python float adapts by itself,
-        and is cast only where all leaves are of one type.
-      needs_params: the argument for which `update` needs the parameters; None: for
-        none.
-    """
-
-    def made(tree: Any) -> optax.GradientTransformation:
-        dtypes = {leaf.dtype for leaf in jax.tree.leaves(tree)}
-        reals = [jnp.finfo(dtype).dtype for dtype in dtypes]
-        narrowest = min(reals, key=_width, default=jnp.dtype(jnp.float32))
-        alike = dtypes <= {narrowest}
-
-        def fit(x: Any) -> Any:
-            if x is None or (x.weak_type and not alike):
-                return x
-            return x.astype(narrowest)
-
-        return chain(fit)
-
-    def init(params: Any) -> Any:
-        _validate.check_inexact_leaves(params)
-        params = jax.tree.map(lambda p: p.astype(state_dtype(p)), params)
-        inner = made(params)
-        return optax.tree_utils.tree_map_params(
-            inner, shard_new_like, inner.init(params), params
-        )
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if needs_params is not None and params is None:
-            raise ValueError(
-                f"`params` must be passed to `update` when `{needs_params}` is not 0, "
-                "got None"
-            )
-        nu = state[1].nu
-        _validate.check_matches_state(updates, nu)
-        wide = jax.tree.map(lambda x, n: cast_keeping_complex(x, n.dtype), updates, nu)
-        if params is not None:
-            params = jax.tree.map(
-                lambda x, n: cast_keeping_complex(x, n.dtype), params, nu
-            )
-        wide, state = made(wide).update(wide, state, params)
-        _validate.check_same_kind(updates, wide)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), wide, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _width(dtype: Any) -> int:
-    return jnp.finfo(dtype).bits
-
-
-def _freeze_mask(mask: Any) -> Any:
-    """A mask in a form that jit takes for a static argument; a function is one."""
-    if mask is None or callable(mask):
-        return mask
-    leaves, tree = jax.tree.flatten(mask)
-    numbers = [
-        leaf.item()
-        if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1
-        else leaf
-        for leaf in leaves
-    ]
-    return tuple(_validate.check_bool("mask", leaf) for leaf in numbers), tree
-
-
-def _unfreeze_mask(mask: Any) -> Any:
-    """The mask as a function of the parameters, from its hashable form.
-
-    Raises:
-      ValueError: a tree does not fit them.
-    """
-    if callable(mask):
-        return mask
-    leaves, tree = mask
-
-    def of(params: Any) -> Any:
-        try:
-            tree.flatten_up_to(params)
-        except ValueError:
-            raise ValueError(
-                "`mask` must be a tree of bools like the parameters, or like the upper "
-                f"part of them, got {_validate.short_repr(tree)}"
-            ) from None
-        return tree.unflatten(leaves)
-
-    return of

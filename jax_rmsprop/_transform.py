@@ -13,14 +13,15 @@ import optax
 from jax_rmsprop import _validate
 from jax_rmsprop._equations import (
     Decay,
-    cast_keeping_complex,
     decay,
     mean_and_variance,
     mean_square,
     positive,
     scaled,
 )
+from jax_rmsprop._hyperparameters import check_hyperparameters, check_options
 from jax_rmsprop._jit import jit_transformation
+from jax_rmsprop._precision import cast_keeping_complex, state_dtype
 from jax_rmsprop._sharding import shard_new_like
 from jax_rmsprop._validate import Number, NumberOrSchedule
 
@@ -39,10 +40,10 @@ class ScaleByRMSPropState(NamedTuple):
         A float of shape ().
     """
 
-    count: Any
-    nu: Any
-    mu: Any
-    weight: Any
+    count: Any  # a tuple has a method of that name, with which an Array does not agree
+    nu: optax.Updates
+    mu: optax.Updates | None
+    weight: jax.Array | None
 
 
 def scale_by_rmsprop(
@@ -128,44 +129,14 @@ def scale_by_rmsprop(
       centered: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
       https://arxiv.org/abs/1308.0850.
     """
-    options, hyperparameters = parse_average_options(
-        gamma, eps, eps_in_sqrt, initial_scale, centered, bias_correction
-    )
     return jit_transformation(
         uncompiled_scale_by_rmsprop,
-        options,
-        hyperparameters,
+        check_options(
+            eps_in_sqrt=eps_in_sqrt, centered=centered, bias_correction=bias_correction
+        ),
+        check_hyperparameters(gamma=gamma, eps=eps, initial_scale=initial_scale),
         get_count=operator.attrgetter("count"),
     )
-
-
-def parse_average_options(
-    gamma: NumberOrSchedule,
-    eps: Number,
-    eps_in_sqrt: bool,
-    initial_scale: Number,
-    centered: bool,
-    bias_correction: bool,
-) -> tuple[dict[str, Any], dict[str, NumberOrSchedule]]:
-    """Check what `scale_by_rmsprop` takes; its options and its hyperparameters."""
-    centered = _validate.check_bool("centered", centered)
-    if centered and _validate.check_bool("bias_correction", bias_correction):
-        raise ValueError(
-            "`bias_correction` must be False if `centered` is True, got True: the "
-            "variance after the first step is zero by construction"
-        )
-    gamma = _validate.check_scalar("gamma", gamma, high=1, schedule=True)
-    options = {
-        "eps_in_sqrt": _validate.check_bool("eps_in_sqrt", eps_in_sqrt),
-        "centered": centered,
-        "bias_correction": _validate.check_bool("bias_correction", bias_correction),
-    }
-    hyperparameters: dict[str, NumberOrSchedule] = {
-        "gamma": gamma,
-        "eps": _validate.check_scalar("eps", eps),
-        "initial_scale": _validate.check_scalar("initial_scale", initial_scale),
-    }
-    return options, hyperparameters
 
 
 def uncompiled_scale_by_rmsprop(
@@ -180,17 +151,17 @@ def uncompiled_scale_by_rmsprop(
 ) -> optax.GradientTransformation:
     """The transformation itself; its numbers are scalar arrays."""
 
-    def init(params: Any) -> ScaleByRMSPropState:
+    def init(params: optax.Params) -> Any:
         _validate.check_inexact_leaves(params)
 
-        def average(p: jax.Array, dtype: Any, value: Any) -> jax.Array:
+        def new(p: jax.Array, dtype: Any, value: Any) -> jax.Array:
             return shard_new_like(jnp.full_like(p, value, dtype), p)
 
         def nu(p: jax.Array) -> jax.Array:
-            return average(p, jnp.finfo(state_dtype(p)).dtype, initial_scale)
+            return new(p, jnp.finfo(state_dtype(p)).dtype, initial_scale)
 
         def mu(p: jax.Array) -> jax.Array:
-            return average(p, state_dtype(p), 0)
+            return new(p, state_dtype(p), 0)
 
         return ScaleByRMSPropState(
             count=jnp.zeros([], jnp.int32),
@@ -200,7 +171,9 @@ def uncompiled_scale_by_rmsprop(
             weight=(initial_scale > 0).astype(float) if bias_correction else None,
         )
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         del params
         _validate.check_inexact_leaves(updates)
         _validate.check_matches_state(updates, state.nu)
@@ -255,8 +228,3 @@ def _step(
         mu, nu = mean_and_variance(mu, nu, g, decay)
     corrected = nu if weight is None else nu / weight
     return scaled(g, corrected, eps=eps, eps_in_sqrt=eps_in_sqrt).astype(dtype), nu, mu
-
-
-def state_dtype(p: jax.Array) -> Any:
-    """The dtype of a leaf's averages: its own, and float32 for what is narrower."""
-    return p.dtype if jnp.finfo(p.dtype).bits >= 32 else jnp.dtype(jnp.float32)

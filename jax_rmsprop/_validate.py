@@ -82,6 +82,11 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
         ) from None
 
 
+def is_zero(value: Any) -> bool:
+    """Tell whether it is the number 0, which switches something off; no tracer is."""
+    return type(value) in (int, float) and value == 0
+
+
 def check_scheduled(name: str, value: Any) -> None:
     """Check what a schedule returned: a scalar of a type that is a number's.
 
@@ -153,14 +158,14 @@ def require_extra(name: str, *modules: str) -> None:
 
 
 @contextlib.contextmanager
-def rename_arguments_in_errors(words: Mapping[str, str]) -> Generator[None]:
-    """Name the arguments by other words in the errors that are raised within."""
+def rename_arguments_in_errors(names: Mapping[str, str]) -> Generator[None]:
+    """Name the arguments by other names in the errors that are raised within."""
     try:
         yield
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError):  # not of ours
             raise
-        message = re.sub(r"`(\w+)`", lambda m: f"`{words.get(m[1], m[1])}`", str(error))
+        message = re.sub(r"`(\w+)`", lambda m: f"`{names.get(m[1], m[1])}`", str(error))
         raise type(error)(message) from None
 
 

@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jax_rmsprop._diagnose import Diagnosis
-from jax_rmsprop._sweep._report import Scores, best, judged, ordered, scores
+from jax_rmsprop._sweep._report import (
+    Scores,
+    best_index,
+    ordered,
+    reduce_seeds,
+    resolve_output,
+)
 from jax_rmsprop._validate import check_int, require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-__all__ = ["best_curves", "diagnosis", "heat_map", "loss_against_gamma", "sensitivity"]
+__all__ = ["best_curves", "diagnosis", "heatmap", "loss_against_gamma", "sensitivity"]
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -35,7 +41,7 @@ def loss_against_gamma(
     output: str | None = None,
     *,
     gamma: str = "gamma",
-    seeds: str = "seed",
+    seed_dim: str = "seed",
     maximize: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -50,7 +56,7 @@ def loss_against_gamma(
       curves: what `sweep` returned.
       output: which output; needed if there are several and none is "loss".
       gamma: the axis that is drawn, of values in [0, 1).
-      seeds: the axis over which to average, if the grid has it.
+      seed_dim: the axis over which to average, if the grid has it.
       maximize: whether more is better.
       ax: where to draw; None for a new figure.
 
@@ -71,8 +77,10 @@ def loss_against_gamma(
       >>> ax = plotting.loss_against_gamma(curves)
       >>> ax.figure.savefig("/dev/null", format="png")
     """
-    ax, curves = _axes(ax), ordered(curves)
-    output, found, place, rest = _found(curves, output, seeds, maximize, gamma)
+    ax, curves = _new_axes(ax), ordered(curves)
+    output, found, place, rest = _select_scores(
+        curves, output, seed_dim, maximize, gamma
+    )
     mean, low, high = (x.isel(rest) for x in found[:3])
     x = 1 - mean[gamma].values.astype(float)
     if found.seeds > 1:
@@ -83,21 +91,23 @@ def loss_against_gamma(
     here, value = x[place[gamma]], float(mean.isel({gamma: place[gamma]}))
     label = f"best: {gamma} = {1 - here:.6g}"
     ax.plot(here, value, "*", color=_MARKED, markersize=15, label=label)
-    worst = _vertical(ax, mean.values, _label(curves, output), maximize)
-    _marks(ax, x, mean.values, worst, maximize)
+    worst = _set_y_axis(ax, mean.values, _label(curves, output), maximize)
+    _mark_diverged(ax, x, mean.values, worst, maximize)
     _gamma_axis(ax, x, gamma)
-    ax.set_title(f"{output} against {gamma}{_at(found.mean.isel(rest), rest)}", pad=10)
+    ax.set_title(
+        f"{output} against {gamma}{_held_values(found.mean.isel(rest), rest)}", pad=10
+    )
     ax.legend()
     return ax
 
 
-def heat_map(
+def heatmap(
     curves: xr.Dataset,
     output: str | None = None,
     *,
     x: str = "gamma",
     y: str = "learning_rate",
-    seeds: str = "seed",
+    seed_dim: str = "seed",
     maximize: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -113,7 +123,7 @@ def heat_map(
       output: which output; needed if there are several and none is "loss".
       x: the horizontal axis.
       y: the vertical axis.
-      seeds: the axis over which to average, if the grid has it.
+      seed_dim: the axis over which to average, if the grid has it.
       maximize: whether more is better.
       ax: where to draw; None for a new figure.
 
@@ -131,14 +141,16 @@ def heat_map(
       ...     {"gamma": [0.8, 0.9, 0.99], "learning_rate": [0.1, 0.01]},
       ...     progress=False,
       ... )
-      >>> ax = plotting.heat_map(curves)
+      >>> ax = plotting.heatmap(curves)
     """
-    ax, curves = _axes(ax), ordered(curves)
+    ax, curves = _new_axes(ax), ordered(curves)
     import matplotlib as mpl
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    output, found, place, rest = _found(curves, output, seeds, maximize, x, y)
+    output, found, place, rest = _select_scores(
+        curves, output, seed_dim, maximize, x, y
+    )
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
     beyond = _beyond(values, _worst_shown(values, maximize), maximize)
@@ -172,7 +184,7 @@ def heat_map(
         shown = np.arange(0, len(labels), max(1, -(-len(labels) // 7)))
         axis.set_ticks(shown + 0.5, [labels[i] for i in shown])
         axis.set_label_text(name)
-    ax.set_title(f"{output} by {x} and {y}{_at(cells, rest)}")
+    ax.set_title(f"{output} by {x} and {y}{_held_values(cells, rest)}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     return ax
 
@@ -181,8 +193,8 @@ def best_curves(
     curves: xr.Dataset,
     output: str | None = None,
     *,
-    k: int = 5,
-    seeds: str = "seed",
+    top_k: int = 5,
+    seed_dim: str = "seed",
     maximize: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
@@ -195,8 +207,8 @@ def best_curves(
       curves: what `sweep` returned.
       output: which output, with one axis of its own; needed if there are several and
         none is "loss".
-      k: how many points, at least 1.
-      seeds: the axis over which to average, if the grid has it.
+      top_k: how many points, at least 1.
+      seed_dim: the axis over which to average, if the grid has it.
       maximize: whether more is better.
       ax: where to draw; None for a new figure.
 
@@ -215,13 +227,13 @@ def best_curves(
       ...     {"gamma": [0.8, 0.9]},
       ...     progress=False,
       ... )
-      >>> ax = plotting.best_curves(curves, k=2)
+      >>> ax = plotting.best_curves(curves, top_k=2)
     """
-    ax, curves = _axes(ax), ordered(curves)
+    ax, curves = _new_axes(ax), ordered(curves)
     from matplotlib.ticker import MaxNLocator
 
-    check_int("k", k, low=1)
-    output, found, _, _ = _found(curves, output, seeds, maximize)
+    check_int("top_k", top_k, low=1)
+    output, found, _, _ = _select_scores(curves, output, seed_dim, maximize)
     values = curves[output]
     own = [d for d in values.dims if d not in curves["finished"].dims]
     if len(own) != 1:
@@ -229,24 +241,26 @@ def best_curves(
             f"`output` must have one axis of its own, but {output} has {len(own)}"
         )
     flat = -found.mean.values.ravel() if maximize else found.mean.values.ravel()
-    order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:k]
+    order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:top_k]
     shown: list[np.ndarray] = []
     for rank, i in enumerate(order):
         where = np.unravel_index(i, found.mean.shape)
         place = {d: int(j) for d, j in zip(found.mean.dims, where, strict=True)}
         lines = values.isel(place)
-        if seeds not in lines.dims:
-            lines = lines.expand_dims(seeds)
-        lines = lines.transpose(seeds, own[0]).values
+        if seed_dim not in lines.dims:
+            lines = lines.expand_dims(seed_dim)
+        lines = lines.transpose(seed_dim, own[0]).values
         colour = _colour(rank, len(order))
         steps = np.arange(1, lines.shape[1] + 1)
         if len(lines) > 1:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
             ax.fill_between(steps, lines.min(0), lines.max(0), **band)
         label = _point(found.mean, place)
-        ax.plot(steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / k)
+        ax.plot(
+            steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / top_k
+        )
         shown.append(lines)
-    _vertical(ax, np.concatenate(shown), _label(curves, output), None)
+    _set_y_axis(ax, np.concatenate(shown), _label(curves, output), None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_title(f"{output}, the best {len(order)}" if len(order) > 1 else output)
@@ -259,14 +273,14 @@ def sensitivity(
     output: str | None = None,
     *,
     gamma: str = "gamma",
-    lines: str = "learning_rate",
-    seeds: str = "seed",
+    hue: str = "learning_rate",
+    seed_dim: str = "seed",
     maximize: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw how much the output depends on gamma, for each value of another axis.
 
-    A line for each value of `lines`, against gamma on an axis that is spaced evenly in
+    A line for each value of `hue`, against gamma on an axis that is spaced evenly in
     log(1 - gamma): flat lines say that gamma matters little there. Each is at the
     best values of the remaining axes. Points of which a seed diverged are crosses at
     the upper end, and those that are far worse than the best triangles, in the line's
@@ -276,8 +290,8 @@ def sensitivity(
       curves: what `sweep` returned.
       output: which output; needed if there are several and none is "loss".
       gamma: the horizontal axis, of values in [0, 1).
-      lines: the axis of which each value is a line.
-      seeds: the axis over which to average, if the grid has it.
+      hue: the axis of which each value is a line.
+      seed_dim: the axis over which to average, if the grid has it.
       maximize: whether more is better.
       ax: where to draw; None for a new figure.
 
@@ -297,22 +311,26 @@ def sensitivity(
       ... )
       >>> ax = plotting.sensitivity(curves)
     """
-    ax, curves = _axes(ax), ordered(curves)
-    output, found, _, rest = _found(curves, output, seeds, maximize, gamma, lines)
-    table = found.mean.isel(rest).transpose(lines, gamma)
+    ax, curves = _new_axes(ax), ordered(curves)
+    output, found, _, rest = _select_scores(
+        curves, output, seed_dim, maximize, gamma, hue
+    )
+    table = found.mean.isel(rest).transpose(hue, gamma)
     x = 1 - table[gamma].values.astype(float)
-    worst = _vertical(ax, table.values, _label(curves, output), maximize)
+    worst = _set_y_axis(ax, table.values, _label(curves, output), maximize)
     for i, values in enumerate(table.values):
         colour = _colour(i, len(table))
-        label = _short(table[lines].values[i])
+        label = _short(table[hue].values[i])
         marker = "osDphP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
-        _marks(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
+        _mark_diverged(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)
-    ax.set_title(f"sensitivity of {output} to {gamma}{_at(table, rest)}", pad=10)
+    ax.set_title(
+        f"sensitivity of {output} to {gamma}{_held_values(table, rest)}", pad=10
+    )
     # Beside the lines, of which there may be many, everywhere.
     outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    ax.legend(title=lines, fontsize="small", frameon=False, **outside)
+    ax.legend(title=hue, fontsize="small", frameon=False, **outside)
     return ax
 
 
@@ -397,7 +415,7 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
     return list(axes)
 
 
-def _axes(ax: Axes | None) -> Axes:
+def _new_axes(ax: Axes | None) -> Axes:
     require_extra("plot", "matplotlib.pyplot")
     import matplotlib.pyplot as plt
 
@@ -411,19 +429,19 @@ def _axes(ax: Axes | None) -> Axes:
     return ax
 
 
-def _found(
-    curves: xr.Dataset, output: str | None, seeds: str, maximize: bool, *axes: str
+def _select_scores(
+    curves: xr.Dataset, output: str | None, seed_dim: str, maximize: bool, *axes: str
 ) -> tuple[str, Scores, dict[str, int], dict[str, int]]:
     """The output, its scores, the best point, and of it what is not on these axes."""
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
+    output = resolve_output(curves, output)
+    found = reduce_seeds(curves, output, seed_dim)
     for axis in axes:
         if axis not in found.mean.dims:
             raise ValueError(
                 f"the grid has no axis {axis!r}, its axes are "
                 f"{', '.join(map(str, found.mean.dims))}"
             )
-    place = best(found.mean, maximize)
+    place = best_index(found.mean, maximize)
     return output, found, place, {d: i for d, i in place.items() if d not in axes}
 
 
@@ -448,11 +466,13 @@ def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
     top = ax.secondary_xaxis("top")
     top.xaxis.set_major_locator(FixedLocator(ticks))
     top.xaxis.set_minor_locator(NullLocator())
-    top.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _count(1 / t)))
+    top.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _format_steps(1 / t)))
     top.set_xlabel(f"steps looked back over, 1/(1 - {name})")
 
 
-def _vertical(ax: Axes, values: np.ndarray, label: str, maximize: bool | None) -> float:
+def _set_y_axis(
+    ax: Axes, values: np.ndarray, label: str, maximize: bool | None
+) -> float:
     """Label and scale the axis; the worst value on it. With None, all values are."""
     worst = np.nan if maximize is None else _worst_shown(values, maximize)
     beyond = _beyond(values, worst, bool(maximize))
@@ -496,7 +516,7 @@ def _spans_decades(values: np.ndarray) -> bool:
     return bool(finite.min() > 0 and finite.max() > 10 * finite.min())
 
 
-def _marks(
+def _mark_diverged(
     ax: Axes,
     x: np.ndarray,
     values: np.ndarray,
@@ -537,7 +557,7 @@ def _label(curves: xr.Dataset, output: str) -> str:
     return f"{name} [{units}]" if units else str(name)
 
 
-def _count(steps: float) -> str:
+def _format_steps(steps: float) -> str:
     return f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
 
 
@@ -550,7 +570,7 @@ def _point(values: xr.DataArray, place: Mapping[Any, int]) -> str:
     return ", ".join(f"{name} {_short(x.item())}" for name, x in coords.items())
 
 
-def _at(values: xr.DataArray, rest: Mapping[str, int]) -> str:
+def _held_values(values: xr.DataArray, rest: Mapping[str, int]) -> str:
     """The values at which the other axes are held."""
     held = [f"{d} {_short(values[d].item())}" for d in rest if d in values.coords]
     return f", at {', '.join(held)}" if held else ""

@@ -433,8 +433,10 @@ def test_laprop_with_a_rate_of_zero(standard_promotion):
 
 def test_an_integer_in_the_table(monkeypatch, standard_promotion):
     """A row may say 1 where another says 1.0."""
-    row = dataclasses.replace(conventions.TABLE["tensorflow1"], initial_scale=1)
-    monkeypatch.setattr("jax_rmsprop.conventions._parts.TABLE", {"tensorflow1": row})
+    row = dataclasses.replace(conventions.CONVENTIONS["tensorflow1"], initial_scale=1)
+    monkeypatch.setattr(
+        "jax_rmsprop.conventions._parts.CONVENTIONS", {"tensorflow1": row}
+    )
     state = conventions.tensorflow1(0.1).init(jnp.ones(2))
     np.testing.assert_array_equal(optax.tree.get(state, "nu"), 1.0)
 
@@ -578,15 +580,15 @@ def test_every_convention_is_in_the_table():
         for n in conventions.__all__
         if inspect.isfunction(getattr(conventions, n)) and n != "explain"
     }
-    assert functions == set(conventions.TABLE) | set(conventions.RECIPES)
+    assert functions == set(conventions.CONVENTIONS) | set(conventions.RECIPES)
     assert set(COMBINATIONS) | set(BY_HAND) | {"optax"} == functions
 
 
 def test_the_table_is_frozen():
     with pytest.raises(TypeError):
-        conventions.TABLE["pytorch"] = None
+        conventions.CONVENTIONS["pytorch"] = None
     with pytest.raises(AttributeError):
-        conventions.TABLE["pytorch"].eps_in_sqrt = True
+        conventions.CONVENTIONS["pytorch"].eps_in_sqrt = True
     with pytest.raises(TypeError):
         conventions.RECIPES["impala"].settings["eps"] = 1.0
 
@@ -594,7 +596,9 @@ def test_the_table_is_frozen():
 # The interface of an Optax transformation.
 
 
-@pytest.mark.parametrize("name", sorted({*conventions.TABLE, *conventions.RECIPES}))
+@pytest.mark.parametrize(
+    "name", sorted({*conventions.CONVENTIONS, *conventions.RECIPES})
+)
 def test_interface(name, dtype, standard_promotion):
     """Types stay, arguments besides are taken, one program serves all steps."""
     required = {"learning_rate", "step_size", "lr"}
@@ -859,7 +863,7 @@ def test_weights_are_clipped_only_if_they_are_passed():
 def test_explain(capsys):
     conventions.explain()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(conventions.TABLE) + len(conventions.RECIPES)
+    assert len(lines) == 2 + len(conventions.CONVENTIONS) + len(conventions.RECIPES)
     assert len({line.count("|") for line in lines}) == 1
     conventions.explain("timm")
 

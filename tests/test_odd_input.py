@@ -24,7 +24,7 @@ from jax_rmsprop import (
     scale_by_rmsprop,
     summary,
     sweep,
-    to_table,
+    to_dataframe,
 )
 from jax_rmsprop.quantization import quantize_state, uint8
 
@@ -106,7 +106,7 @@ MAKERS = {
     "rmsprop": rmsprop,
     **{
         name: getattr(conventions, name)
-        for name in sorted({*conventions.TABLE, *conventions.RECIPES})
+        for name in sorted({*conventions.CONVENTIONS, *conventions.RECIPES})
     },
 }
 
@@ -208,7 +208,7 @@ axes = st.one_of(
 def test_axes_of_a_sweep(axis, zipped):
     with in_one_line("grid", "train", "x", "batch_size"):
         curves = sweep(train, {"x": axis}, zipped=zipped, progress=False)
-        for call in (summary, to_table):
+        for call in (summary, to_dataframe):
             with in_one_line():
                 call(curves)
         for draw in (plotting.best_curves, plotting.loss_against_gamma):
@@ -233,10 +233,10 @@ def test_arguments_of_a_loaded_sweep(x):
             load_sweep(x)
 
 
-@given(low=odd, high=odd, n=odd)
-def test_arguments_of_log_one_minus(low, high, n):
+@given(low=odd, high=odd, num=odd)
+def test_arguments_of_log_one_minus(low, high, num):
     with in_one_line():
-        log_one_minus(low, high, n)
+        log_one_minus(low, high, num)
 
 
 @given(

@@ -16,9 +16,9 @@ from jax_rmsprop import (
     rmsprop,
     summary,
     sweep,
-    to_table,
+    to_dataframe,
 )
-from jax_rmsprop.plotting import best_curves, heat_map, loss_against_gamma, sensitivity
+from jax_rmsprop.plotting import best_curves, heatmap, loss_against_gamma, sensitivity
 
 GAMMAS = [0.0, 0.9, 0.99, 0.999]
 RATES = [0.001, 0.01, 0.1]
@@ -125,13 +125,13 @@ def test_zipped_points_have_a_summary_and_a_table():
         progress=False,
     )
     assert summary(curves).best == {"gamma": 0.99, "learning_rate": 0.01}
-    table = to_table(curves)
+    table = to_dataframe(curves)
     assert list(table.gamma) == points["gamma"]
     assert table.shape == (3, 6)
 
 
 def test_table(curves):
-    table = to_table(curves)
+    table = to_dataframe(curves)
     columns = ["gamma", "learning_rate", "seed", "accuracy", "loss"]
     assert list(table.columns) == [*columns, "diverged", "finished"]
     assert len(table) == 36
@@ -170,12 +170,12 @@ def test_what_diverged_is_marked(curves):
     np.testing.assert_allclose(lines(ax)["diverged"][:, 0], [0.001])
     ax = sensitivity(curves)
     np.testing.assert_allclose(lines(ax)["diverged"][:, 0], [0.001])
-    ax = heat_map(curves)
+    ax = heatmap(curves)
     np.testing.assert_array_equal(lines(ax)["a seed diverged"], [[3.5, 2.5]])
 
 
-def test_heat_map(curves):
-    ax = heat_map(curves)
+def test_heatmap(curves):
+    ax = heatmap(curves)
     (mesh,) = ax.collections
     np.testing.assert_allclose(
         np.ma.filled(mesh.get_array(), np.nan), final().mean(-1).T, rtol=1e-5
@@ -188,13 +188,13 @@ def test_heat_map(curves):
 
 
 def test_best_curves(curves):
-    ax = best_curves(curves, k=3)
+    ax = best_curves(curves, top_k=3)
     drawn = lines(ax)
     assert len(drawn) == 3
     first = drawn["gamma 0.99, learning_rate 0.01"]
     np.testing.assert_array_equal(first[:, 0], [1, 2, 3, 4, 5])
     np.testing.assert_allclose(first[:, 1], 1.1 * np.arange(5, 0, -1), rtol=1e-5)
-    assert "gamma 0.999, learning_rate 0.1" not in lines(best_curves(curves, k=12))
+    assert "gamma 0.999, learning_rate 0.1" not in lines(best_curves(curves, top_k=12))
 
 
 def test_sensitivity(curves):
@@ -233,16 +233,16 @@ def test_bad_input(curves, monkeypatch):
     with pytest.raises(ValueError, match="the grid has no axis 'rho', its axes are g"):
         loss_against_gamma(curves, gamma="rho")
     with pytest.raises(ValueError, match="no axis 'learning_rate', its axes are gamma"):
-        heat_map(curves.isel(learning_rate=0))
+        heatmap(curves.isel(learning_rate=0))
     with pytest.raises(ValueError, match="one axis of its own, but accuracy has 0"):
         best_curves(curves, "accuracy")
-    with pytest.raises(ValueError, match="`k` must be an integer >= 1, got 0"):
-        best_curves(curves, k=0)
+    with pytest.raises(ValueError, match="`top_k` must be an integer >= 1, got 0"):
+        best_curves(curves, top_k=0)
     with pytest.raises(TypeError, match="`maximize` must be True or False, got 1"):
         summary(curves, maximize=1)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax-rmsprop\[plot\]'"):
-        heat_map(curves)
+        heatmap(curves)
 
 
 # Whatever the order of an axis, and whatever else an output does.
@@ -267,7 +267,7 @@ def test_an_axis_in_any_order_gives_the_same():
             [
                 loss_against_gamma(found).lines[0].get_xydata(),
                 sensitivity(found).lines[0].get_xydata(),
-                heat_map(found).collections[0].get_array(),
+                heatmap(found).collections[0].get_array(),
             ]
         )
     assert said[0] == said[1]
@@ -290,7 +290,7 @@ def test_sweeps_that_xarray_has_joined():
         ),
     ):
         assert str(summary(joined)) == str(summary(whole))
-        assert len(to_table(joined)) == 12
+        assert len(to_dataframe(joined)) == 12
     twice = xr.concat([some, whole], "gamma", data_vars="minimal")
     with pytest.raises(ValueError, match="but gamma has 0.5 more than once$"):
         summary(twice)
@@ -322,7 +322,7 @@ def test_one_row_that_blew_up_leaves_the_others_their_scale(blown, maximize):
     grid = {"gamma": [0.5, 0.9, 0.99, 0.999], "learning_rate": [1e-3, 0.01, 0.1, 1.0]}
     found = sweep(train, grid, progress=False)
     good = found.loss.isel(learning_rate=slice(0, 3)).values
-    ax = heat_map(found, maximize=maximize)
+    ax = heatmap(found, maximize=maximize)
     image = ax.collections[0]
     shades = image.norm(np.array([good.min(), good.max()]))
     assert abs(shades[1] - shades[0]) > 0.9
@@ -337,7 +337,7 @@ def test_one_row_that_blew_up_leaves_the_others_their_scale(blown, maximize):
 
 
 def test_what_is_no_sweeps_result(curves):
-    for call in (summary, to_table, heat_map, best_curves):
+    for call in (summary, to_dataframe, heatmap, best_curves):
         with pytest.raises(TypeError, match="^`curves` must be what `sweep` returned"):
             call(curves.mean("seed"))
         with pytest.raises(TypeError, match="^`curves` must be what `sweep` returned"):

@@ -460,7 +460,7 @@ def test_pickle():
     chex.assert_trees_all_equal(again.update(x, there, x)[0], expected)
 
 
-@pytest.mark.parametrize("name", [*conventions.TABLE, *conventions.RECIPES])
+@pytest.mark.parametrize("name", [*conventions.CONVENTIONS, *conventions.RECIPES])
 def test_every_convention_in_fewer_bits(name, standard_promotion):
     convention = getattr(conventions, name)
     parameters = inspect.signature(convention).parameters.values()

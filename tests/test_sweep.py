@@ -1418,7 +1418,7 @@ def test_log_one_minus():
     for low, high, n, error, message in (
         (1.0, 0.9, 3, ValueError, "`low` must be in [0, 1), got 1.0"),
         (0.9, 1.0, 3, ValueError, "`high` must be in [0, 1), got 1.0"),
-        (0.9, 0.99, 1, ValueError, "`n` must be an integer >= 2, got 1"),
+        (0.9, 0.99, 1, ValueError, "`num` must be an integer >= 2, got 1"),
     ):
         with pytest.raises(error) as caught:
             log_one_minus(low, high, n)

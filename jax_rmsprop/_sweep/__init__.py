@@ -2,7 +2,7 @@
 
 from jax_rmsprop._sweep._grid import log_one_minus
 from jax_rmsprop._sweep._population import PopulationState, population
-from jax_rmsprop._sweep._report import Summary, summary, to_table
+from jax_rmsprop._sweep._report import Summary, summary, to_dataframe
 from jax_rmsprop._sweep._sweep import load_sweep, sweep
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "population",
     "summary",
     "sweep",
-    "to_table",
+    "to_dataframe",
 ]

@@ -284,25 +284,26 @@ def _label(value: Any) -> str:
     )
 
 
-def log_one_minus(low: float, high: float, n: int) -> np.ndarray:
+def log_one_minus(low: float, high: float, num: int) -> np.ndarray:
     r"""Gammas that are spaced evenly in log(1 - gamma).
 
     An average with decay gamma looks back over about 1/(1 - gamma) steps, so near 1
     it is the distance from 1 that counts: .9, .99, .999 are a factor of ten apart.
 
     .. math::
-        \gamma_i = 1 - (1-low)^{1-i/(n-1)} (1-high)^{i/(n-1)}, \quad i = 0 \dots n-1
+        \gamma_i = 1 - (1-low)^{1-i/(num-1)} (1-high)^{i/(num-1)}, \quad
+        i = 0 \dots num-1
 
     Args:
       low: the first gamma, in [0, 1).
       high: the last one, in [0, 1).
-      n: how many, at least 2.
+      num: how many, at least 2.
 
     Returns:
-      A float64 array of shape [n], for an axis of `sweep` or `population`.
+      A float64 array of shape [num], for an axis of `sweep` or `population`.
 
     Raises:
-      TypeError: `n` is not an integer.
+      TypeError: `num` is not an integer.
       ValueError: an argument out of its range.
 
     Example:
@@ -316,7 +317,7 @@ def log_one_minus(low: float, high: float, n: int) -> np.ndarray:
     for name, value in (("low", low), ("high", high)):
         if not 0 <= value < 1:
             raise ValueError(f"`{name}` must be in [0, 1), got {short_repr(value)}")
-    count = check_int("n", n, low=2)
+    count = check_int("num", num, low=2)
     gammas = 1 - np.geomspace(1 - low, 1 - high, count)
     gammas[[0, -1]] = low, high
     return gammas

@@ -33,7 +33,7 @@ class Scores(NamedTuple):
     high: xr.DataArray
     seeds: int
 
-    def at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
+    def values_at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
         """Mean, least and greatest at one point."""
         mean, low, high = (x.isel(place) for x in (self.mean, self.low, self.high))
         return float(mean), float(low), float(high)
@@ -99,7 +99,7 @@ def summary(
     output: str | None = None,
     *,
     maximize: bool = False,
-    seeds: str = "seed",
+    seed_dim: str = "seed",
 ) -> Summary:
     r"""The best point of a sweep, its neighbours, the spread over seeds.
 
@@ -115,7 +115,7 @@ def summary(
       output: which output is judged; needed if there are several and none is "loss".
         It has at most one axis of its own.
       maximize: whether more is better, as for an accuracy.
-      seeds: the axis over which to average, if the grid has it.
+      seed_dim: the axis over which to average, if the grid has it.
 
     Returns:
       A `Summary`: a frozen dataclass of the numbers, which prints as a text.
@@ -149,9 +149,9 @@ def summary(
       Tuning](https://arxiv.org/abs/1910.11758), 2020, on judging by more than the best
     """
     curves = ordered(curves)
-    output = judged(curves, output)
-    found = scores(curves, output, seeds)
-    place = best(found.mean, maximize)
+    output = resolve_output(curves, output)
+    found = reduce_seeds(curves, output, seed_dim)
+    place = best_index(found.mean, maximize)
     neighbours: list[tuple[str, float, float, float, float]] = []
     edges: list[str] = []
     for axis, i in place.items():
@@ -162,9 +162,9 @@ def summary(
             edges.append(axis)
         for j in (i - 1, i + 1):
             if 0 <= j < len(labels):
-                mean, low, high = found.at(place | {axis: j})
+                mean, low, high = found.values_at(place | {axis: j})
                 neighbours.append((axis, float(labels[j]), mean, low, high))
-    value, low, high = found.at(place)
+    value, low, high = found.values_at(place)
     return Summary(
         output,
         {str(name): x.item() for name, x in found.mean.isel(place).coords.items()},
@@ -180,7 +180,7 @@ def summary(
     )
 
 
-def to_table(curves: xr.Dataset) -> pd.DataFrame:
+def to_dataframe(curves: xr.Dataset) -> pd.DataFrame:
     """A row for each member: its hyperparameters, and the last value of each output.
 
     Args:
@@ -195,11 +195,11 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
       ModuleNotFoundError: pandas is not installed.
 
     Example:
-      >>> from jax_rmsprop import sweep, to_table
+      >>> from jax_rmsprop import sweep, to_dataframe
       >>> curves = sweep(
       ...     lambda gamma: {"loss": gamma**2}, {"gamma": [0.25, 0.5]}, progress=False
       ... )
-      >>> print(to_table(curves))
+      >>> print(to_dataframe(curves))
          gamma    loss  diverged  finished
       0   0.25  0.0625     False      True
       1   0.50  0.2500     False      True
@@ -209,7 +209,7 @@ def to_table(curves: xr.Dataset) -> pd.DataFrame:
     """
     require_extra("sweep", "pandas")
     checked(curves)
-    last = {name: final(curves, name) for name in outputs(curves)}
+    last = {name: last_value(curves, name) for name in outputs(curves)}
     rows = curves[["diverged", "finished"]].assign(
         {name: x for name, x in last.items() if x.ndim == curves["finished"].ndim}
     )
@@ -246,7 +246,7 @@ def checked(curves: xr.Dataset) -> None:
         if curves[name].dtype.kind not in kinds:
             raise TypeError(
                 "`curves` must be what `sweep` returned, but its "
-                f"{name!r} is {curves[name].dtype}; seeds are averaged here, by `seeds`"
+                f"{name!r} is {curves[name].dtype}; `seed_dim` averages the seeds here"
             )
     for axis in _numeric(curves):
         labels, count = np.unique(curves[axis].values, return_counts=True)
@@ -276,7 +276,7 @@ def outputs(curves: xr.Dataset) -> list[str]:
     return [str(name) for name in curves["output"].values]
 
 
-def judged(curves: xr.Dataset, output: str | None) -> str:
+def resolve_output(curves: xr.Dataset, output: str | None) -> str:
     """The output to judge by.
 
     Raises:
@@ -293,20 +293,20 @@ def judged(curves: xr.Dataset, output: str | None) -> str:
     return output or names[0]
 
 
-def final(curves: xr.Dataset, output: str) -> xr.DataArray:
+def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
     """The last value along the output's own leading axis."""
     values = curves[output]
     own = [d for d in values.dims if d not in curves["finished"].dims]
     return values.isel({own[0]: -1}) if own else values
 
 
-def scores(curves: xr.Dataset, output: str, seeds: str = "seed") -> Scores:
+def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Scores:
     """The output's last value at each point, over the seeds.
 
     Raises:
       ValueError: the output has several axes of its own.
     """
-    values = final(curves, output)
+    values = last_value(curves, output)
     if values.ndim > curves["finished"].ndim:
         raise ValueError(
             f"`output` must have at most one axis of its own, but {output} has "
@@ -314,17 +314,17 @@ def scores(curves: xr.Dataset, output: str, seeds: str = "seed") -> Scores:
         )
     good = curves["finished"] & ~diverged(curves, output)
     values = values.astype(float).where(good).compute()
-    if seeds not in values.dims:
+    if seed_dim not in values.dims:
         return Scores(values, values, values, 1)
     return Scores(
-        values.mean(seeds, skipna=False),
-        values.min(seeds, skipna=False),
-        values.max(seeds, skipna=False),
-        values.sizes[seeds],
+        values.mean(seed_dim, skipna=False),
+        values.min(seed_dim, skipna=False),
+        values.max(seed_dim, skipna=False),
+        values.sizes[seed_dim],
     )
 
 
-def best(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
+def best_index(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
     """Find the place of the best value, by dimension.
 
     Raises:

@@ -2,7 +2,7 @@
 
 `conventions.pytorch(lr=1e-2, momentum=0.9)` takes the steps of `torch.optim.RMSprop`
 with those arguments, and so on; `conventions.nature_dqn()` and its like are published
-recipes. Where two frameworks differ only in values, the values are in `TABLE`;
+recipes. Where two frameworks differ only in values, the values are in `CONVENTIONS`;
 `explain` prints them, and so does `python -m jax_rmsprop.conventions`.
 
 Each function returns an Optax transformation, made of `rmsprop` and Optax's own parts,
@@ -50,12 +50,12 @@ from jax_rmsprop.conventions._recipes import (
     mobilenet_v3,
     nature_dqn,
 )
-from jax_rmsprop.conventions._table import RECIPES, TABLE, Convention, Recipe
+from jax_rmsprop.conventions._table import CONVENTIONS, RECIPES, Convention, Recipe
 from jax_rmsprop.conventions._tensorflow import keras, sonnet, tensorflow1, tf_keras_v2
 
 __all__ = [
     "RECIPES",
-    "TABLE",
+    "CONVENTIONS",
     "Convention",
     "Recipe",
     "bitsandbytes",

@@ -14,13 +14,13 @@ from jax_rmsprop.conventions import (
     _pytorch,
     _tensorflow,
 )
-from jax_rmsprop.conventions._table import RECIPES, TABLE
+from jax_rmsprop.conventions._table import CONVENTIONS, RECIPES
 
 _FUNCTIONS = {
     name: x
     for family in (_pytorch, _tensorflow, _mxnet, _jax, _laprop, _others)
     for name, x in vars(family).items()
-    if name in TABLE and inspect.isfunction(x)
+    if name in CONVENTIONS and inspect.isfunction(x)
 }
 _HEADER = [
     "convention",
@@ -37,7 +37,7 @@ def explain(name: str | None = None) -> None:
     """Print what a convention or a recipe computes, or all of them, in Markdown.
 
     Args:
-      name: a key of `TABLE` or of `RECIPES`; None for all.
+      name: a key of `CONVENTIONS` or of `RECIPES`; None for all.
 
     Raises:
       ValueError: there is no convention of that name.
@@ -51,7 +51,7 @@ def explain(name: str | None = None) -> None:
       | `d2l`      | the textbook | `gamma` 0.9 | 1e-06, inside     | 0
                                            | no momentum          | none         |
     """
-    names = [*TABLE, *RECIPES]
+    names = [*CONVENTIONS, *RECIPES]
     if name is not None and name not in names:
         raise ValueError(f"`name` must be one of {', '.join(names)}; got {name!r}")
     rows = [_row(each) for each in (names if name is None else [name])]
@@ -61,7 +61,7 @@ def explain(name: str | None = None) -> None:
 def _row(name: str) -> list[str]:
     """The values of a line, from the table and the defaults of the signature."""
     recipe = RECIPES.get(name)
-    row = TABLE[recipe.convention if recipe else name]
+    row = CONVENTIONS[recipe.convention if recipe else name]
     function = _FUNCTIONS[recipe.convention if recipe else name]
     values = {n: p.default for n, p in inspect.signature(function).parameters.items()}
     of = row.framework
@@ -69,7 +69,10 @@ def _row(name: str) -> list[str]:
         values |= recipe.settings
         of = f"{recipe.title}: `{recipe.convention}`"
 
-    gamma, eps = row.words.get("gamma", "gamma"), row.words.get("eps", "eps")
+    gamma, eps = (
+        row.argument_names.get("gamma", "gamma"),
+        row.argument_names.get("eps", "eps"),
+    )
     place = _words(row.eps_in_sqrt, "inside", "outside", "")
     rate = _words(row.lr_in_momentum, "before", "after", "no momentum")
     decay = _words(row.decoupled_weight_decay, "decoupled", "coupled", "none")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax as _optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._validate import Number, NumberOrSchedule
-from jax_rmsprop.conventions._parts import Transformation, is_zero, rmsprop_of
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
+from jax_rmsprop.conventions._parts import Transformation, rmsprop_of
 
 
 def optax(

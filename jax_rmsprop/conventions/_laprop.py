@@ -16,17 +16,20 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
+from jax_rmsprop._hyperparameters import check_hyperparameters
 from jax_rmsprop._jit import jit_transformation
-from jax_rmsprop._optimizer import count, once_rounded
-from jax_rmsprop._transform import parse_average_options, uncompiled_scale_by_rmsprop
-from jax_rmsprop._validate import Number, NumberOrSchedule, Schedule
+from jax_rmsprop._optimizer import get_count
+from jax_rmsprop._precision import once_rounded
+from jax_rmsprop._transform import uncompiled_scale_by_rmsprop
+from jax_rmsprop._validate import Number, NumberOrSchedule, Schedule, is_zero
 from jax_rmsprop.conventions._parts import (
     Transformation,
     check_only_value,
-    is_zero,
     with_clear_errors,
 )
-from jax_rmsprop.conventions._table import TABLE
+from jax_rmsprop.conventions._table import CONVENTIONS
+
+_AVERAGE = {"eps_in_sqrt": False, "centered": False, "bias_correction": True}
 
 
 def laprop(
@@ -176,24 +179,17 @@ def _built(
 
     `update` needs the parameters if the number of that name is there.
     """
-    words = TABLE[name].words
-    with _validate.rename_arguments_in_errors(words):
-        of_average, average = parse_average_options(
-            gamma,
-            eps,
-            eps_in_sqrt=False,
-            initial_scale=0.0,
-            centered=False,
-            bias_correction=True,
-        )
+    names = CONVENTIONS[name].argument_names
+    with _validate.rename_arguments_in_errors(names):
+        average = check_hyperparameters(gamma=gamma, eps=eps, initial_scale=0.0)
     optimizer = jit_transformation(
         make,
-        of_average | options,
+        {**_AVERAGE, **options},
         {**average, **numbers},
-        get_count=count,
+        get_count=get_count,
         uses_params=needs_params in numbers,
     )
-    return with_clear_errors(optimizer, words)
+    return with_clear_errors(optimizer, names)
 
 
 def _after(schedule: Schedule, warmup: int, step: Any) -> Any:

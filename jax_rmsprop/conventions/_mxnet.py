@@ -8,14 +8,13 @@ import jax
 import optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
 from jax_rmsprop.conventions._parts import (
     Part,
     Transformation,
     chain_keeping_dtype,
     check_only_value,
     clipping,
-    is_zero,
     rmsprop_of,
 )
 

@@ -11,8 +11,8 @@ import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._optimizer import rmsprop
-from jax_rmsprop._validate import Number
-from jax_rmsprop.conventions._table import TABLE
+from jax_rmsprop._validate import Number, is_zero
+from jax_rmsprop.conventions._table import CONVENTIONS
 
 Transformation = optax.GradientTransformationExtraArgs
 Part = optax.GradientTransformation | None
@@ -22,7 +22,7 @@ def rmsprop_of(
     name: str, *, momentum: Number | None = None, **arguments: Any
 ) -> Transformation:
     """`rmsprop` with the values of a row of the table, and errors in its words."""
-    row = TABLE[name]
+    row = CONVENTIONS[name]
     values: dict[str, Any] = {
         "eps_in_sqrt": row.eps_in_sqrt,
         "initial_scale": row.initial_scale,
@@ -31,15 +31,15 @@ def rmsprop_of(
     }
     # Where the row has words or nothing, the caller's arguments decide.
     values = {k: v for k, v in values.items() if not isinstance(v, str | None)}
-    with _validate.rename_arguments_in_errors(row.words):
+    with _validate.rename_arguments_in_errors(row.argument_names):
         optimizer = rmsprop(
             momentum=None if is_zero(momentum) else momentum, **(values | arguments)
         )
-    return with_clear_errors(optimizer, row.words)
+    return with_clear_errors(optimizer, row.argument_names)
 
 
 def with_clear_errors(
-    optimizer: Transformation, words: Mapping[str, str] | None = None
+    optimizer: Transformation, argument_names: Mapping[str, str] | None = None
 ) -> Transformation:
     """The same, its errors of arguments in other words, of leaves in ours.
 
@@ -47,17 +47,17 @@ def with_clear_errors(
     """
     # Partials of functions here, so that the result can be pickled.
     return optax.GradientTransformationExtraArgs(
-        functools.partial(_called, optimizer.init, dict(words or {})),
-        functools.partial(_called, optimizer.update, dict(words or {})),
+        functools.partial(_called, optimizer.init, dict(argument_names or {})),
+        functools.partial(_called, optimizer.update, dict(argument_names or {})),
     )
 
 
 def _called(
-    function: Callable[..., Any], words: Mapping[str, str], *args: Any, **extra: Any
+    function: Callable[..., Any], names: Mapping[str, str], *args: Any, **extra: Any
 ) -> Any:
     with (
         _validate.check_array_leaves_on_error(*args),  # Optax's parts do not look
-        _validate.rename_arguments_in_errors(words),
+        _validate.rename_arguments_in_errors(names),
     ):
         return function(*args, **extra)
 
@@ -77,11 +77,6 @@ def chain_keeping_dtype(*parts: Part) -> Transformation:
         return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
 
     return with_clear_errors(optax.GradientTransformationExtraArgs(whole.init, update))
-
-
-def is_zero(value: Any) -> bool:
-    """Tell whether it is the number 0, which switches something off; no tracer is."""
-    return type(value) in (int, float) and value == 0
 
 
 def check_only_value(name: str, value: Any, only: Any, advice: str) -> None:

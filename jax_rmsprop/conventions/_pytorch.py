@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
 from jax_rmsprop.conventions._parts import (
     Transformation,
     chain_keeping_dtype,
     check_only_value,
     check_positive,
-    is_zero,
     rmsprop_of,
     with_clear_errors,
 )

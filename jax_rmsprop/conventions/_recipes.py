@@ -7,7 +7,7 @@ from jax_rmsprop._validate import NumberOrSchedule
 from jax_rmsprop.conventions._jax import optax
 from jax_rmsprop.conventions._parts import Transformation, with_clear_errors
 from jax_rmsprop.conventions._pytorch import pytorch
-from jax_rmsprop.conventions._table import RECIPES, TABLE
+from jax_rmsprop.conventions._table import CONVENTIONS, RECIPES
 from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
 
 
@@ -136,7 +136,9 @@ _RAN = {f.__name__: f for f in (keras, optax, pytorch, tensorflow1)}
 def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
     recipe = RECIPES[name]
     convention = _RAN[recipe.convention]
-    theirs = TABLE[recipe.convention].words.get("learning_rate", "learning_rate")
+    theirs = CONVENTIONS[recipe.convention].argument_names.get(
+        "learning_rate", "learning_rate"
+    )
     with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
         optimizer = convention(learning_rate, **recipe.settings)
     return with_clear_errors(optimizer, {theirs: "learning_rate"})

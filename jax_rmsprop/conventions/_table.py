@@ -17,7 +17,8 @@ class Convention:
 
     Attributes:
       framework: whose RMSProp it is.
-      words: the framework's name of an argument of `rmsprop`, where it has another.
+      argument_names: the framework's name of an argument of `rmsprop`, where it has
+        another.
       eps_in_sqrt: as in `rmsprop`.
       initial_scale: as in `rmsprop`.
       lr_in_momentum: as in `rmsprop`; None if there is no momentum.
@@ -25,7 +26,7 @@ class Convention:
     """
 
     framework: str
-    words: Mapping[str, str]
+    argument_names: Mapping[str, str]
     eps_in_sqrt: bool | str
     initial_scale: float | str
     lr_in_momentum: bool | str | None
@@ -38,7 +39,7 @@ class Recipe:
 
     Attributes:
       title: what it trained.
-      convention: the framework whose RMSProp it ran, a key of `TABLE`.
+      convention: the framework whose RMSProp it ran, a key of `CONVENTIONS`.
       settings: the arguments it set, beside the learning rate.
     """
 
@@ -57,8 +58,9 @@ _DECAY_EPSILON = _frozen(gamma="decay", eps="epsilon")
 _MXNET1 = _frozen(gamma="gamma1", momentum="gamma2", eps="epsilon", weight_decay="wd")
 _MXNET2 = _frozen(gamma="rho", eps="epsilon", weight_decay="wd")
 
-# framework, words, eps_in_sqrt, initial_scale, lr_in_momentum, decoupled_weight_decay
-TABLE: Mapping[str, Convention] = _frozen(
+# In the order of the attributes: framework, argument_names, eps_in_sqrt, initial_scale,
+# lr_in_momentum, decoupled_weight_decay.
+CONVENTIONS: Mapping[str, Convention] = _frozen(
     pytorch=Convention("PyTorch", _LR_ALPHA, False, 0.0, False, False),
     keras=Convention("Keras 3", _RHO_EPSILON, True, 0.0, True, True),
     tensorflow1=Convention("TensorFlow 1", _DECAY_EPSILON, True, 1.0, True, None),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
 from jax_rmsprop.conventions._parts import (
     Part,
     Transformation,
@@ -18,7 +18,6 @@ from jax_rmsprop.conventions._parts import (
     check_only_value,
     check_positive,
     clipping,
-    is_zero,
     rmsprop_of,
     with_clear_errors,
 )

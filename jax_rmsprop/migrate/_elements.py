@@ -16,7 +16,7 @@ Theirs = dict[str, np.ndarray]
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 
 
-class Elements:
+class LayoutIndex:
     """A layout in numbers: for each of their arrays, where its elements are in ours.
 
     The layout is applied to arrays like the parameters with their elements numbered
@@ -51,10 +51,10 @@ class Elements:
         if not np.array_equal(np.sort(flat), numbers):
             raise ValueError(
                 "`layout` must give each element of `params` once and unchanged, it "
-                f"does not for {self._wrong(flat)}"
+                f"does not for {self._first_bad_leaf(flat)}"
             )
 
-    def _wrong(self, flat: np.ndarray) -> str:
+    def _first_bad_leaf(self, flat: np.ndarray) -> str:
         for path, numbers in self._leaves(np.arange(self._size)).items():
             found = flat[np.isin(flat, numbers)]
             if not np.array_equal(np.sort(found), numbers.ravel()):
@@ -74,11 +74,11 @@ class Elements:
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         return name if name in self._places or plain not in self._places else plain
 
-    def name(self, path: Any, but: Collection[str] = ()) -> str:
+    def name_of(self, path: Any, exclude: Collection[str] = ()) -> str:
         """The first of their arrays, but for some, that has something of our leaf."""
         numbers = self._leaves(np.arange(self._size))[path]
         for name, place in self._places.items():
-            if name not in but and np.isin(place, numbers).any():
+            if name not in exclude and np.isin(place, numbers).any():
                 return name
         return jax.tree_util.keystr(path)
 

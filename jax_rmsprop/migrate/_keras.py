@@ -9,8 +9,15 @@ import numpy as np
 import optax
 
 from jax_rmsprop import conventions
-from jax_rmsprop.migrate._elements import Elements, Layout
-from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_numpy
+from jax_rmsprop.migrate._elements import Layout, LayoutIndex
+from jax_rmsprop.migrate._state import (
+    FIELDS,
+    build_state,
+    check_all_used,
+    extract_arrays,
+    pop_array,
+    to_numpy,
+)
 
 _WORDS = {"nu": "velocity", "mu": "average_gradient", "momentum": "momentum"}
 
@@ -44,8 +51,8 @@ def from_keras(
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
     """
-    elements = Elements(layout, params)
-    known = _known(elements)
+    index = LayoutIndex(layout, params)
+    known = _known(index)
     theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
     count = 0
     for variable in variables:
@@ -58,7 +65,7 @@ def from_keras(
         optimizer = conventions.keras(
             momentum=0.9 if theirs["momentum"] else 0.0, centered=bool(theirs["mu"])
         )
-    return fill(optimizer, params, elements, theirs, _WORDS, count)
+    return build_state(optimizer, params, index, theirs, _WORDS, count)
 
 
 def to_keras(
@@ -83,9 +90,9 @@ def to_keras(
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
     """
-    elements = Elements(layout, params)
-    known = _known(elements)
-    theirs, count = read(state, elements)
+    index = LayoutIndex(layout, params)
+    known = _known(index)
+    theirs, count = extract_arrays(state, index)
     values: list[np.ndarray] = []
     for variable in variables:
         field, name = _field(variable, known)
@@ -95,9 +102,9 @@ def to_keras(
         elif field == "learning_rate":
             value = old
         else:
-            value = take(theirs, field, name, _WORDS)
+            value = pop_array(theirs, field, name, _WORDS)
         values.append(value.astype(old.dtype))
-    all_taken(theirs, _WORDS)
+    check_all_used(theirs, _WORDS)
     return values
 
 
@@ -106,10 +113,10 @@ def to_keras(
 Known = dict[str, list[tuple[str, str]]]
 
 
-def _known(elements: Elements) -> Known:
+def _known(index: LayoutIndex) -> Known:
     known: Known = {name: [(name, "")] for name in ("iteration", "learning_rate")}
     for field, word in _WORDS.items():
-        for name in elements.names:
+        for name in index.names:
             theirs = f"{name.partition('#')[0].replace('/', '_')}_{word}"
             known.setdefault(theirs, []).append((field, name))
     return known

@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.tree_util import tree_map_with_path
 
-from jax_rmsprop.migrate._elements import Elements, Layout
-from jax_rmsprop.migrate._state import like, to_numpy
+from jax_rmsprop.migrate._elements import Layout, LayoutIndex
+from jax_rmsprop.migrate._state import put_like, to_numpy
 
 
 def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any:
@@ -36,18 +36,18 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
       {'kernel': Array([[1., 3., 5.],
              [2., 4., 6.]], dtype=float32)}
     """
-    elements = Elements(layout, params)
-    theirs = {elements.known(name): to_numpy(x) for name, x in arrays.items()}
+    index = LayoutIndex(layout, params)
+    theirs = {index.known(name): to_numpy(x) for name, x in arrays.items()}
     for name in theirs:
-        if name not in elements.names:
+        if name not in index.names:
             raise ValueError(
                 f"`layout` has no {name!r}, `arrays` has; where that is a buffer or "
                 "the second name of a tied weight, pass dict(model.named_parameters())"
             )
-    values = elements.ours(theirs, "the parameter")
-    for path in elements.shapes:
+    values = index.ours(theirs, "the parameter")
+    for path in index.shapes:
         if path not in values:
             raise ValueError(
-                f"there is no parameter {elements.name(path, but=theirs)!r}"
+                f"there is no parameter {index.name_of(path, exclude=theirs)!r}"
             )
-    return tree_map_with_path(lambda path, old: like(old, values[path]), params)
+    return tree_map_with_path(lambda path, old: put_like(old, values[path]), params)

@@ -10,14 +10,14 @@ import optax
 
 from jax_rmsprop import conventions
 from jax_rmsprop._transform import scale_by_rmsprop
-from jax_rmsprop.migrate._elements import Elements
+from jax_rmsprop.migrate._elements import LayoutIndex
 from jax_rmsprop.migrate._state import (
     FIELDS,
-    all_taken,
-    fill,
-    like,
-    read,
-    take,
+    build_state,
+    check_all_used,
+    extract_arrays,
+    pop_array,
+    put_like,
     to_numpy,
 )
 
@@ -96,8 +96,8 @@ def from_optax(
     # Optax's buffer has the sign of the update, ours the gradient's.
     theirs["momentum"] = {name: -b for name, b in theirs["momentum"].items()}
     weight = None if decay is None else 1 - decay**count
-    elements = Elements(_named, params)
-    return fill(optimizer, params, elements, theirs, _WORDS, count, weight)
+    index = LayoutIndex(_named, params)
+    return build_state(optimizer, params, index, theirs, _WORDS, count, weight)
 
 
 def to_optax(state: Any, params: Any, optax_state: Any) -> Any:
@@ -119,12 +119,12 @@ def to_optax(state: Any, params: Any, optax_state: Any) -> Any:
       https://github.com/google-deepmind/optax/blob/v0.2.8/optax/_src/transform.py
     """
     average, rate, trace = _parts(optax_state)
-    theirs, count = read(state, Elements(_named, params))
+    theirs, count = extract_arrays(state, LayoutIndex(_named, params))
 
     def put(field: str, tree: Any, sign: int = 1) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:
             name = jax.tree_util.keystr(path)
-            return like(old, sign * take(theirs, field, name, _WORDS))
+            return put_like(old, sign * pop_array(theirs, field, name, _WORDS))
 
         return jax.tree_util.tree_map_with_path(put_leaf, tree)
 
@@ -136,7 +136,7 @@ def to_optax(state: Any, params: Any, optax_state: Any) -> Any:
         average = average._replace(mu=put("mu", average.mu))
     if trace is not None:
         trace = optax.TraceState(trace=put("momentum", trace, -1))
-    all_taken(theirs, _WORDS)
+    check_all_used(theirs, _WORDS)
     if rate is None:
         return average
     return average, at_step(rate), optax_state[2] if trace is None else trace

@@ -15,7 +15,7 @@ import optax
 from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
 
 from jax_rmsprop._transform import ScaleByRMSPropState
-from jax_rmsprop.migrate._elements import Elements, Ours, Theirs
+from jax_rmsprop.migrate._elements import LayoutIndex, Ours, Theirs
 from jax_rmsprop.quantization import QuantizedState
 
 FIELDS = ("nu", "mu", "momentum")
@@ -35,7 +35,7 @@ def to_numpy(x: Any) -> np.ndarray:
     return np.asarray(x.numpy() if hasattr(x, "numpy") else x)
 
 
-def like(old: Any, value: np.ndarray) -> jax.Array:
+def put_like(old: Any, value: np.ndarray) -> jax.Array:
     """The value with an array's dtype and in its place, on several hosts too."""
     value = np.asarray(value).astype(old.dtype)
     if not isinstance(old, jax.Array):
@@ -45,10 +45,10 @@ def like(old: Any, value: np.ndarray) -> jax.Array:
     )
 
 
-def fill(
+def build_state(
     optimizer: optax.GradientTransformation,
     params: Any,
-    elements: Elements,
+    index: LayoutIndex,
     theirs: Mapping[str, Mapping[str, Any]],
     words: Mapping[str, str],
     count: int,
@@ -60,7 +60,7 @@ def fill(
     Args:
       optimizer: any transformation with RMSProp, and maybe a momentum, in it.
       params: the parameters.
-      elements: which of their elements is which of ours.
+      index: which of their elements is which of ours.
       theirs: their arrays by field and name.
       words: what they call the fields, for messages.
       count: the number of steps taken.
@@ -72,13 +72,13 @@ def fill(
     """
     template = optimizer.init(params)
     _check_not_quantized(template)
-    initial = read(template, elements)[0] if absent else {}
+    initial = extract_arrays(template, index)[0] if absent else {}
     theirs = {
         f: {n: x for n, x in initial.get(f, {}).items() if n in absent}
         | dict(theirs.get(f, {}))
         for f in FIELDS
     }
-    fields = {f: elements.ours(theirs[f], words[f]) for f in FIELDS}
+    fields = {f: index.ours(theirs[f], words[f]) for f in FIELDS}
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
@@ -87,40 +87,42 @@ def fill(
 
     def put(field: str, tree: Any) -> Any:
         def put_leaf(path: Any, old: Any) -> jax.Array:
-            whole, part = _whole(path, elements)
+            whole, part = _parameter_path(path, index)
             if whole not in fields[field]:
-                name = elements.name(whole, but=theirs.get(field, {}))
+                name = index.name_of(whole, exclude=theirs.get(field, {}))
                 raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
             unused.pop((field, whole), None)
-            return like(old, part(fields[field][whole]))
+            return put_like(old, part(fields[field][whole]))
 
         return tree_map_with_path(put_leaf, tree)
 
     def visit(path: Any, x: Any) -> Any:
         if isinstance(x, ScaleByRMSPropState):
             return ScaleByRMSPropState(
-                count=like(x.count, np.asarray(count)),
+                count=put_like(x.count, np.asarray(count)),
                 nu=put("nu", x.nu),
                 mu=put("mu", x.mu),
-                weight=None if x.weight is None else like(x.weight, np.asarray(weight)),
+                weight=None
+                if x.weight is None
+                else put_like(x.weight, np.asarray(weight)),
             )
         if isinstance(x, optax.TraceState):
             return optax.TraceState(trace=put("momentum", x.trace))
         # The step of an Optax transformation beside it.
         if path[-1:] == (GetAttrKey("count"),):
-            return like(x, np.asarray(count))
+            return put_like(x, np.asarray(count))
         return x
 
     state = tree_map_with_path(visit, template, is_leaf=_is_ours)
     for field, path in unused:
         raise ValueError(
-            f"the checkpoint has {words[field]} of {elements.name(path)!r}, for which "
+            f"the checkpoint has {words[field]} of {index.name_of(path)!r}, for which "
             "the optimizer has no place"
         )
     return state
 
 
-def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
+def extract_arrays(state: Any, index: LayoutIndex) -> tuple[dict[str, Theirs], int]:
     """Our fields as their arrays, by field and name, and the number of steps."""
     _check_not_quantized(state)
     fields: dict[str, Ours] = {field: {} for field in FIELDS}
@@ -128,7 +130,7 @@ def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
 
     def collect(field: str, tree: Any) -> None:
         for path, x in tree_leaves_with_path(tree):
-            whole, part = _whole(path, elements)
+            whole, part = _parameter_path(path, index)
             value = to_numpy(x)
             if part is np.imag:
                 value = 1j * value
@@ -143,10 +145,10 @@ def read(state: Any, elements: Elements) -> tuple[dict[str, Theirs], int]:
             collect("momentum", x.trace)
     for path, mu in fields["mu"].items():
         fields["nu"][path] = fields["nu"][path] + _square(mu, fields["nu"][path])
-    return {f: elements.theirs(fields[f]) for f in FIELDS}, max(counts)
+    return {f: index.theirs(fields[f]) for f in FIELDS}, max(counts)
 
 
-def take(
+def pop_array(
     theirs: dict[str, Theirs], field: str, name: str, words: Mapping[str, str]
 ) -> np.ndarray:
     """One of their arrays, for good.
@@ -159,7 +161,7 @@ def take(
     return theirs[field].pop(name)
 
 
-def all_taken(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
+def check_all_used(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
     """Check that nothing of the state is left over.
 
     Raises:
@@ -188,9 +190,9 @@ def _is_ours(x: Any) -> bool:
     return isinstance(x, ScaleByRMSPropState | optax.TraceState)
 
 
-def _whole(path: Any, elements: Elements) -> tuple[Any, Callable[[Any], Any]]:
+def _parameter_path(path: Any, index: LayoutIndex) -> tuple[Any, Callable[[Any], Any]]:
     """The parameter's path, and which part of its value is at this one."""
-    if path not in elements.shapes and path and path[-1] in _PARTS:
+    if path not in index.shapes and path and path[-1] in _PARTS:
         return path[:-1], _PARTS[path[-1]]
     return path, lambda x: x
 

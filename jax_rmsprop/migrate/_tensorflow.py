@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from jax_rmsprop import conventions
-from jax_rmsprop.migrate._elements import Elements, Layout
-from jax_rmsprop.migrate._state import FIELDS, fill, read, to_numpy
+from jax_rmsprop.migrate._elements import Layout, LayoutIndex
+from jax_rmsprop.migrate._state import FIELDS, build_state, extract_arrays, to_numpy
 
 _WORDS = {"nu": "rms", "mu": "mg", "momentum": "momentum"}
 
@@ -65,8 +65,8 @@ def from_tf1(
     }
     if not _has_momentum(jax.eval_shape(optimizer.init, params)):
         del theirs["momentum"]
-    elements = Elements(layout, params)
-    return fill(optimizer, params, elements, theirs, _WORDS, count)
+    index = LayoutIndex(layout, params)
+    return build_state(optimizer, params, index, theirs, _WORDS, count)
 
 
 def to_tf1(
@@ -86,7 +86,7 @@ def to_tf1(
     References:
       https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/training/rmsprop.py
     """
-    theirs, _ = read(state, Elements(layout, params))
+    theirs, _ = extract_arrays(state, LayoutIndex(layout, params))
     zeros = {name: np.zeros_like(x) for name, x in theirs["nu"].items()}
     theirs["momentum"] = zeros | theirs["momentum"]
     return {_WORDS[field]: arrays for field, arrays in theirs.items() if arrays}

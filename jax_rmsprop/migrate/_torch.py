@@ -8,8 +8,15 @@ from typing import Any
 import optax
 
 from jax_rmsprop import conventions
-from jax_rmsprop.migrate._elements import Elements, Layout
-from jax_rmsprop.migrate._state import FIELDS, all_taken, fill, read, take, to_numpy
+from jax_rmsprop.migrate._elements import Layout, LayoutIndex
+from jax_rmsprop.migrate._state import (
+    FIELDS,
+    build_state,
+    check_all_used,
+    extract_arrays,
+    pop_array,
+    to_numpy,
+)
 
 _TORCH = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 _BITSANDBYTES = _TORCH | {"nu": "state1"}
@@ -197,12 +204,12 @@ def _from(
 ) -> Any:
     make, settings, words = convention
     _optimizers(checkpoint)
-    elements = Elements(layout, params)
+    index = LayoutIndex(layout, params)
     groups = checkpoint["param_groups"]
     fields = {words[field]: field for field in FIELDS}
     theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
     count, absent = 0, list[str]()
-    for number, name in _names(groups, elements, names).items():
+    for number, name in _names(groups, index, names).items():
         entries = dict(checkpoint["state"].get(number, {}))
         entries |= entries.pop(_NESTED, {})
         if not entries:
@@ -214,7 +221,7 @@ def _from(
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
         optimizer = make(**_shared(groups, settings))
-    return fill(optimizer, params, elements, theirs, words, count, absent=absent)
+    return build_state(optimizer, params, index, theirs, words, count, absent=absent)
 
 
 def _optimizers(checkpoint: Any) -> None:
@@ -259,11 +266,11 @@ def _to(
     order: Sequence[str] | None,
     words: Mapping[str, str],
 ) -> Any:
-    elements = Elements(layout, params)
-    theirs, count = read(state, elements)
+    index = LayoutIndex(layout, params)
+    theirs, count = extract_arrays(state, index)
     checkpoint = optimizer.state_dict()
     groups = checkpoint["param_groups"]
-    names = _names(groups, elements, order)
+    names = _names(groups, index, order)
     entries: dict[Any, Any] = {}
     for group, tensors in zip(groups, optimizer.param_groups, strict=True):
         fields = ["nu"]
@@ -271,7 +278,7 @@ def _to(
             fields += ["mu"] if group["centered"] else []
             fields += ["momentum"] if group["momentum"] > 0 else []
         for number, tensor in zip(group["params"], tensors["params"], strict=True):
-            arrays = {f: take(theirs, f, names[number], words) for f in fields}
+            arrays = {f: pop_array(theirs, f, names[number], words) for f in fields}
             entries[number] = {"step": float(count) if words is _TORCH else count}
             for field, array in arrays.items():
                 if array.shape != tuple(tensor.shape):
@@ -280,12 +287,12 @@ def _to(
                         f"{tuple(tensor.shape)} in the optimizer that is to go on"
                     )
                 entries[number][words[field]] = tensor.new_tensor(array)
-    all_taken(theirs, words)
+    check_all_used(theirs, words)
     return {"state": entries, "param_groups": groups}
 
 
 def _names(
-    groups: Any, elements: Elements, order: Sequence[str] | None
+    groups: Any, index: LayoutIndex, order: Sequence[str] | None
 ) -> dict[Any, str]:
     """The names of PyTorch's parameters.
 
@@ -297,17 +304,17 @@ def _names(
     if all(isinstance(number, str) for number in numbers):
         own = numbers
     if len(own) != len(numbers):
-        own = elements.names if order is None else list(order)
-    names = [elements.known(name) for name in own]
-    if len(numbers) != len(elements.names) or len(names) != len(numbers):
+        own = index.names if order is None else list(order)
+    names = [index.known(name) for name in own]
+    if len(numbers) != len(index.names) or len(names) != len(numbers):
         raise ValueError(
             f"the optimizer has {len(numbers)} parameters, `layout` names "
-            f"{len(elements.names)}: {', '.join(elements.names)}"
+            f"{len(index.names)}: {', '.join(index.names)}"
         )
     for name in names:
-        if name not in elements.names:
+        if name not in index.names:
             raise ValueError(
                 f"`layout` has no {name!r}, the optimizer has; it has "
-                f"{', '.join(elements.names)}"
+                f"{', '.join(index.names)}"
             )
     return dict(zip(numbers, names, strict=True))
