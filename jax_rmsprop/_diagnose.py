@@ -29,16 +29,16 @@ class Diagnosis(NamedTuple):
       largest_step: the largest |u| of any element; None without the gradient.
     """
 
-    eps_share: Any
-    threshold: Any
-    window: Any
-    nu: Any
-    largest_step: Any
+    eps_share: jax.Array
+    threshold: jax.Array
+    window: jax.Array | None
+    nu: jax.Array
+    largest_step: jax.Array | None
 
 
 def diagnose(
     state: Any,
-    gradient: Any = None,
+    gradient: optax.Updates | None = None,
     *,
     gamma: Number = 0.9,
     eps: Number = 1e-6,
@@ -136,7 +136,7 @@ def _window(gamma: Any, count: Any) -> jax.Array:
 
 
 def _largest_step(
-    gradient: Any, averages: list[jax.Array], eps: jax.Array, inside: bool
+    gradient: optax.Updates, averages: list[jax.Array], eps: jax.Array, inside: bool
 ) -> jax.Array:
     """The largest |u| of a step."""
 

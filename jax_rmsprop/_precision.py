@@ -19,7 +19,7 @@ def state_dtype(p: jax.Array) -> Any:
     return p.dtype if _width(p.dtype) >= 32 else jnp.dtype(jnp.float32)
 
 
-def cast_keeping_complex(x: jax.Array, dtype: Any) -> jax.Array:
+def cast_keeping_complex(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """Cast x to a real dtype or, if x is complex, to its complex counterpart."""
     return x.astype(
         np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
@@ -55,7 +55,7 @@ def once_rounded(
 
         return chain(fit)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         _validate.check_inexact_leaves(params)
         params = jax.tree.map(lambda p: p.astype(state_dtype(p)), params)
         inner = made(params)
@@ -63,7 +63,9 @@ def once_rounded(
             inner, shard_new_like, inner.init(params), params
         )
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         if needs_params is not None and params is None:
             raise ValueError(
                 f"`params` must be passed to `update` when `{needs_params}` is not 0, "
@@ -83,5 +85,5 @@ def once_rounded(
     return optax.GradientTransformation(init, update)
 
 
-def _width(dtype: Any) -> int:
+def _width(dtype: jax.typing.DTypeLike) -> int:
     return jnp.finfo(dtype).bits

@@ -120,13 +120,15 @@ def population(
 
 
 def _init(
-    make_optimizer: Callable[..., Any], hyperparams: Mapping[str, Any], params: Any
+    make_optimizer: Callable[..., Any],
+    hyperparams: Mapping[str, Any],
+    params: optax.Params,
 ) -> PopulationState:
     members, params = len(next(iter(hyperparams.values()))), zeros_for_shapes(params)
     _lead(params, members, "params")
     placed = _beside(params, jax.tree.map(jnp.asarray, dict(hyperparams)))
 
-    def init(hyperparams: Mapping[str, Any], params: Any) -> Any:
+    def init(hyperparams: Mapping[str, Any], params: optax.Params) -> Any:
         return make_optimizer(**hyperparams).init(params)
 
     inner = jax.vmap(init)(placed, params)
@@ -135,17 +137,21 @@ def _init(
 
 def _update(
     make_optimizer: Callable[..., Any],
-    updates: Any,
+    updates: optax.Updates,
     state: Any,
-    params: Any = None,
+    params: optax.Params | None = None,
     **extra_args: Any,
-) -> tuple[Any, PopulationState]:
+) -> tuple[optax.Updates, PopulationState]:
     members = len(next(iter(state.hyperparams.values())))
     _lead(updates, members, "updates")
 
     def update(
-        hyperparams: Any, updates: Any, state: Any, params: Any, extra: Any
-    ) -> tuple[Any, Any]:
+        hyperparams: Any,
+        updates: optax.Updates,
+        state: Any,
+        params: Any,
+        extra: Any,
+    ) -> tuple[optax.Updates, Any]:
         optimizer = optax.with_extra_args_support(make_optimizer(**hyperparams))
         steps, state = optimizer.update(updates, state, params, **extra)
         # A float32 learning rate promotes a bfloat16 step.
@@ -173,7 +179,7 @@ def _lead(tree: Any, members: int, name: str) -> None:
             )
 
 
-def _beside(params: Any, tree: Any) -> Any:
+def _beside(params: optax.Params, tree: Any) -> Any:
     """The leaves of a tree, their members where the members' parameters are."""
     leaves = [p for p in jax.tree.leaves(params) if p.size]
     if not leaves:

@@ -114,7 +114,7 @@ def jax_example_libraries(
 def _with_initial_nu(optimizer: Transformation, scale: Any) -> Transformation:
     """Start nu at `scale`, with a weight of 0."""
 
-    def init(params: Any) -> Any:
+    def init(params: _optax.Params) -> Any:
         state: Any = optimizer.init(params)
         first, average, *rest = state
         nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), average.nu)

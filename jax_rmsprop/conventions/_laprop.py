@@ -236,10 +236,12 @@ def _average_of_steps(rate: jax.Array, beta: jax.Array) -> optax.GradientTransfo
     """The average of what the rates have scaled, divided by that of the rates."""
     average = optax.ema(beta, debias=False)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         return average.init((params, jnp.zeros([], rate.dtype)))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
         del params
         steps = jax.tree.map(lambda u: rate * u, updates)
         new: Any = average.update((steps, rate), state)

@@ -221,7 +221,7 @@ def _project_to_box(bound: Number | None) -> Part:
         return None
     limit = _validate.check_scalar("clip_weights", bound)
 
-    def project(updates: Any, params: Any) -> Any:
+    def project(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
             raise ValueError(
                 "`params` must be passed to `update` when `clip_weights` is given, "

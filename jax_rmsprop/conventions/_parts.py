@@ -70,8 +70,11 @@ def chain_keeping_dtype(*parts: Part) -> Transformation:
     whole = optax.chain(*there)
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, Any]:
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, Any]:
         new, state = whole.update(updates, state, params, **extra)
         # A traced bound or factor may be wider than a leaf, and widens it in Optax.
         return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
@@ -96,7 +99,7 @@ def check_positive(name: str, value: Number) -> Any:
 def _clip_each_norm(bound: Any) -> optax.GradientTransformation:
     """Clip the norm of each leaf by itself."""
 
-    def clip(updates: Any, params: Any) -> Any:
+    def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
         ball = optax.projections.projection_l2_ball
         return jax.tree.map(lambda g: ball(g, bound), updates)

@@ -239,8 +239,11 @@ def _cautious(optimizer: Transformation) -> Transformation:
         return step * kept / jnp.maximum(kept.mean(), 1e-3)
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Any, Any]:
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, Any]:
         steps, state = optimizer.update(updates, state, params, **extra)
         return jax.tree.map(mask, steps, updates), state
 
@@ -248,11 +251,11 @@ def _cautious(optimizer: Transformation) -> Transformation:
 
 
 def _scheduled_decay(
-    rate: NumberOrSchedule, weight_decay: Any, max_rate: Any
+    rate: NumberOrSchedule, weight_decay: Number, max_rate: Number | None
 ) -> optax.GradientTransformation:
     """Subtract rate^2 / max_rate * weight_decay * x; without `max_rate`, rate."""
 
-    def factor(step: Any) -> Any:
+    def factor(step: jax.Array) -> Number:
         eta = rate(step) if callable(rate) else rate
         return -weight_decay * eta * (1.0 if max_rate is None else eta / max_rate)
 

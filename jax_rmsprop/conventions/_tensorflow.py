@@ -266,7 +266,7 @@ def _per_microbatch(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:
     return lambda count: value(steps * count + steps - 1)
 
 
-def _inverse_time(rate: NumberOrSchedule, decay: Any) -> NumberOrSchedule:
+def _inverse_time(rate: NumberOrSchedule, decay: Number) -> NumberOrSchedule:
     """The learning rate divided by 1 + decay * step, Keras's old schedule."""
     rate = _validate.check_scalar("learning_rate", rate, schedule=True)
     if is_zero(decay):
