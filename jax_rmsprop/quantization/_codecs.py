@@ -76,10 +76,11 @@ def _encode_bfloat16(
     del previous
     # To add a fraction of the last bit kept, and to cut, is to round up with the right
     # probability, whatever the sign; a carry goes into the exponent, as it should.
-    bits = (_bits(x) + _dither_bits(dither, 16)) >> 16
-    return Quantized(
-        lax.bitcast_convert_type(bits.astype(jnp.int16), jnp.bfloat16), None
-    )
+    bits = (_bits(x) + _dither_bits(dither, 16)) & -(2**16)
+    # A float32 that a bfloat16 holds: a TPU's compiler makes one loop of a step that ends
+    # in a conversion of float32, and two of one that ends in bits.
+    kept = lax.bitcast_convert_type(bits, jnp.float32)
+    return Quantized(kept.astype(jnp.bfloat16), None)
 
 
 def _decode_bfloat16(x: Quantized) -> jax.Array:
@@ -178,8 +179,10 @@ def _encode_byte(
     size = jnp.abs(x) if fmt.signed else x
     codes = ((_bits(size) + _dither_bits(dither, shift)) >> shift) - _window_start(base)
     smallest = _decode_magnitude(fmt, jnp.int32(1), base)
+    # Clipped as float32, for the reason that bfloat16 ends in one.
+    codes = codes.astype(jnp.float32)
     if fmt.signed:
-        least = (size > smallest * _unit_dither(dither)).astype(jnp.int32)
+        least = (size > smallest * _unit_dither(dither)).astype(jnp.float32)
         codes = jnp.where(size < smallest, least, jnp.minimum(codes, fmt.largest))
         codes = jnp.where(x < 0, -codes, codes)
     else:
@@ -215,14 +218,22 @@ def _first_base(x: jax.Array) -> jax.Array:
 
 def _next_base(fmt: _ByteFormat, previous: Quantized) -> jax.Array:
     """The start of the next codes' window, by the largest of these."""
-    codes = previous.codes
-    largest = jnp.maximum(codes.max(), -codes.min()) if fmt.signed else codes.max()
-    largest = largest.astype(jnp.int32)
+    codes = lax.optimization_barrier(previous.codes)
+    largest = lax.platform_dependent(
+        codes,
+        cpu=functools.partial(_largest, fmt),
+        default=lambda codes: _largest(fmt, codes.astype(jnp.int32)),
+    )
     wide = previous.base < 0
     above = (largest + 1) << (fmt.wide_shift - _SHIFT)
     top = jnp.where(wide, above, largest + previous.base)
     base = jnp.maximum(top + fmt.headroom - fmt.largest, 0)
     return jnp.where(largest == 0, _SCALE_UNKNOWN, base)
+
+
+def _largest(fmt: _ByteFormat, codes: jax.Array) -> jax.Array:
+    largest = jnp.maximum(codes.max(), -codes.min()) if fmt.signed else codes.max()
+    return largest.astype(jnp.int32)
 
 
 def _window_start(base: Any) -> jax.Array:

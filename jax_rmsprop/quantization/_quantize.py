@@ -13,6 +13,7 @@ from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from jax_rmsprop import _validate
+from jax_rmsprop._sharding import on_explicit_mesh
 from jax_rmsprop.quantization._codecs import Codec, Quantized, StateCodecs
 from jax_rmsprop.quantization._dither import dither
 
@@ -192,7 +193,10 @@ def _encode_state(
         codec = _codec_for(codecs, path)
         if codec is None or not _keeps(codec, x, jnp.float32):
             return Quantized(x, None)
-        return codec.encode(x, dither(x.shape, i, count, seed), codes)
+        # Else each device would make the numbers of all.
+        where = jax.typeof(x).sharding if on_explicit_mesh(x) else None
+        noise = dither(x.shape, i, count, seed, out_sharding=where)
+        return codec.encode(x, noise, codes)
 
     leaves = enumerate(zip(path_leaves(state), previous, strict=True))
     return [encode(i, path, x, codes) for i, ((path, x), codes) in leaves]
