@@ -22,6 +22,11 @@ test-newest: .venv-newest/ready  ## the same with the newest of all, on NEWEST_P
 test-switches: .venv/ready  ## the interface under each of JAX's own switches
 	$(BIN)/pytest --switches tests/test_interface.py
 
+# JAX reads these before it is imported; TPUs are not asked for, only their compiler.
+accelerators: .venv-accelerators/ready  ## the step as TPUs' and GPUs' compilers make it
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+	  .venv-accelerators/bin/pytest tests/test_compiled.py
+
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks
 
@@ -44,7 +49,7 @@ pictures: .venv/ready  ## draw again the pictures that the README shows
 	done
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build dist docs/api
+	rm -rf .venv .venv-accelerators .venv-lowest .venv-newest build dist docs/api
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -67,4 +72,9 @@ clean:
 	.venv-lowest/bin/python -m pip install --quiet --editable ".[all]" --constraint tests/lowest.txt
 	touch $@
 
-.PHONY: demo test frameworks test-lowest test-newest test-switches bench lint docs pictures clean
+.venv-accelerators/ready: pyproject.toml tests/accelerators.txt
+	$(PYTHON) -m venv .venv-accelerators
+	.venv-accelerators/bin/python -m pip install --quiet --editable . --requirement tests/accelerators.txt
+	touch $@
+
+.PHONY: demo test frameworks accelerators test-lowest test-newest test-switches bench lint docs pictures clean

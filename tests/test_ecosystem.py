@@ -38,6 +38,12 @@ IN_FEWER_BITS = {
     "mu": bfloat16(),
     "trace": int8(0),
 }
+
+
+def in_fewer_bits(codecs, **options):
+    return quantize_state(rmsprop(0.01, **options), codecs)
+
+
 MAKES = {
     "plain": functools.partial(rmsprop, 0.01),
     "everything": functools.partial(
@@ -51,10 +57,10 @@ MAKES = {
         momentum=optax.linear_schedule(0.5, 0.9, 100),
         weight_decay=optax.constant_schedule(0.01),
     ),
-    "in fewer bits": lambda: quantize_state(
-        rmsprop(0.01, centered=True, momentum=0.9), IN_FEWER_BITS
+    "in fewer bits": functools.partial(
+        in_fewer_bits, IN_FEWER_BITS, centered=True, momentum=0.9
     ),
-    "one byte": lambda: quantize_state(rmsprop(0.01), {"nu": uint8(0)}),
+    "one byte": functools.partial(in_fewer_bits, {"nu": uint8(0)}),
     "a convention": functools.partial(conventions.pytorch, 0.01, momentum=0.9),
 }
 make = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES.keys())

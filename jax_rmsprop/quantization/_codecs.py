@@ -77,8 +77,8 @@ def _encode_bfloat16(
     # To add a fraction of the last bit kept, and to cut, is to round up with the right
     # probability, whatever the sign; a carry goes into the exponent, as it should.
     bits = (_bits(x) + _dither_bits(dither, 16)) & -(2**16)
-    # A float32 that a bfloat16 holds: a TPU's compiler makes one loop of a step that ends
-    # in a conversion of float32, and two of one that ends in bits.
+    # A float32 that a bfloat16 holds: of a step that ends in a conversion of float32 a
+    # TPU's compiler makes one loop, of one that ends in bits two.
     kept = lax.bitcast_convert_type(bits, jnp.float32)
     return Quantized(kept.astype(jnp.bfloat16), None)
 
