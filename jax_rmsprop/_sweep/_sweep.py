@@ -54,8 +54,8 @@ def sweep(
     the batches, each device of one mesh with a batch of its own, all processes of
     `jax.distributed` together. The last batch is filled up, so every batch of a size is
     the same compiled program: for a given `batch_size` a row has the same bits on one
-    device, on many, and after a resumption, and at 1 those of `jax.jit(train)` of the
-    same arrays. Another batch size adds in another order, and a number that is known
+    device, on many of its kind, and after a resumption, and at 1 those of
+    `jax.jit(train)` of the same arrays. Another batch size adds in another order, and a number that is known
     when it is compiled may be rounded otherwise: rows then differ by rounding error, as
     the training amplifies it.
 
