@@ -55,9 +55,9 @@ def sweep(
     `jax.distributed` together. The last batch is filled up, so every batch of a size is
     the same compiled program: for a given `batch_size` a row has the same bits on one
     device, on many of its kind, and after a resumption, and at 1 those of
-    `jax.jit(train)` of the same arrays. Another batch size adds in another order, and a number that is known
-    when it is compiled may be rounded otherwise: rows then differ by rounding error, as
-    the training amplifies it.
+    `jax.jit(train)` of the same arrays. Another batch size adds in another order, and a
+    number that is known when it is compiled may be rounded otherwise: rows then differ
+    by rounding error, as the training amplifies it.
 
     Where float32 loses what a value is short of 1, such as 1 - 0.9999999, that is
     passed beside it, and an optimizer of this package that gets the very array that
