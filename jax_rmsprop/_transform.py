@@ -73,8 +73,8 @@ def scale_by_rmsprop(
     Arithmetic and state are float32 or wider whatever the leaf's dtype; an update has
     its gradient's dtype. A component of the gradient beyond 2^62 (2^510 in float64),
     or infinite, counts as that bound, so its square cannot overflow. Not centered,
-    and unless gamma is 1, a component of the update exceeds 1/sqrt(1 - gamma) at most by
-    rounding: TPUs and GPUs multiply by an approximate reciprocal of the root.
+    and unless gamma is 1, a component of the update exceeds 1/sqrt(1 - gamma) by no
+    more than rounding: TPUs and GPUs multiply by an approximate reciprocal of the root.
     A gradient of zero gives an update of zero, also with `eps=0`.
 
     Args:
