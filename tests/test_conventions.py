@@ -457,8 +457,12 @@ def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
         axis("initial_scale", 0.0, 1.0),
         axis("eps_in_sqrt", False, True),
         [{}, {"centered": True}, {"bias_correction": True}],
-        axis("momentum", None, 0.0, 0.9),
-        axis("nesterov", False, True),
+        [
+            {},
+            {"momentum": 0.0, "nesterov": True},
+            {"momentum": 0.9},
+            {"momentum": 0.9, "nesterov": True},
+        ],
         axis("eps", EPS),
     ),
 )

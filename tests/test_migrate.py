@@ -211,8 +211,7 @@ OPTAX = every(
     axis("initial_scale", 0.0, 1.0),
     axis("eps_in_sqrt", False, True),
     [{}, {"centered": True}, {"bias_correction": True}],
-    axis("momentum", None, 0.9),
-    axis("nesterov", False, True),
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
     axis("eps", EPS),
 )
 

@@ -670,8 +670,15 @@ def loss_curves(problem, make):
     return np.asarray(jax.jit(jax.vmap(train))(SEEDS, params, batches))
 
 
-@pytest.mark.parametrize("convention", ["textbook", "pytorch"])
-@pytest.mark.parametrize("problem", ["mlp", "conv", "airfoil"])
+@pytest.mark.parametrize(
+    ("problem", "convention"),
+    [
+        ("mlp", "textbook"),
+        ("mlp", "pytorch"),
+        ("conv", "textbook"),
+        ("airfoil", "pytorch"),
+    ],
+)
 def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
     if problem == "airfoil":
