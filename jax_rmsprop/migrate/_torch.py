@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,47 @@ from jax_rmsprop.migrate._state import (
     to_numpy,
 )
 
-_TORCH = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
-_BITSANDBYTES = _TORCH | {"nu": "state1"}
+_ENTRIES = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    """How an optimizer with PyTorch's interface writes its state.
+
+    Attributes:
+      convention: the function of `conventions` that takes its steps.
+      settings: the arguments of that, in its groups.
+      entries: what it calls our fields.
+      counts_in_floats: whether its step is a float.
+      options: for each field but nu, the setting that is true where it has that.
+    """
+
+    convention: Callable[..., optax.GradientTransformation]
+    settings: tuple[str, ...]
+    entries: Mapping[str, str]
+    counts_in_floats: bool
+    options: Mapping[str, str]
+
+
+_PYTORCH = _Checkpoint(
+    conventions.pytorch,
+    ("momentum", "centered", "maximize"),
+    _ENTRIES,
+    counts_in_floats=True,
+    options={"mu": "centered", "momentum": "momentum"},
+)
+_TIMM = dataclasses.replace(
+    _PYTORCH,
+    convention=conventions.timm,
+    settings=("momentum", "centered", "caution", "weight_decay", "decoupled_decay"),
+)
+_BITSANDBYTES = _Checkpoint(
+    conventions.bitsandbytes,
+    (),
+    _ENTRIES | {"nu": "state1"},
+    counts_in_floats=False,
+    options={},
+)
 # Where bitsandbytes keeps its arrays in a state dict.
 _NESTED = "__bnb_optimizer_quant_state__"
 
@@ -74,15 +114,7 @@ def from_torch(
     References:
       https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
     """
-    settings = ["momentum", "centered", "maximize"]
-    return _from(
-        optimizer_state_dict,
-        params,
-        layout,
-        optimizer,
-        names,
-        (conventions.pytorch, settings, _TORCH),
-    )
+    return _from(_PYTORCH, optimizer_state_dict, params, layout, optimizer, names)
 
 
 def to_torch(
@@ -113,7 +145,7 @@ def to_torch(
     References:
       https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
     """
-    return _to(state, params, optimizer, layout, names, _TORCH)
+    return _to(_PYTORCH, state, params, optimizer, layout, names)
 
 
 def from_timm(
@@ -132,15 +164,7 @@ def from_timm(
     References:
       https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/rmsprop_tf.py
     """
-    settings = ["momentum", "centered", "caution", "weight_decay", "decoupled_decay"]
-    return _from(
-        optimizer_state_dict,
-        params,
-        layout,
-        optimizer,
-        names,
-        (conventions.timm, settings, _TORCH),
-    )
+    return _from(_TIMM, optimizer_state_dict, params, layout, optimizer, names)
 
 
 def to_timm(
@@ -152,7 +176,7 @@ def to_timm(
     names: Sequence[str] | None = None,
 ) -> Any:
     """Our state as timm's `RMSpropTF` loads it; as `to_torch`."""
-    return _to(state, params, optimizer, layout, names, _TORCH)
+    return _to(_TIMM, state, params, optimizer, layout, names)
 
 
 def from_bitsandbytes(
@@ -170,14 +194,7 @@ def from_bitsandbytes(
     References:
       https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/optimizer.py
     """
-    return _from(
-        optimizer_state_dict,
-        params,
-        layout,
-        optimizer,
-        names,
-        (conventions.bitsandbytes, [], _BITSANDBYTES),
-    )
+    return _from(_BITSANDBYTES, optimizer_state_dict, params, layout, optimizer, names)
 
 
 def to_bitsandbytes(
@@ -189,24 +206,21 @@ def to_bitsandbytes(
     names: Sequence[str] | None = None,
 ) -> Any:
     """Our state as `bnb.optim.RMSprop` loads it, in 32 bits; as `to_torch`."""
-    return _to(state, params, optimizer, layout, names, _BITSANDBYTES)
+    return _to(_BITSANDBYTES, state, params, optimizer, layout, names)
 
 
 def _from(
+    kind: _Checkpoint,
     checkpoint: Mapping[str, Any],
     params: Any,
     layout: Layout,
     optimizer: optax.GradientTransformation | None,
     names: Sequence[str] | None,
-    convention: tuple[
-        Callable[..., optax.GradientTransformation], Sequence[str], Mapping[str, str]
-    ],
 ) -> Any:
-    make, settings, words = convention
-    _optimizers(checkpoint)
+    _check_optimizers_alone(checkpoint)
     index = LayoutIndex(layout, params)
     groups = checkpoint["param_groups"]
-    fields = {words[field]: field for field in FIELDS}
+    fields = {kind.entries[field]: field for field in FIELDS}
     theirs: dict[str, dict[str, Any]] = {field: {} for field in FIELDS}
     count, absent = 0, list[str]()
     for number, name in _names(groups, index, names).items():
@@ -220,11 +234,13 @@ def _from(
                 raise ValueError(f"the checkpoint has an unknown {entry} of {name!r}")
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
-        optimizer = make(**_shared(groups, settings))
-    return build_state(optimizer, params, index, theirs, words, count, absent=absent)
+        optimizer = kind.convention(**_shared(groups, kind.settings))
+    return build_state(
+        optimizer, params, index, theirs, kind.entries, count, absent=absent
+    )
 
 
-def _optimizers(checkpoint: Any) -> None:
+def _check_optimizers_alone(checkpoint: Any) -> None:
     """Check that a checkpoint is that of an optimizer alone.
 
     Raises:
@@ -259,12 +275,12 @@ def _shared(groups: Any, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _to(
+    kind: _Checkpoint,
     state: Any,
     params: Any,
     optimizer: Any,
     layout: Layout,
     order: Sequence[str] | None,
-    words: Mapping[str, str],
 ) -> Any:
     index = LayoutIndex(layout, params)
     theirs, count = extract_arrays(state, index)
@@ -273,21 +289,21 @@ def _to(
     names = _names(groups, index, order)
     entries: dict[Any, Any] = {}
     for group, tensors in zip(groups, optimizer.param_groups, strict=True):
-        fields = ["nu"]
-        if words is _TORCH:
-            fields += ["mu"] if group["centered"] else []
-            fields += ["momentum"] if group["momentum"] > 0 else []
+        fields = ["nu", *(f for f, setting in kind.options.items() if group[setting])]
         for number, tensor in zip(group["params"], tensors["params"], strict=True):
-            arrays = {f: pop_array(theirs, f, names[number], words) for f in fields}
-            entries[number] = {"step": float(count) if words is _TORCH else count}
+            arrays = {
+                f: pop_array(theirs, f, names[number], kind.entries) for f in fields
+            }
+            step = float(count) if kind.counts_in_floats else count
+            entries[number] = {"step": step}
             for field, array in arrays.items():
                 if array.shape != tuple(tensor.shape):
                     raise ValueError(
                         f"{names[number]!r} has shape {array.shape} by `layout`, "
                         f"{tuple(tensor.shape)} in the optimizer that is to go on"
                     )
-                entries[number][words[field]] = tensor.new_tensor(array)
-    check_all_used(theirs, words)
+                entries[number][kind.entries[field]] = tensor.new_tensor(array)
+    check_all_used(theirs, kind.entries)
     return {"state": entries, "param_groups": groups}
 
 
