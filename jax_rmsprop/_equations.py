@@ -128,7 +128,7 @@ def _abs_square(x: jax.Array) -> jax.Array:
 
 
 def _bounded_square(g: jax.Array) -> jax.Array:
-    """|g|^2 of the bounded g, by the bound of the square: a compiler has less to do."""
+    """|g|^2 of the bounded g: the same as to bound g first, and `_rounded` besides."""
 
     def square(x: jax.Array) -> jax.Array:
         return lax.min(x * x, largest(x.dtype) ** 2)

@@ -218,6 +218,9 @@ def _first_base(x: jax.Array) -> jax.Array:
 
 def _next_base(fmt: _ByteFormat, previous: Quantized) -> jax.Array:
     """The start of the next codes' window, by the largest of these."""
+    # Without the barrier a GPU's compiler splits the loop of the step, which reads the
+    # codes too. To compare them a TPU's copies bytes of two dimensions, and a CPU's
+    # copies integers of 32 bits.
     codes = lax.optimization_barrier(previous.codes)
     largest = lax.platform_dependent(
         codes,
