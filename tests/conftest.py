@@ -1,8 +1,11 @@
 """What every test shares: four CPU devices, strict types, tolerances, data."""
 
+import atexit
 import contextlib
 import os
+import shutil
 import socket
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,16 @@ import pytest
 from jax.sharding import AxisType
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What one process of a run has compiled, the others need not compile again, nor those
+# that a test starts.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_num_cpu_devices", 4)
 # A leak of one type or shape into another is an error, not a promotion.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
