@@ -43,15 +43,14 @@ def check_options(
     *, centered: bool, bias_correction: bool, **options: bool
 ) -> dict[str, bool]:
     """Check what is on or off, and what excludes each other."""
-    if check_bool("centered", centered) and check_bool(
-        "bias_correction", bias_correction
-    ):
+    options = {"centered": centered, "bias_correction": bias_correction, **options}
+    checked = {name: check_bool(name, x) for name, x in options.items()}
+    if checked["centered"] and checked["bias_correction"]:
         raise ValueError(
             "`bias_correction` must be False if `centered` is True, got True: the "
             "variance after the first step is zero by construction"
         )
-    options = {"centered": centered, "bias_correction": bias_correction, **options}
-    return {name: check_bool(name, x) for name, x in options.items()}
+    return checked
 
 
 def check_mask(mask: Any) -> Any:

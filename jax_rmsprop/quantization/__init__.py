@@ -8,7 +8,7 @@ in full precision, and what comes back is encoded.
 
 Encoding rounds at random, up with the probability that makes the mean exact. Otherwise
 a slow average would stand still: at gamma = 0.999 it moves by a thousandth of itself a
-step, where bfloat16 has steps of one 256th and less. The random numbers, its dither,
+step, where bfloat16 has steps of one 256th and less. Its random numbers, the dither,
 are
 
     dither = hash(element, leaf, seed, step // 32) + step * (golden ratio)    mod 1
