@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -154,3 +155,90 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+# Of sweeps.
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """The results at batch size 1, of which every row is a training as it is."""
+    from tests.sweeps import GRID, network, quiet
+
+    return quiet(network, GRID, batch_size=1)
+
+
+@pytest.fixture(scope="session")
+def together():
+    """The results at batch size 8."""
+    from tests.sweeps import GRID, network, quiet
+
+    return quiet(network, GRID, batch_size=8)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """The batches that are run, as (batch size, members a call)."""
+    from jax_rmsprop._sweep import _program
+
+    calls = []
+    call = _program.CompiledBatch.__call__
+
+    def counted(self, numbers):
+        calls.append((self.size, len(numbers[0]) if numbers else None))
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.CompiledBatch, "__call__", counted)
+    return calls
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The batch sizes that are compiled."""
+    from jax_rmsprop._sweep import _program
+
+    sizes = []
+    build = _program.CompiledBatch.__init__
+
+    def counted(self, traced, mesh, size):
+        sizes.append(size)
+        build(self, traced, mesh, size)
+
+    monkeypatch.setattr(_program.CompiledBatch, "__init__", counted)
+    return sizes
+
+
+@pytest.fixture
+def start():
+    """Start processes that sweep; those that still run in the end are killed."""
+    from tests.sweeps import forks, run
+
+    running = []
+
+    def start(store, **options):
+        answer, theirs = forks().Pipe(duplex=False)
+        process = forks().Process(
+            target=run, args=(theirs, store), kwargs=options, daemon=True
+        )
+        process.start()
+        theirs.close()
+        running.append(process)
+        return process, answer
+
+    yield start
+    for process in running:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def ctrl_c():
+    """A way to set what Ctrl-C does, whatever it does where the tests were started."""
+    found = signal.getsignal(signal.SIGINT)
+
+    def does(handler):
+        signal.signal(signal.SIGINT, handler)
+
+    does(signal.default_int_handler)
+    yield does
+    signal.signal(signal.SIGINT, found)

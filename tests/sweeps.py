@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_rmsprop import log_one_minus, rmsprop, sweep
+from jax_rmsprop._sweep import _program, _run
 
 DATA = np.random.default_rng(0).standard_normal((20, 5)).astype("float32")
 GRID = {
@@ -91,7 +93,18 @@ def bits(curves):
     return digest.hexdigest()
 
 
-def run(answer, store, *, devices=1, processes=1, process=0, port=0, size=4, die=0):
+def run(
+    answer,
+    store,
+    *,
+    devices=1,
+    processes=1,
+    process=0,
+    port=0,
+    size=4,
+    die=0,
+    grid=GRID,
+):
     """Sweep in this process, which may be one of several, and send the results' bits.
 
     With `die`, it is killed as it opens or renames a file to write for that time.
@@ -99,9 +112,10 @@ def run(answer, store, *, devices=1, processes=1, process=0, port=0, size=4, die
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    _run.SECONDS_BETWEEN_APPENDS = 0
     if die:
         die_at(die)
-    curves = sweep(network, GRID, store=store, batch_size=size, progress=False)
+    curves = sweep(network, grid, store=store, batch_size=size, progress=False)
     answer.send((bits(curves), int(curves.finished.sum())))
     if processes > 1:
         jax.distributed.shutdown()  # together; a fork ends without what is registered
@@ -141,3 +155,35 @@ def forks():
         + ["xarray", "zarr.storage"]
     )
     return context
+
+
+def raises(error, message, *args, **kwargs):
+    with pytest.raises(error) as caught:
+        quiet(*args, **kwargs)
+    assert str(caught.value) == message
+
+
+def result(process, answer):
+    assert answer.poll(240)
+    found = answer.recv()
+    process.join(60)
+    assert process.exitcode == 0
+    return found
+
+
+def chunks(store):
+    return sum(1 for _ in store.glob("checksum/c/*"))
+
+
+def interrupt_after(monkeypatch, batches):
+    """Press Ctrl-C while a batch runs."""
+    call = _program.CompiledBatch.__call__
+    count = []
+
+    def interrupted(self, numbers):
+        count.append(None)
+        if len(count) == batches:
+            signal.raise_signal(signal.SIGINT)
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.CompiledBatch, "__call__", interrupted)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jax_rmsprop import load_sweep
-from jax_rmsprop._sweep import _keep, _location
+from jax_rmsprop._sweep import _location, _run, _table
 from tests.conftest import require
 from tests.sweeps import GRID, bits, network, quiet, square
 
@@ -83,14 +83,15 @@ class Killed(BaseException):
 
 def killed_after(n, monkeypatch):
     """End the sweep when so many blocks have been written."""
-    write, left = _keep.Store.write, iter(range(n))
+    append, left = _table.Store.append, iter(range(n))
 
-    def counted(self, *args):
+    def counted(self, blocks):
         if next(left, None) is None:
             raise Killed
-        write(self, *args)
+        append(self, blocks)
 
-    monkeypatch.setattr(_keep.Store, "write", counted)
+    monkeypatch.setattr(_run, "SECONDS_BETWEEN_APPENDS", 0)
+    monkeypatch.setattr(_table.Store, "append", counted)
 
 
 def test_killed_and_resumed(store, together, monkeypatch):
@@ -100,41 +101,35 @@ def test_killed_and_resumed(store, together, monkeypatch):
             quiet(network, GRID, batch_size=8, store=store, devices=ONE)
     part = load_sweep(store)
     assert int(part.finished.sum()) == 24
-    write, blocks = _keep.Store.write, []
-
-    def counted(self, number, where, rows):
-        blocks.append(where)
-        write(self, number, where, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(_keep.Store, "write", counted)
-        curves = quiet(
-            network, GRID, batch_size=8, store=store, devices=jax.devices()[:1]
-        )
+    curves = quiet(network, GRID, batch_size=8, store=store, devices=ONE)
+    assert curves.computed == 36
     assert bits(curves) == bits(together)
-    assert len(blocks) == 5
-    assert bits(load_sweep(store)) == bits(together)
+    assert bits(load_sweep(store)) == bits(together.sortby(list(GRID)))
 
 
-def test_torn_chunks_are_computed_again(store, monkeypatch):
+def test_torn_chunks_are_computed_again(store):
     """Nothing there is renamed into its place: the checksums find what is not whole."""
     import zarr
 
     grid = {"x": np.arange(1.0, 33)}
     expected = quiet(square, grid, store=store, batch_size=4)
     root = zarr.open_group(_location.locate(store).target, mode="r+")
-    torn = root["0/loss"]
+    torn = root["loss"]
     torn[5] = 1e9
-    root["0/diverged_at"][9] = 3
+    root["diverged_at"][9] = 3
     again = quiet(square, grid, store=store, batch_size=4)
+    assert again.computed == 8
     assert bits(again) == bits(expected)
     assert bits(load_sweep(store)) == bits(expected)
 
 
-def test_another_sweep_is_refused(store):
+def test_it_grows_and_refuses_another_sweep(store):
     quiet(square, {"x": [1.0, 2.0]}, store=store, batch_size=1)
-    with pytest.raises(ValueError, match="holds another sweep: its x has other") as no:
-        quiet(square, {"x": [1.0, 3.0]}, store=store, batch_size=1)
+    curves = quiet(square, {"x": [1.0, 3.0]}, store=store)
+    assert curves.computed == 1
+    np.testing.assert_array_equal(load_sweep(store).loss, [1, 4, 9])
+    with pytest.raises(ValueError, match="holds another sweep: its `train` is") as no:
+        quiet(lambda x: {"loss": x + 1}, {"x": [1.0]}, store=store)
     assert str(no.value).startswith(f"`store` {_location.locate(store).name} holds")
 
 

@@ -1,6 +1,6 @@
 """Sweeps of any function of hyperparameters, and populations of any optimizer."""
 
-from jax_rmsprop._sweep._grid import log_one_minus
+from jax_rmsprop._sweep._points import linear, log, log_one_minus, points
 from jax_rmsprop._sweep._population import PopulationState, population
 from jax_rmsprop._sweep._report import Summary, summary, to_dataframe
 from jax_rmsprop._sweep._sweep import load_sweep, sweep
@@ -8,8 +8,11 @@ from jax_rmsprop._sweep._sweep import load_sweep, sweep
 __all__ = [
     "PopulationState",
     "Summary",
+    "linear",
     "load_sweep",
+    "log",
     "log_one_minus",
+    "points",
     "population",
     "summary",
     "sweep",

@@ -1,12 +1,11 @@
-"""The points of a sweep: the axes' values, and which members share a program."""
+"""The members of a sweep: the axes' values, and which members share a program."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
@@ -14,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rmsprop._sweep._trace import complement
-from jax_rmsprop._validate import check_int, short_repr
+from jax_rmsprop._validate import short_repr
 
-Coordinates = dict[str, tuple[tuple[str, ...], np.ndarray]]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,40 +28,70 @@ class Axis:
     Attributes:
       labels: the coordinate of each value, as a person reads it.
       numbers: what a program gets as an array; None if the values are Python's.
-      complements: where that has lost what a value is short of 1, that; else None.
       values: Python's values, each once; empty for numbers.
-      which: for each entry of the axis, which of `values` it is; 0 for numbers.
+      value_index: for each entry of the axis, which of `values` it is; 0 for numbers.
     """
 
     labels: np.ndarray
     numbers: np.ndarray | None
     values: tuple[Any, ...]
-    which: np.ndarray
-    complements: np.ndarray | None = None
+    value_index: np.ndarray
 
     @property
-    def digest(self) -> str:
-        """Short hash of the values."""
-        if self.labels.dtype.kind == "U":
-            data = "\0".join(self.labels.tolist()).encode()
-        else:
-            data = f"{self.labels.dtype} ".encode() + self.labels.tobytes()
-        return hashlib.sha256(data).hexdigest()[:16]
+    def kind(self) -> str:
+        """What a program has of it: a dtype of numbers, or the labels of Python's."""
+        if self.numbers is not None:
+            return str(self.numbers.dtype)
+        return "bool" if self.labels.dtype == bool else "str"
+
+    @property
+    def lost(self) -> np.ndarray:
+        """For each entry, whether the program's type has lost how short it is of 1."""
+        if self.numbers is None:
+            return np.zeros(len(self.labels), bool)
+        return is_lost(self.labels, self.numbers)
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Combination:
     """The members that share one program, since they share Python's values.
 
     Attributes:
+      name: what they share, in words; empty if all that the program gets is numbers.
       python: Python's values, by the axis' name.
       members: their numbers in the grid, ascending.
-      numbers: for each numeric axis, the members' values, and their complements.
+      numbers: for each numeric axis, the members' values, and their complements where
+        the values alone have lost them.
     """
 
+    name: str
     python: dict[str, Any]
     members: np.ndarray
-    numbers: dict[str, np.ndarray]
+    numbers: Columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Members, each once, found by their hyperparameters.
+
+    Attributes:
+      columns: for each axis, the label of each member, as a table keeps it.
+      kinds: the kind of each axis.
+      index: of what their programs get.
+    """
+
+    columns: Columns
+    kinds: dict[str, str]
+    index: pd.MultiIndex
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.index)
+
+    def locate(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The number here of each member of a table; -1 of one that is not here."""
+        return self.index.get_indexer(index_members(columns, self.kinds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,52 +118,116 @@ class Grid:
         return int(np.prod(self.shape))
 
     @property
-    def coordinates(self) -> Coordinates:
+    def kinds(self) -> dict[str, str]:
+        """The kind of each axis."""
+        return {name: axis.kind for name, axis in self.axes.items()}
+
+    @property
+    def coordinates(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """The axes' labels, as xarray takes them."""
         return {
             name: (("member",) if self.zipped else (name,), axis.labels)
             for name, axis in self.axes.items()
         }
 
-    def groups(self) -> list[Group]:
-        """The members, in the order in which they run: one program after another."""
-        entry = np.unravel_index(np.arange(self.size), self.shape)
-        if self.zipped:
-            entry *= len(self.axes)  # one dimension, which all axes share
-        entries = dict(zip(self.axes, entry, strict=True))
+    @property
+    def columns(self) -> Columns:
+        """The labels of each member, as a table keeps them."""
+        return {
+            name: axis.labels[entry].astype(column_dtype(axis.kind))
+            for (name, axis), entry in zip(
+                self.axes.items(), self._entries(), strict=True
+            )
+        }
+
+    def members(self) -> tuple[Members, np.ndarray]:
+        """The members, each once, and for each point which of them it is."""
+        columns = self.columns
+        index = index_members(columns, self.kinds)
+        number, unique = index.factorize()
+        first = np.flatnonzero(~index.duplicated())
+        columns = {name: labels[first] for name, labels in columns.items()}
+        return Members(columns, self.kinds, unique), number
+
+    def combinations(self) -> list[Combination]:
+        """The members, by the program that they share."""
+        entries = dict(zip(self.axes, self._entries(), strict=True))
         python = {n: a for n, a in self.axes.items() if a.numbers is None}
-        which = [axis.which[entries[name]] for name, axis in python.items()]
+        near_1 = {n: a.lost for n, a in self.axes.items() if a.lost.any()}
         kinds, kind = np.unique(
-            np.stack([np.zeros(self.size, int), *which]), axis=1, return_inverse=True
+            np.stack(
+                [
+                    np.zeros(self.size, int),
+                    *(a.value_index[entries[n]] for n, a in python.items()),
+                    *(lost[entries[n]] for n, lost in near_1.items()),
+                ]
+            ),
+            axis=1,
+            return_inverse=True,
         )
-        groups: list[Group] = []
-        for number, chosen in enumerate(kinds[1:].T):
+        found: list[Combination] = []
+        for number in range(kinds.shape[1]):
             members = np.flatnonzero(kind == number)
-            groups.append(
-                Group(
-                    {
-                        name: axis.values[i]
-                        for (name, axis), i in zip(python.items(), chosen, strict=True)
-                    },
+            at = {name: entry[members] for name, entry in entries.items()}
+            words = [f"{n} {a.labels[at[n][0]]}" for n, a in python.items()]
+            numbers: Columns = {}
+            for name, axis in self.axes.items():
+                if axis.numbers is None:
+                    continue
+                numbers[name] = axis.numbers[at[name]]
+                if name in near_1 and near_1[name][at[name][0]]:
+                    words.append(f"{name} near 1")
+                    short = 1 - axis.labels[at[name]].astype("float64")
+                    numbers[complement(name)] = short.astype(axis.numbers.dtype)
+            found.append(
+                Combination(
+                    ", ".join(words),
+                    {n: a.values[a.value_index[at[n][0]]] for n, a in python.items()},
                     members,
-                    {
-                        name: numbers[entries[axis][members]]
-                        for name, axis, numbers in self._inputs()
-                    },
+                    numbers,
                 )
             )
-        return groups
+        return found
 
-    def _inputs(self) -> Generator[tuple[str, str, np.ndarray]]:
-        """The numbers that a program gets: name, axis, and values."""
-        for name, axis in self.axes.items():
-            if axis.numbers is not None:
-                yield name, name, axis.numbers
-            if axis.complements is not None:
-                yield complement(name), name, axis.complements
+    def _entries(self) -> tuple[np.ndarray, ...]:
+        """For each axis, which of its entries each member has."""
+        if self.zipped:  # one dimension, which all axes share
+            return (np.arange(self.size),) * len(self.axes)
+        return np.unravel_index(np.arange(self.size), self.shape)
 
 
-def parse(grid: Any, zipped: bool) -> Grid:
+def column_dtype(kind: str) -> np.dtype:
+    """The dtype that keeps the labels of an axis, however it was written."""
+    wide = {"f": "float64", "i": "int64", "u": "uint64", "b": "bool", "U": "object"}
+    return np.dtype(wide[np.dtype(kind).kind])
+
+
+def index_members(
+    columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]
+) -> pd.MultiIndex:
+    """Index members by what their programs get, so that equal ones are found.
+
+    0.1 as a float32 and as a float64 are one number to a program of float32; 1 - 1e-8
+    and 1 - 2e-8 are two, since their complements are passed beside them.
+    """
+    import pandas as pd
+
+    keys = [as_programs_have(columns[name], kinds[name]) for name in sorted(kinds)]
+    return pd.MultiIndex.from_arrays(keys, names=sorted(kinds))
+
+
+def as_programs_have(labels: np.ndarray, kind: str) -> np.ndarray:
+    """The values of an axis as its programs get them: equal where those are."""
+    if kind in ("bool", "str"):
+        return labels
+    numbers = labels.astype(kind)
+    if numbers.dtype.kind != "f":
+        return numbers
+    short = (1 - labels.astype("float64")).astype(kind)
+    return np.where(is_lost(labels, numbers), 1 - short.astype("float64"), numbers)
+
+
+def parse_grid(grid: Any, zipped: bool) -> Grid:
     """Check a grid as a person writes it.
 
     Raises:
@@ -159,7 +255,7 @@ def parse(grid: Any, zipped: bool) -> Grid:
     return Grid(axes, zipped)
 
 
-def distinct(points: Grid) -> None:
+def check_distinct(points: Grid) -> None:
     """Check that an axis of a product has no value twice: by it, a result is found.
 
     Raises:
@@ -207,16 +303,17 @@ def _axis(name: str, values: Any) -> Axis:
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
     if labels is not None and labels.dtype.kind in "iuf":
         numbers = _numbers(name, labels)
-        lost = complements(labels, numbers)
         unique = np.unique(labels)
-        same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
-        if lost is None and len(same):
+        same = np.flatnonzero(
+            np.diff(as_programs_have(unique, str(numbers.dtype))) == 0
+        )
+        if len(same):
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
                 f"and {b} are the same there"
             )
-        return Axis(labels, numbers, (), np.zeros(len(labels), int), lost)
+        return Axis(labels, numbers, (), np.zeros(len(labels), int))
     return _python_axis(np.asarray(values).tolist() if is_array else list(values))
 
 
@@ -246,22 +343,21 @@ def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def complements(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
-    """1 less each label, where for any of them the numbers have lost it, else None.
+def is_lost(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Where the numbers have lost what a label is short of 1.
 
     Lost is what is wrong by a thousandth, as at 0.9999999 in float32.
     """
     exact = 1 - labels.astype("float64")
     near = (exact > 0) & (exact <= 0.5)
-    lost = abs((1 - numbers.astype("float64")) - exact) > 1e-3 * exact
-    return exact.astype(numbers.dtype) if (near & lost).any() else None
+    return near & (abs((1 - numbers.astype("float64")) - exact) > 1e-3 * exact)
 
 
 def _python_axis(values: list[Any]) -> Axis:
     # By type too: True == 1, and a training may tell them apart.
     keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    which = np.array([order[key] for key in keys])
+    value_index = np.array([order[key] for key in keys])
     unique = tuple(dict(zip(keys, values, strict=True)).values())
     if all(isinstance(v, bool) for v in unique):
         labels = np.array(unique)
@@ -270,7 +366,7 @@ def _python_axis(values: list[Any]) -> Axis:
         labels = np.array(
             [f"{s}[{i}]" if names.count(s) > 1 else s for i, s in enumerate(names)]
         )
-    return Axis(labels[which], None, unique, which)
+    return Axis(labels[value_index], None, unique, value_index)
 
 
 def _label(value: Any) -> str:
@@ -282,42 +378,3 @@ def _label(value: Any) -> str:
         if type(value).__repr__ is not object.__repr__
         else type(value).__name__
     )
-
-
-def log_one_minus(low: float, high: float, num: int) -> np.ndarray:
-    r"""Gammas that are spaced evenly in log(1 - gamma).
-
-    An average with decay gamma looks back over about 1/(1 - gamma) steps, so near 1
-    it is the distance from 1 that counts: .9, .99, .999 are a factor of ten apart.
-
-    .. math::
-        \gamma_i = 1 - (1-low)^{1-i/(num-1)} (1-high)^{i/(num-1)}, \quad
-        i = 0 \dots num-1
-
-    Args:
-      low: the first gamma, in [0, 1).
-      high: the last one, in [0, 1).
-      num: how many, at least 2.
-
-    Returns:
-      A float64 array of shape [num], for an axis of `sweep` or `population`.
-
-    Raises:
-      TypeError: `num` is not an integer.
-      ValueError: an argument out of its range.
-
-    Example:
-      >>> from jax_rmsprop import log_one_minus
-      >>> print(log_one_minus(0.9, 0.9999, 4))
-      [0.9    0.99   0.999  0.9999]
-
-    References:
-      [Zhang et al., Dive into Deep Learning](https://d2l.ai/chapter_optimization/rmsprop.html)
-    """
-    for name, value in (("low", low), ("high", high)):
-        if not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be in [0, 1), got {short_repr(value)}")
-    count = check_int("num", num, low=2)
-    gammas = 1 - np.geomspace(1 - low, 1 - high, count)
-    gammas[[0, -1]] = low, high
-    return gammas

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-
-import jax
 
 from jax_rmsprop._validate import short_repr
 
@@ -104,20 +101,16 @@ def _remote(store: zarr.storage.FsspecStore) -> Location:
 
 @contextlib.contextmanager
 def locked(at: Location) -> Generator[None]:
-    """Let no other process write to the store within it: they wait for each other.
+    """Let no other process or thread add to the store within it, which is short.
 
     The folder itself is locked, so that nothing is left behind; the lock of a process
     that is killed goes with it. Where the file system knows no locks, there is none.
     """
-    lock, path = None, at.folder
-    can = jax.process_index() == 0 and fcntl is not None
-    if can and path is not None and not path.is_file():
-        try:
-            os.makedirs(path, exist_ok=True)
-            lock = os.open(path, os.O_RDONLY)
-            _wait(lock, path)
-        except OSError:
-            pass  # what cannot be written says so when it is
+    lock = None
+    if at.folder is not None and fcntl is not None:
+        with contextlib.suppress(OSError):  # what cannot be written says so later
+            lock = os.open(at.folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield
     finally:
@@ -125,20 +118,8 @@ def locked(at: Location) -> Generator[None]:
             os.close(lock)
 
 
-def _wait(lock: int, path: Path) -> None:
-    assert fcntl is not None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        warnings.warn(
-            f"another process is writing to `store` {path}; waiting for it",
-            stacklevel=6,
-        )
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 @contextlib.contextmanager
-def writing(at: Location) -> Generator[None]:
+def explain_oserror(at: Location) -> Generator[None]:
     """Re-raise errors of writing in one line that names the store and how to go on.
 
     A file system of another machine has its own errors, besides OSError.

@@ -12,8 +12,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from jax_rmsprop._sharding import on_explicit_mesh, shard_new_like, zeros_for_shapes
-from jax_rmsprop._sweep._grid import complements, parse
-from jax_rmsprop._sweep._trace import takes
+from jax_rmsprop._sweep._grid import is_lost, parse_grid
+from jax_rmsprop._sweep._trace import check_signature
 from jax_rmsprop._validate import check_bool, short_repr
 
 
@@ -92,7 +92,7 @@ def population(
       Jaderberg et al.,
       [Population Based Training](https://arxiv.org/abs/1711.09846), 2017
     """
-    points = parse(grid, check_bool("zipped", zipped))
+    points = parse_grid(grid, check_bool("zipped", zipped))
     for name, axis in points.axes.items():
         if axis.numbers is None:
             raise TypeError(
@@ -100,18 +100,16 @@ def population(
                 "Python values make a population for each"
             )
         narrow = axis.numbers.astype("float32")
-        if complements(axis.labels, narrow) is not None:
+        if is_lost(axis.labels, narrow).any():
             raise ValueError(
                 f"`{name}` must be at most 0.99997 or 1, since a population's numbers "
                 "are float32, which loses what one nearer to 1 is short of it; `sweep` "
                 "keeps that"
             )
-    takes(make_optimizer, tuple(points.axes), "make_optimizer")
-    [group] = points.groups()
+    check_signature(make_optimizer, tuple(points.axes), "make_optimizer")
     hyperparams = {
-        name: values.astype("float32") if values.dtype.kind == "f" else values
-        for name, values in group.numbers.items()
-        if name in points.axes
+        name: points.columns[name].astype("float32" if "f" in kind else kind)
+        for name, kind in points.kinds.items()
     }
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, make_optimizer, hyperparams),
@@ -125,14 +123,14 @@ def _init(
     params: optax.Params,
 ) -> PopulationState:
     members, params = len(next(iter(hyperparams.values()))), zeros_for_shapes(params)
-    _lead(params, members, "params")
-    placed = _beside(params, jax.tree.map(jnp.asarray, dict(hyperparams)))
+    check_member_axis(params, members, "params")
+    placed = shard_like_members(params, jax.tree.map(jnp.asarray, dict(hyperparams)))
 
     def init(hyperparams: Mapping[str, Any], params: optax.Params) -> Any:
         return make_optimizer(**hyperparams).init(params)
 
     inner = jax.vmap(init)(placed, params)
-    return PopulationState(placed, _beside(params, inner))
+    return PopulationState(placed, shard_like_members(params, inner))
 
 
 def _update(
@@ -143,7 +141,7 @@ def _update(
     **extra_args: Any,
 ) -> tuple[optax.Updates, PopulationState]:
     members = len(next(iter(state.hyperparams.values())))
-    _lead(updates, members, "updates")
+    check_member_axis(updates, members, "updates")
 
     def update(
         hyperparams: Any,
@@ -165,7 +163,7 @@ def _update(
     return updates, PopulationState(state.hyperparams, inner)
 
 
-def _lead(tree: Any, members: int, name: str) -> None:
+def check_member_axis(tree: Any, members: int, name: str) -> None:
     """Check that every leaf has the axis of members.
 
     Raises:
@@ -179,7 +177,7 @@ def _lead(tree: Any, members: int, name: str) -> None:
             )
 
 
-def _beside(params: optax.Params, tree: Any) -> Any:
+def shard_like_members(params: optax.Params, tree: Any) -> Any:
     """The leaves of a tree, their members where the members' parameters are."""
     leaves = [p for p in jax.tree.leaves(params) if p.size]
     if not leaves:

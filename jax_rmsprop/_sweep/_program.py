@@ -18,7 +18,7 @@ from jax_rmsprop._validate import short_repr
 Rows = dict[str, np.ndarray]
 
 
-class Program:
+class CompiledBatch:
     """`size` members on each device: vmap inside, the mesh outside.
 
     The devices do not talk to each other, and each runs the same program whatever
@@ -28,15 +28,15 @@ class Program:
     Attributes:
       size: the members that a device runs at once.
       seconds: how long it took to compile.
-      bytes: the memory that a device needs, as the compiler says; 0 if it doesn't.
+      memory_bytes: what a device needs, as the compiler says; 0 if it doesn't.
     """
 
     def __init__(self, traced: Traced, mesh: Mesh, size: int):
-        """Compile for that many members a device; what is traced is `placed`."""
+        """Compile for that many members a device; what it closes over is there."""
         began = time.perf_counter()
         self.size, self._names = size, tuple(traced.outputs)
-        one, each = PartitionSpec(), PartitionSpec("member")
-        self._each = NamedSharding(mesh, each)
+        replicated, per_member = PartitionSpec(), PartitionSpec("member")
+        self._per_member = NamedSharding(mesh, per_member)
         # What the training closes over is an argument here: as constants of the
         # program, data would be compiled again with every size.
         jaxpr, self._consts = traced.jaxpr, list(traced.jaxpr.consts)
@@ -52,46 +52,49 @@ class Program:
         sharded = jax.shard_map(
             batch,
             mesh=mesh,
-            in_specs=(one, *(each for _ in jaxpr.in_avals)),
-            out_specs=each,
+            in_specs=(replicated, *(per_member for _ in jaxpr.in_avals)),
+            out_specs=per_member,
             check_vma=False,  # `train` may hold loops whose carries start replicated
         )
         numbers = [
-            jax.ShapeDtypeStruct((mesh.size * size,), x.dtype, sharding=self._each)
+            jax.ShapeDtypeStruct(
+                (mesh.size * size,), x.dtype, sharding=self._per_member
+            )
             for x in jaxpr.in_avals
         ]
         self._call = jax.jit(sharded).lower(self._consts, *numbers).compile()
         memory = self._call.memory_analysis()
-        self.bytes = 0
+        self.memory_bytes = 0
         if memory is not None:
-            self.bytes = (
+            self.memory_bytes = (
                 memory.argument_size_in_bytes
                 + memory.output_size_in_bytes
                 + memory.temp_size_in_bytes
             )
         self.seconds = time.perf_counter() - began
 
-    def __call__(self, numbers: Sequence[np.ndarray]) -> Rows:
-        """Run one batch on each device.
+    def __call__(self, numbers: Sequence[np.ndarray]) -> list[jax.Array]:
+        """Begin to run one batch on each device.
 
         Args:
           numbers: the hyperparameters of all devices' members, [devices * size], in
             the order of the jaxpr.
-
-        Returns:
-          The outputs of this process' devices, in the mesh's order.
         """
         placed: Sequence[Any] = numbers
         if jax.process_count() > 1:  # where a call takes no array of one process
             placed = [
-                jax.make_array_from_callback(x.shape, self._each, x.__getitem__)
+                jax.make_array_from_callback(x.shape, self._per_member, x.__getitem__)
                 for x in numbers
             ]
-        outputs = self._call(self._consts, *placed)
-        return dict(zip(self._names, map(_local, outputs), strict=True))
+        return self._call(self._consts, *placed)
+
+    def rows(self, outputs: Sequence[jax.Array]) -> Rows:
+        """Wait for the outputs of this process' devices, in the mesh's order."""
+        rows = map(addressable_rows, outputs)
+        return dict(zip(self._names, rows, strict=True))
 
 
-def mesh_of(devices: Any) -> Mesh:
+def make_mesh(devices: Any) -> Mesh:
     """The mesh of these devices, or of all that all processes have.
 
     Raises:
@@ -118,7 +121,7 @@ def mesh_of(devices: Any) -> Mesh:
     return Mesh(np.array(devices), ("member",))
 
 
-def placed(traced: Traced, mesh: Mesh) -> Traced:
+def replicate_consts(traced: Traced, mesh: Mesh) -> Traced:
     """The same with what it closes over on every device of the mesh, once."""
     consts = jax.device_put(
         list(traced.jaxpr.consts), NamedSharding(mesh, PartitionSpec())
@@ -127,22 +130,24 @@ def placed(traced: Traced, mesh: Mesh) -> Traced:
     return traced._replace(jaxpr=jaxpr)
 
 
-def agree(value: Any) -> Any:
+def broadcast_from_process_0(value: Any) -> Any:
     """The first process' value, in every process."""
     if jax.process_count() == 1:
         return value
     return _versions.broadcast_one_to_all(value)
 
 
-def available(device: Any) -> int:
-    """Bytes that a program may use there.
+def device_bytes(device: Any) -> int:
+    """The memory that a program may use on a device of this kind.
 
-    A CPU's are the machine's free memory, which all local devices share.
+    Of a CPU's, which everything else uses too, a quarter of the machine's.
     """
+    import psutil
+
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return free_memory() // jax.local_device_count(device.platform)
+        return stats["bytes_limit"] * 9 // 10
+    return psutil.virtual_memory().total // 4
 
 
 def free_memory() -> int:
@@ -152,16 +157,16 @@ def free_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def _local(array: jax.Array) -> np.ndarray:
+def addressable_rows(array: jax.Array) -> np.ndarray:
     """The rows of this process' devices."""
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
     rows = np.concatenate([np.asarray(s.data) for s in shards])
     if rows.dtype.kind == "V":  # bfloat16 and the like, which files do not know
-        rows = rows.astype(widened(rows.dtype))
+        rows = rows.astype(file_dtype(rows.dtype))
     return rows
 
 
-def widened(dtype: Any) -> np.dtype:
+def file_dtype(dtype: Any) -> np.dtype:
     """The narrowest of NumPy's own dtypes that holds all of this one's values."""
     dtype = np.dtype(dtype)
     if dtype.kind != "V":

@@ -1,215 +1,265 @@
-"""The loop over batches: how many members at once, what is missing, how far it is."""
+"""The loop over batches: what is missing, on which device, and how far it is."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._sweep._grid import Group
-from jax_rmsprop._sweep._keep import Memory, Segment, Store
-from jax_rmsprop._sweep._program import Program, Rows, agree, available, placed
-from jax_rmsprop._sweep._trace import Traced, footprint
+from jax_rmsprop._sweep._grid import Columns, Combination
+from jax_rmsprop._sweep._program import (
+    CompiledBatch,
+    Rows,
+    broadcast_from_process_0,
+    replicate_consts,
+)
+from jax_rmsprop._sweep._table import Block, Memory, Store
+from jax_rmsprop._sweep._trace import Traced
 
-# Bytes of cache that a core of today's processors has for itself, about.
-_CACHE = 4_000_000
+# Many small blocks are appended to a store at once: those of so long, or so large.
+SECONDS_BETWEEN_APPENDS = 1.0
+_BYTES_BETWEEN_APPENDS = 16_000_000
 
 
-class Run:
-    """Runs one group of members after another, and counts.
+class Task(NamedTuple):
+    """A batch of members that one device is to run.
+
+    Attributes:
+      combination: the number of their program.
+      members: their numbers, at most a batch.
+      numbers: their hyperparameters, in the program's order.
+    """
+
+    combination: int
+    members: np.ndarray
+    numbers: list[np.ndarray]
+
+    def filled_up(self, size: int) -> list[np.ndarray]:
+        """The hyperparameters of a whole batch: the last member again and again."""
+        member_in_batch = np.minimum(np.arange(size), len(self.members) - 1)
+        return [x[member_in_batch] for x in self.numbers]
+
+
+class Progress:
+    """What a person sees of a sweep, and whether to end it.
 
     Attributes:
       stopped: whether to end after the batch at hand.
+      computed: members that this call has computed.
       compile_seconds: spent compiling.
       run_seconds: spent running batches and keeping their results.
     """
 
-    def __init__(
-        self, mesh: Mesh, kept: Memory | Store, batch_size: int | str, bar: Any
-    ):
-        """Take where the results go and what shows the progress (a tqdm)."""
-        self.stopped, self.compile_seconds, self.run_seconds = False, 0.0, 0.0
-        self._mesh, self._kept, self._bar = mesh, kept, bar
-        self._batch_size = batch_size
-        self._local = np.array(
-            [
-                slot
-                for slot, device in enumerate(mesh.devices.flat)
-                if device.process_index == jax.process_index()
-            ]
-        )
-        self._memory = agree(float(available(mesh.local_mesh.devices.flat[0])))
-        self._start = self._number = self._diverged = 0
-        self._rates: dict[int, float] = {}
-        self._last_compile = math.inf
+    def __init__(self, bar: Any):
+        """Take what shows it (a tqdm)."""
+        self.stopped, self.computed = False, 0
+        self.compile_seconds, self.run_seconds = 0.0, 0.0
+        self._bar, self._diverged = bar, 0
 
-    def group(self, group: Group, traced: Traced) -> None:
-        """Compute what is missing of a group's members."""
-        traced = placed(traced, self._mesh)
-        offset, programs = self._start, dict[int, Program]()
-        end = self._start + len(group.members)
-        numbers = [group.numbers[name] for name in sorted(group.numbers)]
-        while self._start < end and not self.stopped:
-            if self._number == len(self._kept.segments):
-                size, members = self._next(traced, end - self._start, bool(programs))
-                size = self._fitting(programs, traced, size)
-                if self.stopped:
-                    return
-                stop = self._start + min(members, end - self._start)
-                self._kept.begin(Segment(self._start, stop, size))
-            segment = self._kept.segments[self._number]
-            missing = self._kept.missing(self._number)
-            if len(missing):
-                program = self._program(programs, traced, segment.size)
-                self._segment(segment, missing, program, numbers, offset)
-            segment = self._kept.segments[self._number]
-            if segment.rate is not None:
-                self._rates[segment.size] = segment.rate
-            self._start, self._number = segment.stop, self._number + 1
+    def compiling(self, size: int) -> None:
+        """Say that a program is compiled."""
+        self._bar.set_description(f"compiling for {size} at once")
 
-    def _next(self, traced: Traced, remaining: int, compiled: bool) -> tuple[int, int]:
-        """The batch size of the next segment, and how many members it has."""
-        if isinstance(self._batch_size, int):
-            return self._batch_size, remaining
-        devices = self._mesh.size
-        if not self._rates:
-            cpu = self._mesh.devices.flat[0].platform == "cpu"
-            size = first(remaining, devices, footprint(traced) if cpu else 0)
-            return size, size * devices
-        size, members = choose(self._rates, remaining, devices, self._last_compile)
-        if not compiled:  # nothing is compiled twice, but this group is new
-            size = min(size, math.ceil(remaining / devices))
-        return size, members
+    def compiled(self, size: int, seconds: float) -> None:
+        """Say that it is."""
+        self.compile_seconds += seconds
+        self._bar.set_description(f"{size} at once")
+        self._bar.unpause()  # members a second are those of the running
 
-    def _fitting(self, programs: dict[int, Program], traced: Traced, size: int) -> int:
-        """That size or, if "auto" finds it too big for the memory, a smaller one."""
-        program = self._program(programs, traced, size)
-        while self._batch_size == "auto" and size > 1:
-            if not agree(program.bytes > 0.9 * self._memory):
-                break
-            self._rates[size] = math.inf
-            size //= 2
-            program = self._program(programs, traced, size)
-        return size
+    def there(self, members: int) -> None:
+        """Count members that nobody need compute any more."""
+        self._bar.update(members)
 
-    def _program(
-        self, programs: dict[int, Program], traced: Traced, size: int
-    ) -> Program:
-        if size not in programs:
-            self._bar.set_description(f"compiling for {size} at once")
-            programs[size] = Program(traced, self._mesh, size)
-            self.compile_seconds += programs[size].seconds
-            self._last_compile = agree(programs[size].seconds)
-            self._bar.set_description(f"{size} at once")
-            self._bar.unpause()  # members per second are those of the running
-        return programs[size]
-
-    def _segment(
-        self,
-        segment: Segment,
-        missing: np.ndarray,
-        program: Program,
-        numbers: list[np.ndarray],
-        offset: int,
-    ) -> None:
-        """Compute the missing blocks of a segment, one on each device at a time."""
-        devices, size = self._mesh.size, segment.size
-        there = set(range(segment.blocks)) - set(missing.tolist())
-        self._bar.update(sum(_length(segment.block(b)) for b in there))
-        slot, lane = np.arange(devices), np.arange(size)
-        began = time.perf_counter()
-        for i in range(0, len(missing), devices):
-            blocks = missing[i : i + devices]
-            # What is short is filled up: the last block with its last member, the
-            # last batch with its last block.
-            slots = missing[np.minimum(i + slot, len(missing) - 1)]
-            members = segment.start + slots[:, None] * size + lane
-            members = np.minimum(members, segment.stop - 1).ravel() - offset
-            rows = program([x[members] for x in numbers])
-            rows["diverged_at"] = np.stack([first_bad(x) for x in rows.values()], -1)
-            self._keep(segment, blocks, rows)
-            self._bar.update(sum(_length(segment.block(b)) for b in blocks))
-            if self.stopped:
-                break
-        seconds = time.perf_counter() - began
-        self.run_seconds += seconds
-        rounds = math.ceil(len(missing) / devices)
-        if self._batch_size == "auto" and segment.rate is None and not self.stopped:
-            self._kept.timed(self._number, float(agree(seconds / rounds / size)))
-
-    def _keep(self, segment: Segment, blocks: np.ndarray, rows: Rows) -> None:
-        """Keep the rows of this process' blocks, neighbours together."""
-        slots = self._local[self._local < len(blocks)]
-        if not len(slots):
-            return
-        mine = blocks[slots]
-        edges = np.flatnonzero(np.diff(mine) != 1) + 1
-        for run in np.split(np.arange(len(mine)), edges):
-            where = slice(
-                segment.block(int(mine[run[0]])).start,
-                segment.block(int(mine[run[-1]])).stop,
-            )
-            begin = run[0] * segment.size
-            part = {name: x[begin : begin + _length(where)] for name, x in rows.items()}
-            self._kept.write(self._number, where, part)
-            self._diverged += int((part["diverged_at"] >= 0).any(-1).sum())
+    def done(self, members: int, diverged: int) -> None:
+        """Count members that have been computed, and of how many a number is lost."""
+        self.computed += members
+        self._diverged += diverged
         self._bar.set_postfix(diverged=self._diverged, refresh=False)
 
 
-def first(members: int, devices: int, bytes_each: int) -> int:
-    """The batch size to begin with, such that the last batch is nearly full.
+class Programs:
+    """The compiled programs of a sweep, of which the last one used stays."""
 
-    A power of two, at most 1024, for which the members' largest arrays together fit
-    into a processor's cache: a network with its data is best at about eight, a linear
-    regression at hundreds.
+    def __init__(self, traced: Sequence[Traced], mesh: Mesh, progress: Progress):
+        """Take what can be compiled."""
+        self.mesh = mesh
+        self._traced, self._progress = traced, progress
+        self._last: tuple[Any, CompiledBatch | None] = (), None
+
+    def get(self, combination: int, size: int) -> CompiledBatch:
+        """The program of a combination for a batch size."""
+        which = combination, size
+        if self._last[0] != which:
+            self._progress.compiling(size)
+            traced = replicate_consts(self._traced[combination], self.mesh)
+            program = CompiledBatch(traced, self.mesh, size)
+            self._progress.compiled(size, program.seconds)
+            self._last = which, program
+        assert self._last[1] is not None
+        return self._last[1]
+
+
+def split_missing(
+    finished: np.ndarray,
+    combinations: Sequence[Combination],
+    number: np.ndarray,
+    size: int,
+) -> list[Task]:
+    """The batches of members that are not there yet.
 
     Args:
-      members: how many there are.
-      devices: on which they run.
-      bytes_each: of the largest array that a member has of its own; 0 for accelerators,
-        which want all they can hold: the compiler says if that was too much.
+      finished: which members are.
+      combinations: the points by their programs.
+      number: of each point, which member it is.
+      size: of a batch.
     """
-    size = 1024
-    while size > 1 and size * bytes_each > _CACHE:
-        size //= 2
-    rounds = math.ceil(members / (size * devices))
-    return math.ceil(members / (rounds * devices))
+    tasks: list[Task] = []
+    for i, combination in enumerate(combinations):
+        members, first = np.unique(number[combination.members], return_index=True)
+        missing = ~finished[members]
+        members, first = members[missing], first[missing]
+        numbers: Columns = {n: x[first] for n, x in combination.numbers.items()}
+        for start in range(0, len(members), size):
+            part = slice(start, start + size)
+            values = [numbers[name][part] for name in sorted(numbers)]
+            tasks.append(Task(i, members[part], values))
+    return tasks
 
 
-def choose(
-    rates: Mapping[int, float], remaining: int, devices: int, compile_seconds: float
-) -> tuple[int, int]:
-    """The next segment's batch size and members: a trial, or all that remains.
+class Appender:
+    """Collects what has been computed, and appends it to the table now and then."""
 
-    Another size, four times larger or smaller than the best so far, is tried where
-    compiling it takes at most a twentieth of the time that is left, and on at most an
-    eighth of the members.
+    def __init__(self, table: Memory | Store, progress: Progress):
+        """Take where the results go."""
+        self._table, self._progress = table, progress
+        self._blocks: list[Block] = []
+        self._bytes, self._last = 0, time.perf_counter()
 
-    Args:
-      rates: seconds a member on a device, by batch size, of what has run.
-      remaining: members that are still to run.
-      devices: on which they run.
-      compile_seconds: how long the last compilation took.
+    def add(self, blocks: Sequence[Block]) -> np.ndarray:
+        """Take the results of some batches.
+
+        Returns:
+          Of the members, which others have computed meanwhile.
+        """
+        for block in blocks:
+            diverged = 0 if block.rows is None else count_diverged(block.rows)
+            self._progress.done(len(block.members), diverged)
+        self._blocks += blocks
+        for rows in (block.rows for block in blocks if block.rows is not None):
+            self._bytes += sum(x.nbytes for x in rows.values())
+        due = time.perf_counter() - self._last >= SECONDS_BETWEEN_APPENDS
+        due |= self._bytes >= _BYTES_BETWEEN_APPENDS
+        return self.flush() if broadcast_from_process_0(due) else np.array([], int)
+
+    def flush(self) -> np.ndarray:
+        """Append what there is; return which members others have computed."""
+        blocks, self._blocks = self._blocks, []
+        before = self._table.finished.copy()
+        try:
+            if blocks:
+                self._table.append(blocks)
+        except OSError:
+            if len(blocks) == 1 or jax.process_count() > 1:
+                raise
+            for block in blocks:  # a full disk may have room for some
+                self._table.append([block])
+        self._bytes, self._last = 0, time.perf_counter()
+        new = self._table.finished & ~before
+        self._progress.there(int(new.sum()))
+        for members, _ in blocks:
+            new[members] = False
+        return np.flatnonzero(new)
+
+
+def run_tasks(
+    tasks: list[Task],
+    size: int,
+    programs: Programs,
+    table: Memory | Store,
+    progress: Progress,
+) -> None:
+    """Compute what is missing, a task on each device of all processes at a time."""
+    mesh, appender = programs.mesh, Appender(table, progress)
+    running: tuple[list[Task], CompiledBatch, list[jax.Array]] | None = None
+    compiled, began = progress.compile_seconds, time.perf_counter()
+    try:
+        while tasks and not progress.stopped:
+            batch = _take(tasks, mesh.size)
+            program = programs.get(batch[0].combination, size)
+            if progress.stopped:
+                break
+            # Devices without a task of their own do the last one once more.
+            each = [*batch, *[batch[-1]] * (mesh.size - len(batch))]
+            numbers = zip(*(task.filled_up(size) for task in each), strict=True)
+            outputs = program([np.concatenate(x) for x in numbers])
+            # While the devices are at work, what came before is kept.
+            ready, running = running, (batch, program, outputs)
+            if ready is not None:
+                others = appender.add(_blocks(mesh, *ready))
+                if len(others):
+                    tasks = _beside_others(tasks, table.finished)
+        if running is not None:
+            appender.add(_blocks(mesh, *running))
+    except BaseException:
+        # What one of several processes would say now is no answer to the others.
+        if jax.process_count() == 1:
+            appender.flush()
+        raise
+    appender.flush()
+    compiling = progress.compile_seconds - compiled
+    progress.run_seconds = time.perf_counter() - began - compiling
+
+
+def _take(tasks: list[Task], devices: int) -> list[Task]:
+    """Take the next tasks of one program, at most one for each device."""
+    count = 1
+    while count < min(devices, len(tasks)):
+        if tasks[count].combination != tasks[0].combination:
+            break
+        count += 1
+    batch = tasks[:count]
+    del tasks[:count]
+    return batch
+
+
+def _blocks(
+    mesh: Mesh, batch: list[Task], program: CompiledBatch, outputs: list[jax.Array]
+) -> list[Block]:
+    """The results of a batch, of which this process has those of its devices."""
+    rows = program.rows(outputs)
+    rows["diverged_at"] = np.stack([first_nonfinite(x) for x in rows.values()], -1)
+    blocks: list[Block] = []
+    own = 0
+    for task, device in zip(batch, mesh.devices.flat, strict=False):
+        found: Rows | None = None
+        if device.process_index == jax.process_index():
+            start = own * program.size
+            part = slice(start, start + len(task.members))
+            found, own = {name: x[part] for name, x in rows.items()}, own + 1
+        blocks.append(Block(task.members, found))
+    return blocks
+
+
+def _beside_others(tasks: list[Task], finished: np.ndarray) -> list[Task]:
+    """What is left where others compute the same: in an order of its own.
+
+    By chance two processes rarely take the same batch, and need not talk.
     """
-    best = min(rates, key=lambda size: rates[size])
-    left = remaining * rates[best] / devices
-    for size in (best * 4, max(1, best // 4)):
-        members = max(size, best) * devices
-        cheap = compile_seconds <= left / 20 and members <= remaining / 8
-        if size not in rates and cheap:
-            return size, members
-    return best, remaining
+    seed = int(broadcast_from_process_0(np.random.default_rng().integers(2**31)))
+    left = [task for task in tasks if not finished[task.members].all()]
+    order = np.random.default_rng(seed).permutation(len(left))
+    rank = {left[i].combination: n for n, i in reversed(list(enumerate(order)))}
+    return sorted((left[i] for i in order), key=lambda task: rank[task.combination])
 
 
-def first_bad(values: np.ndarray) -> np.ndarray:
+def first_nonfinite(values: np.ndarray) -> np.ndarray:
     """For each member the first index that is not finite, along its leading axis.
 
     -1 where all is finite. A scalar has the index 0.
@@ -219,9 +269,14 @@ def first_bad(values: np.ndarray) -> np.ndarray:
     return np.where(bad.any(-1), bad.argmax(-1), -1).astype("int32")
 
 
+def count_diverged(rows: Rows) -> int:
+    """Of how many members some number is not finite."""
+    return int((rows["diverged_at"] >= 0).any(-1).sum())
+
+
 @contextlib.contextmanager
-def patient(run: Run) -> Generator[None]:
-    """Let the first Ctrl-C within it end the run after the batch at hand.
+def finish_batch_on_sigint(progress: Progress) -> Generator[None]:
+    """Let the first Ctrl-C within it end the sweep after the batch at hand.
 
     Not where others would wait for this process: there it just ends. Nor where a parent
     has switched the signal off, as a shell does for what it starts in the background;
@@ -234,7 +289,7 @@ def patient(run: Run) -> Generator[None]:
         return
 
     def stop(*_: Any) -> None:
-        run.stopped = True
+        progress.stopped = True
         signal.signal(signal.SIGINT, before)  # the second one ends it at once
 
     signal.signal(signal.SIGINT, stop)
@@ -242,7 +297,3 @@ def patient(run: Run) -> Generator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _length(where: slice) -> int:
-    return where.stop - where.start

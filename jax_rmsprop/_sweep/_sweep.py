@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.metadata
 import os
 import warnings
@@ -13,12 +13,47 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._sweep._grid import RESERVED, Grid, Group, distinct, parse
-from jax_rmsprop._sweep._keep import Memory, Store, attributes, flat
+from jax_rmsprop._sweep._batch_size import auto_batch_size
+from jax_rmsprop._sweep._grid import (
+    RESERVED,
+    Axis,
+    Combination,
+    Grid,
+    Members,
+    check_distinct,
+    parse_grid,
+)
 from jax_rmsprop._sweep._location import Location, locate, locked
-from jax_rmsprop._sweep._program import free_memory, mesh_of, widened
-from jax_rmsprop._sweep._run import Run, patient
-from jax_rmsprop._sweep._trace import Spec, Traced, fingerprint, takes, trace
+from jax_rmsprop._sweep._program import (
+    broadcast_from_process_0,
+    device_bytes,
+    file_dtype,
+    free_memory,
+    make_mesh,
+)
+from jax_rmsprop._sweep._run import (
+    Programs,
+    Progress,
+    finish_batch_on_sigint,
+    run_tasks,
+    split_missing,
+)
+from jax_rmsprop._sweep._table import (
+    Memory,
+    Store,
+    create,
+    read_columns,
+    read_header,
+    select_rows,
+    update_header,
+)
+from jax_rmsprop._sweep._trace import (
+    OutputSpecs,
+    Traced,
+    check_signature,
+    fingerprint,
+    trace,
+)
 from jax_rmsprop._validate import (
     check_bool,
     check_int,
@@ -146,77 +181,79 @@ def sweep(
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    require_extra("sweep", "psutil", "tqdm.auto", "xarray")
+    require_extra("sweep", "pandas", "psutil", "tqdm.auto", "xarray")
     if store is not None:
         require_extra("sweep", "dask.array", "zarr")
     check_bool("progress", progress)
-    points = parse(grid, check_bool("zipped", zipped))
-    distinct(points)
+    points = parse_grid(grid, check_bool("zipped", zipped))
+    check_distinct(points)
     if batch_size != "auto":
         check_int("batch_size", batch_size, low=1)
-    mesh = mesh_of(devices)
-    takes(train, tuple(points.axes))
+    mesh = make_mesh(devices)
+    check_signature(train, tuple(points.axes))
     if currently_jitting():
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
     at = None if store is None else locate(store)
     # It is compiled programs, of which a member that diverges is a result; these
     # switches are for a training by itself.
     with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
-        return _swept(train, points, mesh, at, batch_size, progress)
+        return _sweep(train, points, mesh, at, batch_size, progress)
 
 
-def _swept(
+def _sweep(
     train: Callable[..., Any],
     points: Grid,
     mesh: Mesh,
-    store: Location | None,
+    at: Location | None,
     batch_size: int | str,
     progress: bool,
 ) -> xr.Dataset:
     """The sweep itself, its arguments checked."""
     from tqdm.auto import tqdm
 
-    groups = points.groups()
+    combinations = points.combinations()
     traced = [
-        trace(train, group.python, {n: x.dtype for n, x in group.numbers.items()})
-        for group in groups
+        trace(train, c.python, {name: x.dtype for name, x in c.numbers.items()})
+        for c in combinations
     ]
-    outputs = _outputs(points, groups, traced)
-    described = _described(points, groups, outputs)
-    with contextlib.nullcontext() if store is None else locked(store):
-        if store is None:
-            kept = Memory(outputs, points.size)
+    outputs = _outputs(points, combinations, traced)
+    members, number = points.members()
+    bar = tqdm(
+        total=members.size,
+        unit="member",
+        disable=not progress or jax.process_index() > 0,
+    )
+    seen = Progress(bar)
+    programs = Programs(traced, mesh, seen)
+    with bar, finish_batch_on_sigint(seen):
+        choose = functools.partial(_batch_size, batch_size, traced, mesh, programs)
+        if at is None:
+            table, size = Memory(members, outputs), choose()
         else:
-            identity = _identity(points, outputs, traced, mesh, batch_size)
-            kept = Store(store, identity, outputs, points.size)
-            kept.describe(described)
-            batch_size = kept.batch_size
-        bar = tqdm(
-            total=points.size,
-            unit="member",
-            disable=not progress or jax.process_index() > 0,
+            header = _header(points, combinations, traced, outputs, mesh)
+            table = _open_store(at, header, batch_size, choose, members, outputs)
+            size = table.header["batch_size"]
+        seen.there(int(table.finished.sum()))
+        tasks = split_missing(table.finished, combinations, number, size)
+        run_tasks(tasks, size, programs, table, seen)
+    if seen.stopped and not table.finished.any():
+        raise KeyboardInterrupt  # before anything ran
+    curves = _to_grid(table.to_dataset(), number, points, list(outputs))
+    missing = int((~table.finished).sum())
+    if missing:
+        again = "" if at is None else ", and the same call computes them"
+        warnings.warn(
+            f"interrupted: {members.size - missing} of {members.size} members are "
+            f"finished; those where `finished` is False are missing{again}",
+            stacklevel=3,
         )
-        run = Run(mesh, kept, batch_size, bar)
-        with bar, patient(run):
-            for group, program in zip(groups, traced, strict=True):
-                run.group(group, program)
-        if not kept.segments:
-            raise KeyboardInterrupt  # before anything ran
-        curves = _shaped(kept.flat(), described)
-        done = int(curves["finished"].sum())
-        if done < points.size:
-            again = "" if store is None else ", and the same call computes them"
-            warnings.warn(
-                f"interrupted: {done} of {points.size} members are finished; those "
-                f"where `finished` is False are missing{again}",
-                stacklevel=3,
-            )
-        return curves.assign_attrs(
-            batch_size=kept.segments[-1].size,
-            devices=mesh.size,
-            compile_seconds=round(run.compile_seconds, 3),
-            run_seconds=round(run.run_seconds, 3),
-        )
+    return curves.assign_attrs(
+        computed=seen.computed,
+        batch_size=size,
+        devices=mesh.size,
+        compile_seconds=round(seen.compile_seconds, 3),
+        run_seconds=round(seen.run_seconds, 3),
+    )
 
 
 def load_sweep(store: StoreLike) -> xr.Dataset:
@@ -245,45 +282,60 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    require_extra("sweep", "dask.array", "psutil", "xarray", "zarr")
-    import xarray as xr
-
+    require_extra("sweep", "dask.array", "pandas", "psutil", "xarray", "zarr")
     at = locate(store)
-    found = attributes(at)
-    if found is None or not found["segments"]:
+    header = read_header(at)
+    if header is None:
         raise ValueError(f"`store` {at.name} has no finished members")
-    described = xr.open_zarr(
-        at.target, group="grid", chunks=None, consolidated=False
-    ).load()
-    # Zarr's strings are of variable length, NumPy's usual ones are not.
-    strings = [n for n, x in described.variables.items() if x.dtype.kind in "OT"]
-    described = described.assign_coords(
-        {
-            n: (described[n].dims, np.array(described[n].values.tolist()))
-            for n in strings
-        }
-    )
-    return _shaped(
-        flat(at, len(found["segments"]), described.sizes["in it"]), described
-    )
+    names, outputs = list(header["axes"]), list(header["outputs"])
+    columns = read_columns(at, [*names, "finished"])
+    rows = np.flatnonzero(columns.pop("finished"))
+    if not len(rows):
+        raise ValueError(f"`store` {at.name} has no finished members")
+    # Texts as NumPy's usual ones, which those of a file are not.
+    labels = {n: np.array(columns[n][rows].tolist()) for n in names}
+    values, entries = {}, []
+    for name in names:
+        values[name], entry = np.unique(labels[name], return_inverse=True)
+        entries.append(entry)
+    if header["zipped"]:
+        order = np.lexsort(entries[::-1])
+        axes = {n: _labelled(labels[n][order]) for n in names}
+        position = rows[order]
+    else:
+        axes = {n: _labelled(values[n]) for n in names}
+        position = np.full([len(v) for v in values.values()], -1)
+        position[tuple(entries)] = rows
+    points = Grid(axes, header["zipped"])
+    position = position.ravel()
+    found = select_rows(at, position, outputs)
+    return _to_grid(found, np.arange(len(position)), points, outputs)
 
 
-def _outputs(points: Grid, groups: list[Group], traced: list[Traced]) -> Spec:
-    """The outputs, which all groups must share.
+def _labelled(labels: np.ndarray) -> Axis:
+    """An axis of which the values of a program are not known any more."""
+    return Axis(labels, None, (), np.zeros(len(labels), int))
+
+
+def _outputs(
+    points: Grid, combinations: list[Combination], traced: list[Traced]
+) -> OutputSpecs:
+    """The outputs, which all combinations of Python's values must share.
 
     Raises:
-      ValueError: naming the output that is another in a group, or that is called as
-        an axis or as something of the result.
+      ValueError: naming the output that is another for some, or that is called as an
+        axis or as something of the result.
     """
     outputs = traced[0].outputs
-    for group, other in zip(groups, traced, strict=True):
+    for combination, other in zip(combinations, traced, strict=True):
         for name in outputs | other.outputs:
-            ours, theirs = _text(outputs.get(name)), _text(other.outputs.get(name))
+            ours = _format_spec(outputs.get(name))
+            theirs = _format_spec(other.outputs.get(name))
             if ours != theirs:
                 raise ValueError(
                     "`train` must return the same for all Python values, but "
-                    f"{name} is {ours} with {groups[0].python} and {theirs} with "
-                    f"{group.python}"
+                    f"{name} is {ours} with {combinations[0].python} and {theirs} with "
+                    f"{combination.python}"
                 )
     taken = {*points.axes, *RESERVED}
     for name in outputs:
@@ -292,74 +344,158 @@ def _outputs(points: Grid, groups: list[Group], traced: list[Traced]) -> Spec:
     return outputs
 
 
-def _identity(
+def _batch_size(
+    given: int | str, traced: list[Traced], mesh: Mesh, programs: Programs
+) -> int:
+    """The batch size that was given, or that of the programs."""
+    if isinstance(given, int):
+        return given
+    device = mesh.local_mesh.devices.flat[0]
+    return auto_batch_size(
+        traced,
+        device.platform,
+        int(broadcast_from_process_0(float(device_bytes(device)))),
+        lambda which, size: programs.get(which, size).memory_bytes,
+    )
+
+
+def _header(
     points: Grid,
-    outputs: Spec,
+    combinations: list[Combination],
     traced: list[Traced],
+    outputs: OutputSpecs,
     mesh: Mesh,
-    batch_size: int | str,
 ) -> dict[str, Any]:
     """Describe the sweep that a store belongs to."""
     return {
-        "axes": {n: [len(a.labels), a.digest] for n, a in points.axes.items()},
+        "axes": points.kinds,
         "zipped": points.zipped,
-        "outputs": {name: _text(x) for name, x in outputs.items()},
-        "train": "".join(map(fingerprint, traced)),
+        "outputs": {name: _format_spec(x) for name, x in outputs.items()},
+        "programs": {
+            combination.name: fingerprint(each)
+            for combination, each in zip(combinations, traced, strict=True)
+        },
         "versions": {
             "jax_rmsprop": importlib.metadata.version("jax-rmsprop"),
             "jax": jax.__version__,
             "jaxlib": importlib.metadata.version("jaxlib"),
             "device": mesh.devices.flat[0].device_kind,
         },
-        "batch_size": batch_size,
     }
 
 
-def _described(points: Grid, groups: list[Group], outputs: Spec) -> xr.Dataset:
-    """The grid as a Dataset: its coordinates, and which of its members ran when."""
+def _open_store(
+    at: Location,
+    header: dict[str, Any],
+    batch_size: int | str,
+    choose: Callable[[], int],
+    members: Members,
+    outputs: OutputSpecs,
+) -> Store:
+    """Open the store of a sweep, or make it.
+
+    Raises:
+      ValueError: it holds something else; the message says what differs.
+      OSError: it cannot be read or written.
+    """
+    first = jax.process_index() == 0
+    found = read_header(at)
+    if broadcast_from_process_0(found is None):
+        size = choose()
+        if first:
+            create(at, {**header, "batch_size": size}, members.kinds, outputs)
+        broadcast_from_process_0(0)  # it is there
+        found = read_header(at)
+    if found is None:
+        raise OSError(f"`store` {at.name} is not there for all processes")
+    check_same_sweep(at, header, batch_size, found)
+    if first:
+        with locked(at):
+            found = read_header(at) or found
+            check_same_sweep(at, header, batch_size, found)
+            more = {
+                "programs": found["programs"] | header["programs"],
+                "zipped": found["zipped"] or header["zipped"],
+            }
+            if more != {name: found[name] for name in more}:
+                update_header(at, found | more)
+    broadcast_from_process_0(0)
+    return Store(at, found, members, outputs)
+
+
+def check_same_sweep(
+    at: Location,
+    ours: Mapping[str, Any],
+    batch_size: int | str,
+    theirs: Mapping[str, Any],
+) -> None:
+    """Refuse a store of another training.
+
+    Raises:
+      ValueError: saying the first thing that differs.
+    """
+
+    def refuse(what: str) -> None:
+        raise ValueError(f"`store` {at.name} holds another sweep: {what}")
+
+    if sorted(ours["axes"]) != sorted(theirs["axes"]):
+        refuse(
+            f"its axes are {', '.join(theirs['axes'])}, this one's "
+            f"{', '.join(ours['axes'])}"
+        )
+    for name, kind in ours["axes"].items():
+        if kind != theirs["axes"][name]:
+            refuse(f"its {name} is {theirs['axes'][name]}, this one's {kind}")
+    for name, now in ours["versions"].items():
+        then = theirs["versions"].get(name)
+        if now != then:
+            refuse(
+                f"it was computed with {name} {then}, this one is with {now}, "
+                "so the bits may differ; `load_sweep` reads it"
+            )
+    for name in theirs["outputs"] | ours["outputs"]:
+        now, then = (x["outputs"].get(name, "missing") for x in (ours, theirs))
+        if now != then:
+            refuse(f"its output {name} is {then}, this one's {now}")
+    for name, program in ours["programs"].items():
+        if theirs["programs"].get(name, program) != program:
+            where = f" for {name}" if name else ""
+            refuse(f"its `train` is another function{where}, or closes over other data")
+    if batch_size not in ("auto", theirs["batch_size"]):
+        refuse(
+            f"its `batch_size` is {theirs['batch_size']!r}, this one's {batch_size!r}"
+        )
+
+
+def _to_grid(
+    rows: xr.Dataset, number: np.ndarray, points: Grid, outputs: list[str]
+) -> xr.Dataset:
+    """The results along the axes of the grid, from those of each member."""
     import xarray as xr
 
-    return xr.Dataset(
-        # Names that no axis can have.
-        {"running order": ("in it", np.concatenate([g.members for g in groups]))},
-        coords=points.coordinates,
-        attrs={
-            "dims": list(points.dims),
-            "shape": list(points.shape),
-            "outputs": list(outputs),
-        },
-    )
-
-
-def _shaped(flat: xr.Dataset, described: xr.Dataset) -> xr.Dataset:
-    """The results along the axes of the grid, from those in the order of running."""
-    import xarray as xr
-
-    order, names = described["running order"].values, list(described.attrs["outputs"])
-    dims, shape = described.attrs["dims"], described.attrs["shape"]
-    if not flat["finished"].values.all():
-        for name in names:
-            if flat[name].dtype.kind in "fc":
-                flat[name] = flat[name].where(flat["finished"])
-        flat["diverged_at"] = flat["diverged_at"].where(flat["finished"], -1)
-    flat["diverged"] = (flat["diverged_at"] >= 0).any("output")
-    if (np.diff(order) != 1).any():
-        flat = flat.isel(member=np.argsort(order))
+    if not np.array_equal(number, np.arange(rows.sizes["member"])):
+        rows = rows.isel(member=number)
+    if not rows["finished"].values.all():
+        for name in outputs:
+            lost = np.nan if rows[name].dtype.kind in "fc" else rows[name].dtype.type(0)
+            rows[name] = rows[name].where(rows["finished"], lost)
+        rows["diverged_at"] = rows["diverged_at"].where(rows["finished"], -1)
+    rows["diverged"] = (rows["diverged_at"] >= 0).any("output")
     curves = xr.Dataset(
         {
             name: (
-                (*dims, *flat[name].dims[1:]),
-                flat[name].data.reshape(*shape, *flat[name].shape[1:]),
+                (*points.dims, *rows[name].dims[1:]),
+                rows[name].data.reshape(*points.shape, *rows[name].shape[1:]),
             )
-            for name in (*names, "diverged", "diverged_at", "finished")
+            for name in (*outputs, "diverged", "diverged_at", "finished")
         },
-        coords=described.coords.assign({"output": names}),
+        coords=points.coordinates | {"output": ("output", outputs)},
     )
     return curves.load() if curves.nbytes <= free_memory() / 4 else curves
 
 
-def _text(spec: jax.ShapeDtypeStruct | None) -> str:
+def _format_spec(spec: jax.ShapeDtypeStruct | None) -> str:
     """As "float32[50]"."""
     if spec is None:
         return "missing"
-    return f"{widened(spec.dtype)}[{','.join(map(str, spec.shape))}]"
+    return f"{file_dtype(spec.dtype)}[{','.join(map(str, spec.shape))}]"

@@ -18,7 +18,7 @@ import numpy as np
 from jax_rmsprop._complement import known
 from jax_rmsprop._validate import short_repr
 
-Spec = dict[str, jax.ShapeDtypeStruct]
+OutputSpecs = dict[str, jax.ShapeDtypeStruct]
 
 
 class Traced(NamedTuple):
@@ -30,7 +30,7 @@ class Traced(NamedTuple):
     """
 
     jaxpr: jax.extend.core.ClosedJaxpr
-    outputs: Spec
+    outputs: OutputSpecs
 
     def member(self, consts: list[Any], *numbers: Any) -> list[Any]:
         """The training as a function of the arrays, too, that it closes over."""
@@ -67,13 +67,13 @@ def trace(
                 tree = train(**python, **own)
         except jax.errors.JAXTypeError as error:
             raise TypeError(
-                f"`train` cannot be traced: {type(error).__name__} {_place(error)}; "
-                "a hyperparameter that decides shapes or branches must be an axis of "
+                f"`train` cannot be traced: {type(error).__name__} {user_frame(error)}"
+                "; a hyperparameter that decides shapes or branches must be an axis of "
                 "Python values (an array of dtype object)"
             ) from error
         except Exception as error:
             raise RuntimeError(
-                f"`train` raised {type(error).__name__} {_place(error)}: "
+                f"`train` raised {type(error).__name__} {user_frame(error)}: "
                 f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
             ) from error
         for name in pairs:
@@ -84,7 +84,7 @@ def trace(
                     "`train` passes it the argument as it is, outside a jit of its own;"
                     " else make it an axis of Python values (an array of dtype object)"
                 )
-        leaves = _named(tree)
+        leaves = name_outputs(tree)
         names[:] = leaves
         return list(leaves.values())
 
@@ -104,7 +104,9 @@ def complement(name: str) -> str:
     return f"1 - {name}"
 
 
-def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
+def check_signature(
+    function: Any, names: tuple[str, ...], called: str = "train"
+) -> None:
     """Check that a function can be called with the axes' names, and with nothing else.
 
     Raises:
@@ -128,30 +130,6 @@ def takes(function: Any, names: tuple[str, ...], called: str = "train") -> None:
         ) from None
 
 
-def footprint(traced: Traced) -> int:
-    """Bytes of the largest array that each member has of its own.
-
-    What all members share, such as data in one order, does not count: it is the same
-    array in a batch of two and in a batch of three.
-    """
-    two, three = (_bytes(traced.jaxpr, members) for members in (2, 3))
-    return max((b - a for a, b in zip(two, three, strict=False)), default=0)
-
-
-def _bytes(closed: jax.extend.core.ClosedJaxpr, members: int) -> list[int]:
-    """All arrays that a batch makes, in order."""
-    arguments = [jax.ShapeDtypeStruct((members,), x.dtype) for x in closed.in_avals]
-    batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)
-    jaxpr = jax.make_jaxpr(batch)(*arguments)
-    return [
-        variable.aval.size * variable.aval.dtype.itemsize
-        for inner in _jaxprs(jaxpr)
-        for equation in inner.eqns
-        for variable in equation.outvars
-        if isinstance(variable.aval, jax.core.ShapedArray)
-    ]
-
-
 def fingerprint(traced: Traced) -> str:
     """Fingerprint a training by its program and the arrays in it.
 
@@ -166,7 +144,7 @@ def fingerprint(traced: Traced) -> str:
     member = jax.jit(traced.member, keep_unused=True)
     program = member.lower(list(closed.consts), *numbers)
     digest = hashlib.sha256(program.as_text().encode())
-    for inner in _jaxprs(closed):
+    for inner in inner_jaxprs(closed):
         for array in _arrays(inner):
             if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
                 array = jax.random.key_data(array)
@@ -174,15 +152,15 @@ def fingerprint(traced: Traced) -> str:
     return digest.hexdigest()[:16]
 
 
-def _jaxprs(value: Any) -> Generator[Any]:
+def inner_jaxprs(value: Any) -> Generator[Any]:
     """A jaxpr and all those within it, whatever class they are of."""
     if hasattr(value, "eqns"):
         yield value
         for equation in value.eqns:
-            yield from _jaxprs(tuple(equation.params.values()))
+            yield from inner_jaxprs(tuple(equation.params.values()))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _jaxprs(part)
+            yield from inner_jaxprs(part)
 
 
 def _arrays(jaxpr: Any) -> Generator[Any]:
@@ -195,7 +173,7 @@ def _arrays(jaxpr: Any) -> Generator[Any]:
                 yield value
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def name_outputs(tree: Any) -> dict[str, Any]:
     """The leaves by their paths; a bare array is called "value"."""
     leaves: dict[str, Any] = {}
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
@@ -231,7 +209,7 @@ def _named(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _place(error: BaseException) -> str:
+def user_frame(error: BaseException) -> str:
     """The last line of the caller's own code that an error passed through."""
     library = str(Path(jax.__file__).parent)
     frames = [

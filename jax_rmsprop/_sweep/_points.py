@@ -1,0 +1,261 @@
+"""Where to look: ranges of hyperparameters, and points spread over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from jax_rmsprop._validate import check_int, short_repr
+
+_METHODS = ("sobol", "random", "latin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values between two ends, evenly spread on some scale, for `points`.
+
+    Attributes:
+      low: the first value.
+      high: the last value.
+      scale: "linear", "log" or "log_one_minus".
+    """
+
+    low: float
+    high: float
+    scale: str
+
+    def at(self, fraction: np.ndarray) -> np.ndarray:
+        """The values at these fractions of the way from one end to the other."""
+        if self.scale == "linear":
+            return self.low + fraction * (self.high - self.low)
+        if self.scale == "log":
+            values = self.low * (self.high / self.low) ** fraction
+        else:
+            short, least = 1 - self.low, 1 - self.high
+            values = 1 - short * (least / short) ** fraction
+        # The ends themselves, whatever the logarithms have rounded.
+        values = np.where(fraction == 0, self.low, values)
+        return np.where(fraction == 1, self.high, values)
+
+    def grid(self, num: int) -> np.ndarray:
+        """So many values, from end to end."""
+        return self.at(np.linspace(0, 1, num))
+
+
+@overload
+def log_one_minus(low: float, high: float) -> Range: ...
+@overload
+def log_one_minus(low: float, high: float, num: int) -> np.ndarray: ...
+def log_one_minus(low: float, high: float, num: int | None = None) -> Any:
+    r"""Gammas that are spaced evenly in log(1 - gamma).
+
+    An average with decay gamma looks back over about 1/(1 - gamma) steps, so near 1
+    it is the distance from 1 that counts: .9, .99, .999 are a factor of ten apart.
+
+    .. math::
+        \gamma_i = 1 - (1-low)^{1-i/(num-1)} (1-high)^{i/(num-1)}, \quad
+        i = 0 \dots num-1
+
+    Args:
+      low: the first gamma, in [0, 1).
+      high: the last one, in [0, 1).
+      num: how many, at least 2; None for the range itself, of which `points` draws.
+
+    Returns:
+      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      `num` a range for `points`.
+
+    Raises:
+      TypeError: `num` is not an integer.
+      ValueError: an argument out of its range.
+
+    Example:
+      >>> from jax_rmsprop import log_one_minus
+      >>> print(log_one_minus(0.9, 0.9999, 4))
+      [0.9    0.99   0.999  0.9999]
+
+    References:
+      [Zhang et al., Dive into Deep Learning](https://d2l.ai/chapter_optimization/rmsprop.html)
+    """
+    for name, value in (("low", low), ("high", high)):
+        if not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be in [0, 1), got {short_repr(value)}")
+    return _range_or_grid(Range(float(low), float(high), "log_one_minus"), num)
+
+
+@overload
+def log(low: float, high: float) -> Range: ...
+@overload
+def log(low: float, high: float, num: int) -> np.ndarray: ...
+def log(low: float, high: float, num: int | None = None) -> Any:
+    r"""Values that are spaced evenly in their logarithm, as learning rates are.
+
+    .. math::
+        x_i = low^{1-i/(num-1)} high^{i/(num-1)}, \quad i = 0 \dots num-1
+
+    Args:
+      low: the first value, above 0 and finite.
+      high: the last one, above 0 and finite.
+      num: how many, at least 2; None for the range itself, of which `points` draws.
+
+    Returns:
+      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      `num` a range for `points`.
+
+    Raises:
+      TypeError: `num` is not an integer.
+      ValueError: an argument out of its range.
+
+    Example:
+      >>> from jax_rmsprop import log
+      >>> print(log(0.001, 1, 4))
+      [0.001 0.01  0.1   1.   ]
+
+    References:
+      [numpy.geomspace](https://numpy.org/doc/stable/reference/generated/numpy.geomspace.html)
+    """
+    for name, value in (("low", low), ("high", high)):
+        if not 0 < value < np.inf:
+            raise ValueError(
+                f"`{name}` must be above 0 and finite, got {short_repr(value)}"
+            )
+    return _range_or_grid(Range(float(low), float(high), "log"), num)
+
+
+@overload
+def linear(low: float, high: float) -> Range: ...
+@overload
+def linear(low: float, high: float, num: int) -> np.ndarray: ...
+def linear(low: float, high: float, num: int | None = None) -> Any:
+    r"""Values that are spaced evenly.
+
+    .. math::
+        x_i = low + \frac{i}{num-1} (high - low), \quad i = 0 \dots num-1
+
+    Args:
+      low: the first value, finite.
+      high: the last one, finite.
+      num: how many, at least 2; None for the range itself, of which `points` draws.
+
+    Returns:
+      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      `num` a range for `points`.
+
+    Raises:
+      TypeError: `num` is not an integer.
+      ValueError: an argument that is not finite.
+
+    Example:
+      >>> from jax_rmsprop import linear
+      >>> print(linear(0, 0.9, 4))
+      [0.  0.3 0.6 0.9]
+
+    References:
+      [numpy.linspace](https://numpy.org/doc/stable/reference/generated/numpy.linspace.html)
+    """
+    for name, value in (("low", low), ("high", high)):
+        if not np.isfinite(value):
+            raise ValueError(f"`{name}` must be finite, got {short_repr(value)}")
+    return _range_or_grid(Range(float(low), float(high), "linear"), num)
+
+
+def _range_or_grid(values: Range, num: int | None) -> Any:
+    return values if num is None else values.grid(check_int("num", num, low=2))
+
+
+def points(
+    space: Mapping[str, Any], n: int, *, method: str = "sobol", seed: int = 0
+) -> dict[str, Any]:
+    r"""Points spread over a space of hyperparameters, for a zipped `sweep`.
+
+    Where a grid of 8 x 8 tries 8 values of each hyperparameter, 64 points try 64 of
+    each. A point :math:`u` of the unit cube becomes, on each axis, the value that far
+    along its range; of a list of :math:`k` values the one with number
+    :math:`\lfloor k u \rfloor`.
+
+    "sobol" (scrambled, most even for n a power of two) and "random" are nested: the
+    first 64 of 128 points are the 64, so a search that has a store grows by the same
+    call with more points. A Latin hypercube divides each axis into n, so another n is
+    another design.
+
+    Args:
+      space: for each axis a range (`linear`, `log`, `log_one_minus`, each without its
+        `num`) or a sequence of values, as `sweep` takes it.
+      n: how many points, at least 1.
+      method: "sobol", "random" or "latin".
+      seed: of the scrambling or drawing, at least 0.
+
+    Returns:
+      For each axis n values: float64 of a range, else of the sequence's own kind.
+
+    Raises:
+      TypeError: an argument of the wrong kind.
+      ValueError: an empty space or axis, or an unknown method.
+
+    Example:
+      >>> from jax_rmsprop import log, log_one_minus, points, sweep
+      >>> space = {"gamma": log_one_minus(0.5, 0.999), "learning_rate": log(1e-4, 1)}
+      >>> def train(gamma, learning_rate):
+      ...     return {"loss": gamma * learning_rate}
+      >>> curves = sweep(train, points(space, 64), zipped=True, progress=False)
+      >>> dict(curves.loss.sizes)
+      {'member': 64}
+
+    References:
+      Bergstra and Bengio, [Random Search for Hyper-Parameter
+      Optimization](https://jmlr.org/papers/v13/bergstra12a.html), 2012;
+      [scipy.stats.qmc](https://docs.scipy.org/doc/scipy/reference/stats.qmc.html)
+    """
+    from scipy.stats import qmc
+
+    if not isinstance(space, Mapping) or not space:
+        raise TypeError(
+            "`space` must map the name of at least one axis to a range or to values, "
+            f"got {short_repr(space)}"
+        )
+    if method not in _METHODS:
+        raise ValueError(
+            f"`method` must be one of {', '.join(_METHODS)}, got {short_repr(method)}"
+        )
+    count = check_int("n", n, low=1)
+    random = np.random.default_rng(check_int("seed", seed, low=0))
+    for name, values in space.items():
+        _check_values(name, values)
+    if method == "random":
+        cube = random.random((count, len(space)))
+    else:
+        sampler = qmc.Sobol if method == "sobol" else qmc.LatinHypercube
+        with warnings.catch_warnings():
+            # That n is no power of two, which the docstring says.
+            warnings.filterwarnings("ignore", "The balance properties of Sobol'")
+            cube = sampler(len(space), rng=random).random(count)
+    return {
+        name: _take(values, u)
+        for (name, values), u in zip(space.items(), cube.T, strict=True)
+    }
+
+
+def _check_values(name: str, values: Any) -> None:
+    if isinstance(values, Range):
+        return
+    is_array = hasattr(values, "__array__") and np.ndim(values) == 1
+    if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
+        raise TypeError(
+            f"`{name}` must be a range, such as log(1e-4, 1), or a sequence of values, "
+            f"got {short_repr(values)}"
+        )
+    if len(values) == 0:
+        raise ValueError(f"`{name}` must have at least one value, got none")
+
+
+def _take(values: Any, fraction: np.ndarray) -> Any:
+    if isinstance(values, Range):
+        return values.at(fraction)
+    which = (fraction * len(values)).astype(int)
+    if hasattr(values, "__array__"):
+        return np.asarray(values)[which]
+    return [values[i] for i in which]

@@ -1,0 +1,261 @@
+"""The axes of a sweep: what they may be, and which members share a program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_rmsprop import log_one_minus, rmsprop
+from jax_rmsprop._sweep import _grid
+from tests.conftest import tolerance
+from tests.sweeps import (
+    network,
+    quiet,
+    raises,
+    square,
+)
+
+
+def test_zipped_points():
+    points = {"gamma": [0.9, 0.5, 0.9], "learning_rate": [0.01, 0.02, 0.03]}
+    curves = quiet(network, points | {"seed": [3, 1, 2]}, zipped=True, batch_size=1)
+    assert curves.loss.dims == ("member", "loss_dim_0")
+    assert curves.learning_rate.dims == ("member",)
+    expected = jax.jit(network)(
+        gamma=np.float32(0.5), learning_rate=np.float32(0.02), seed=1
+    )
+    np.testing.assert_array_equal(curves.loss[1], expected["loss"])
+
+
+def test_python_values_are_a_group_each(compiled):
+    def train(gamma, centered, power):
+        assert isinstance(centered, bool)
+        assert callable(power)
+        return {"loss": power(gamma) + (10 if centered else 0)}
+
+    def cube(x):
+        return x**3
+
+    grid = {
+        "gamma": [0.25, 0.5],
+        "centered": [True, False],
+        "power": [jnp.square, cube],
+    }
+    curves = quiet(train, grid, batch_size=2)
+    assert len(compiled) == 4
+    assert curves.loss.dims == tuple(grid)
+    assert curves.loss.sel(gamma=0.5, centered=True, power="cube") == 10.125
+    assert curves.loss.sel(gamma=0.25, centered=False, power="square") == 0.0625
+
+
+def test_python_values_between_numbers_keep_their_place():
+    def train(a, kind, b):
+        return {"loss": a + {"x": 10, "y": 20, None: 30}[kind] + b}
+
+    grid = {"a": [1.0, 2.0], "kind": ["x", None, "y"], "b": [100.0, 200.0, 300.0]}
+    curves = quiet(train, grid, batch_size=4)
+    expected = (
+        np.array([1, 2])[:, None, None]
+        + np.array([10, 30, 20])[:, None]
+        + np.array([100, 200, 300])
+    )
+    np.testing.assert_array_equal(curves.loss, expected)
+    assert list(curves.kind.values) == ["x", "None", "y"]
+    # Paired, equal values share a program wherever they stand.
+    paired = {"a": [1.0, 2.0, 3.0], "kind": ["y", "x", "y"], "b": [1.0, 2.0, 3.0]}
+    curves = quiet(train, paired, zipped=True)
+    np.testing.assert_array_equal(curves.loss, [22, 14, 26])
+
+
+def test_only_python_values():
+    curves = quiet(
+        lambda kind: {"loss": jnp.zeros(2) + len(kind)}, {"kind": ["a", "bc"]}
+    )
+    np.testing.assert_array_equal(curves.loss, [[1, 1], [2, 2]])
+
+
+def test_a_static_number_is_an_array_of_objects():
+    def train(width):
+        return {"loss": jnp.ones(width).sum()}
+
+    curves = quiet(train, {"width": np.array([2, 3], dtype=object)})
+    np.testing.assert_array_equal(curves.loss, [2, 3])
+    assert list(curves.width.values) == ["2", "3"]
+
+
+def test_values_that_look_alike_are_told_apart():
+    functions = [lambda x: x, lambda x: 2 * x, functools.partial(jnp.multiply, 3.0)]
+    curves = quiet(lambda f: {"loss": f(jnp.ones(()))}, {"f": functions})
+    assert list(curves.f.values) == ["<lambda>[0]", "<lambda>[1]", "multiply"]
+    np.testing.assert_array_equal(curves.loss, [1, 2, 3])
+    both = quiet(lambda f: {"loss": jnp.float32(f is True)}, {"f": [True, "True"]})
+    np.testing.assert_array_equal(both.loss, [1, 0])
+
+
+def test_64_bits(x64):
+    seed = 2**40
+    curves = quiet(
+        lambda gamma, seed: {"loss": gamma * 1, "end": seed},
+        {"gamma": [1 - 1e-12], "seed": [seed]},
+    )
+    assert curves.loss.item() == 1 - 1e-12
+    assert curves.loss.dtype == "float64"
+    assert curves.end.item() == seed
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([], ValueError, "`x` must have at least one value, got none"),
+        ([1.0, np.nan], ValueError, "`x` must have no NaN, got one at [1]"),
+        (0.9, TypeError, "`x` must be a sequence of values, got 0.9"),
+        ("abc", TypeError, "`x` must be a sequence of values, got 'abc'"),
+        (
+            np.ones((2, 3)),
+            ValueError,
+            "`x` must have one dimension, got an array of shape (2, 3)",
+        ),
+        ([2**40], ValueError, "`x` must fit int32, got 1099511627776"),
+        ([1e300], ValueError, "`x` must fit float32, got 1e+300"),
+        ([1.0, 1e-50], ValueError, "`x` must fit float32, where 1e-50 is 0"),
+        (
+            [2.0, 1.0, 1 + 1e-12],
+            ValueError,
+            "`x` must have values that differ in float32, but 1.0 and 1.000000000001 "
+            "are the same there",
+        ),
+        (
+            [0.5, 1.0, 0.5],
+            ValueError,
+            "`x` must have each value once, but 0.5 is there 2 times",
+        ),
+        (
+            ["a", "b", "a"],
+            ValueError,
+            "`x` must have each value once, but a is there 2 times",
+        ),
+    ],
+)
+def test_bad_axes(values, error, message):
+    raises(error, message, square, {"x": values})
+
+
+def test_random_keys_are_no_axis():
+    raises(
+        TypeError,
+        "`x` must be numbers or Python values, got random keys; sweep over seeds, and "
+        "make the key of each with jax.random.key",
+        square,
+        {"x": jax.random.split(jax.random.key(0), 3)},
+    )
+
+
+@pytest.mark.parametrize("grid", [{}, [1, 2], None])
+def test_bad_grids(grid):
+    raises(
+        TypeError,
+        f"`grid` must map the name of at least one axis to its values, got {grid!r}",
+        square,
+        grid,
+    )
+
+
+def test_names_that_a_result_needs():
+    names = "checksum, diverged, diverged_at, finished, member, output"
+    for name in ("member", "diverged", "no name", 3):
+        raises(
+            ValueError,
+            "an axis' name must be an argument's name, and none of "
+            f"{names}; got {name!r}",
+            square,
+            {name: [1]},
+        )
+    raises(
+        ValueError,
+        "`train` must not call an output 'x': it is taken",
+        lambda x: {"x": x},
+        {"x": [1]},
+    )
+
+
+def test_unequal_lengths():
+    raises(
+        ValueError,
+        "zipped axes must be equally long, but `a` has 2, `b` has 3",
+        lambda a, b: a * b,
+        {"a": [1, 2], "b": [1, 2, 3]},
+        zipped=True,
+    )
+
+
+@pytest.mark.parametrize("library", ["pandas", "xarray", "jax", "tuple", "range"])
+def test_axes_of_other_libraries(library):
+    import pandas as pd
+    import xarray as xr
+
+    values = {
+        "pandas": pd.Series([1, 2, 3], index=[5, 6, 7]),
+        "xarray": xr.DataArray([1, 2, 3], dims="x"),
+        "jax": jnp.arange(1, 4),
+        "tuple": (1, 2, 3),
+        "range": range(1, 4),
+    }[library]
+    found = quiet(square, {"x": values})
+    np.testing.assert_array_equal(found.loss, [1, 4, 9])
+    np.testing.assert_array_equal(found.x, [1, 2, 3])
+
+
+def steps_of(gamma, steps=3):
+    """The last step of some, all gradients being 1."""
+    optimizer, one = rmsprop(1e-3, gamma), jnp.ones(1)
+    state = optimizer.init(one)
+    for _ in range(steps):
+        updates, state = optimizer.update(one, state)
+    return {"step": updates[0]}
+
+
+def test_a_gamma_that_float32_takes_for_1():
+    """By the same numbers as doubles, which a single optimizer has."""
+    gammas = log_one_minus(0.9, 1 - 1e-9, 6)
+    assert (np.float32(gammas) == 1).any()
+    for train in (
+        steps_of,
+        lambda gamma: jax.vmap(lambda _: steps_of(gamma))(jnp.ones(2)),
+    ):
+        found = quiet(train, {"gamma": gammas}, batch_size=2).step.values
+        alone = [steps_of(float(gamma))["step"] for gamma in gammas]
+        found = found.reshape(len(gammas), -1)[:, 0]
+        lost = _grid.is_lost(gammas, np.float32(gammas))
+        assert lost.sum() == 3
+        np.testing.assert_allclose(
+            found[lost], np.ravel(alone)[lost], rtol=tolerance("float32", 64)
+        )
+        # The others are short of 1 by what is right to a thousandth.
+        np.testing.assert_allclose(found, np.ravel(alone), rtol=1e-3)
+    # An axis of Python values needs nothing of that.
+    python = {"gamma": np.array(gammas, object)}
+    found = quiet(jax.jit(steps_of, static_argnums=0), python).step.values
+    np.testing.assert_allclose(
+        found.ravel(), np.ravel(alone), rtol=tolerance("float32", 64)
+    )
+
+
+def test_a_gamma_that_is_lost_on_the_way_is_refused():
+    """Where the optimizer gets another array than the sweep gave."""
+    for train in (
+        jax.jit(steps_of),
+        lambda gamma: steps_of(gamma * 1.0),
+        lambda gamma: {"loss": gamma},
+    ):
+        with pytest.raises(ValueError, match="^`gamma` has values so near 1 that") as e:
+            quiet(train, {"gamma": [0.5, 0.9999999]})
+        assert "\n" not in str(e.value)
+        quiet(train, {"gamma": [0.5, 0.9999]})
+
+
+def test_an_axis_is_read_without_loss():
+    axis = _grid.parse_grid({"x": jnp.array([0.9, 0.99], "bfloat16")}, False).axes["x"]
+    assert axis.labels.dtype == "float64"
+    np.testing.assert_array_equal(axis.labels, np.float64([0.8984375, 0.98828125]))

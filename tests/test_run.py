@@ -1,0 +1,198 @@
+"""How a sweep ends: by Ctrl-C, by kill, by several processes; and what it shows."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from jax_rmsprop import load_sweep, sweep
+from jax_rmsprop._sweep import _program
+from tests.conftest import free_port
+from tests.sweeps import (
+    GRID,
+    bits,
+    chunks,
+    interrupt_after,
+    network,
+    quiet,
+    result,
+    square,
+)
+
+
+def test_progress_is_shown(capsys):
+    sweep(network, GRID, batch_size=8, devices=jax.devices()[:2])
+    shown = capsys.readouterr().err
+    for part in ("compiling for 8 at once", "60/60", "member/s", "diverged=20"):
+        assert part in shown
+    quiet(square, {"x": [1, 2]})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_ctrl_c_ends_with_what_is_finished(
+    kept, tmp_path, monkeypatch, together, ctrl_c
+):
+    store = tmp_path / "sweep.zarr" if kept else None
+    before = signal.getsignal(signal.SIGINT)
+    interrupt_after(monkeypatch, 2)
+    one = jax.devices()[:1]
+    again = ", and the same call computes them" if kept else ""
+    with pytest.warns(UserWarning, match="interrupted") as caught:
+        curves = quiet(network, GRID, batch_size=8, store=store, devices=one)
+    assert str(caught[0].message) == (
+        "interrupted: 16 of 60 members are finished; those where `finished` is False "
+        f"are missing{again}"
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+    assert curves.finished.values.sum() == 16
+    done = curves.finished.values.ravel()
+    assert done[:16].all()
+    for name in ("loss", "end.v", "diverged_at", "diverged"):
+        rows, whole = (
+            x[name].values.reshape(60, -1).astype(float) for x in (curves, together)
+        )
+        np.testing.assert_array_equal(rows[:16], whole[:16])
+        missing = np.nan if name in ("loss", "end.v") else rows[20]
+        np.testing.assert_array_equal(
+            rows[16:], np.broadcast_to(missing, rows[16:].shape)
+        )
+    assert not curves.diverged.values.ravel()[16:].any()
+    monkeypatch.undo()
+    if kept:
+        assert int(load_sweep(store).finished.sum()) == 16
+        whole = quiet(network, GRID, batch_size=8, store=store, devices=one)
+        assert bits(whole) == bits(together)
+
+
+def test_the_second_ctrl_c_ends_at_once(monkeypatch, tmp_path, ctrl_c):
+    call = _program.CompiledBatch.__call__
+
+    def interrupted(self, numbers):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return call(self, numbers)
+
+    monkeypatch.setattr(_program.CompiledBatch, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(square, {"x": [1]}, store=tmp_path)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(quiet(square, {"x": [1]}, store=tmp_path).loss, [1])
+
+
+def test_ctrl_c_before_anything_ran(monkeypatch, ctrl_c):
+    build = _program.CompiledBatch.__init__
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        build(self, *args)
+
+    monkeypatch.setattr(_program.CompiledBatch, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(square, {"x": [1]})
+
+
+def test_a_ctrl_c_that_is_switched_off_stays_off(monkeypatch, ctrl_c):
+    """As a shell does for a job in the background."""
+    ctrl_c(signal.SIG_IGN)
+    interrupt_after(monkeypatch, 2)
+    curves = quiet(square, {"x": range(8)}, batch_size=1, devices=jax.devices()[:1])
+    assert curves.finished.all()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_kill_9_ten_times_over(tmp_path, start):
+    """Each time at another of the moments at which it begins or ends a file.
+
+    To create the folder takes 37 of them, and to append a batch 38.
+    """
+    store = tmp_path / "sweep.zarr"
+    random = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    creating = random.integers(1, 38, 4)
+    computing = random.integers(80, 200, 1), random.integers(1, 160, 5)
+    died, counts = np.concatenate([creating, *computing]), []
+    for number in died:
+        process, _ = start(store, die=int(number), size=1)
+        process.join(240)
+        assert process.exitcode == -signal.SIGKILL
+        counts.append(chunks(store))
+    print("killed at", died, "with batches in the folder", counts)
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] < 60  # it was at work
+    found = result(*start(store, size=1))
+    whole = quiet(network, GRID, batch_size=1, devices=jax.devices()[:1])
+    assert found == (bits(whole), 60)
+
+
+def test_two_processes_give_the_same(tmp_path, start, together):
+    for store in (None, tmp_path / "sweep.zarr"):
+        options = {"devices": 2, "processes": 2, "port": free_port(), "size": 8}
+        both = [start(store, process=i, **options) for i in range(2)]
+        assert [result(*each) for each in both] == [(bits(together), 60)] * 2
+
+
+def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
+    store = tmp_path / "sweep.zarr"
+    options = {"devices": 2, "processes": 2, "size": 1}
+    port = free_port()
+    (first, _), (second, _) = (
+        start(store, process=i, port=port, die=50 * i, **options) for i in range(2)
+    )
+    second.join(240)
+    assert second.exitcode == -signal.SIGKILL
+    first.kill()  # which would wait for the other
+    first.join()
+    assert 0 < chunks(store) < 60
+    port = free_port()
+    both = [start(store, process=i, port=port, **options) for i in range(2)]
+    assert [result(*each) for each in both] == [(bits(alone), 60)] * 2
+
+
+def test_two_calls_at_once_twenty_times_over(tmp_path, start, together):
+    """Of the same grid, and every other time of two that overlap."""
+    halves = [GRID | {"seed": range(3)}, GRID | {"seed": range(1, 4)}]
+    expected = [(bits(together.isel(seed=list(grid["seed"]))), 45) for grid in halves]
+    for time in range(20):
+        store = tmp_path / str(time)
+        grids = [halves[0], halves[time % 2]]
+        both = [start(store, size=8, grid=grid) for grid in grids]
+        assert [result(*each) for each in both] == [expected[0], expected[time % 2]]
+        finished = xr.open_zarr(store).finished
+        assert int(finished.sum()) == (60 if time % 2 else 45)  # none twice
+    assert {p.name for p in tmp_path.iterdir()} == {str(n) for n in range(20)}
+
+
+READER = """
+import sys, numpy as np, xarray as xr
+from jax_rmsprop._sweep._table import checksums
+seen = set()
+while max(seen, default=0) < 60:
+    try:
+        rows = xr.open_zarr(sys.argv[1]).drop_vars("output").load()
+    except FileNotFoundError:
+        continue
+    rows = {str(name): x.values for name, x in rows.variables.items()}
+    finished, expected = rows.pop("finished"), rows.pop("checksum")
+    np.testing.assert_array_equal(expected[finished], checksums(rows)[finished])
+    seen.add(int(finished.sum()))
+print(sorted(seen))
+"""
+
+
+def test_a_reader_sees_whole_rows_only(tmp_path, start):
+    """In a loop, in another program, each array when it likes."""
+    store = tmp_path / "sweep.zarr"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(store)], stdout=subprocess.PIPE, text=True
+    )
+    for seeds in (1, 2, 3, 4):
+        result(*start(store, size=1, grid=GRID | {"seed": range(seeds)}))
+    seen, _ = reader.communicate(timeout=120)
+    assert reader.returncode == 0
+    assert len(ast.literal_eval(seen)) > 4  # it looked while it grew

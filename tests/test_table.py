@@ -1,0 +1,438 @@
+"""Stores: what is finished is kept, whole, and grows."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from jax_rmsprop import load_sweep, rmsprop
+from jax_rmsprop._sweep import _location, _sweep, _table
+from tests.sweeps import GRID, bits, interrupt_after, network, quiet, raises, square
+
+
+def test_the_same_from_a_folder(tmp_path, together, compiled):
+    store = tmp_path / "a" / "sweep.zarr"
+    for _ in range(2):
+        curves = quiet(network, GRID, batch_size=8, store=store)
+        assert bits(curves) == bits(together)
+        assert list(curves.data_vars) == list(together.data_vars)
+    assert compiled == [8]  # the second time there is nothing to compute
+    assert curves.computed == 0
+    for path in (store, str(store)):
+        assert bits(load_sweep(path)) == bits(by_value(together))
+
+
+def by_value(curves):
+    """The axes sorted, as those of a store are."""
+    return curves.sortby([name for name in curves.coords if name != "output"])
+
+
+def test_python_values_and_points_from_a_folder(tmp_path):
+    def train(a, kind, flag):
+        return {"loss": a * len(kind) + float(flag)}
+
+    product = {"a": [1.0, 2.0], "kind": ["xy", "x"], "flag": [False, True]}
+    points = {"a": [1.0, 2.0], "kind": ["xy", "x"], "flag": [True, False]}
+    for grid, zipped in ((product, False), (points, True)):
+        store = tmp_path / str(zipped)
+        expected = quiet(train, grid, zipped=zipped)
+        curves = quiet(train, grid, zipped=zipped, store=store)
+        assert bits(curves) == bits(expected)
+        assert bits(load_sweep(store)) == bits(by_value(expected))
+        assert bits(quiet(train, grid, zipped=zipped, store=store)) == bits(expected)
+
+
+def test_it_is_lazy_where_it_does_not_fit(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(_sweep, "free_memory", lambda: 1000)
+    curves = quiet(network, GRID, batch_size=8, store=tmp_path / "sweep.zarr")
+    assert curves.loss.chunks is not None
+    assert bits(curves.compute()) == bits(together)
+
+
+HARMS_OF_DATA = ("cut", "emptied", "removed", "a bit", "another chunk")
+
+
+@pytest.mark.parametrize("harm", [*HARMS_OF_DATA, "checksum", "x", "finished"])
+def test_a_torn_write_is_noticed_and_computed_again(tmp_path, programs, harm):
+    def wave(x):
+        return {"loss": jnp.sin(x * jnp.arange(100.0))}
+
+    grid = {"x": np.linspace(1, 2, 60)}
+    store = tmp_path / "sweep.zarr"
+    whole = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
+    chunk = store / ("loss/c/2/0" if harm in HARMS_OF_DATA else f"{harm}/c/2")
+    content = chunk.read_bytes()
+    if harm == "removed" or harm not in HARMS_OF_DATA:
+        chunk.unlink()
+    elif harm == "another chunk":
+        chunk.write_bytes((store / "loss/c/3/0").read_bytes())
+    else:
+        harmed = {"cut": content[: len(content) // 2], "emptied": b""}
+        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        chunk.write_bytes(harmed.get(harm, flipped))
+    programs.clear()
+    curves = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
+    assert programs == [(8, 8)]  # that batch, and no other
+    assert curves.computed == 8
+    assert bits(curves) == bits(whole)
+    assert bits(load_sweep(store)) == bits(whole)
+    assert quiet(wave, grid, store=store).computed == 0
+
+
+def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypatch):
+    store = tmp_path / "sweep.zarr"
+    interrupt_after(monkeypatch, 1)
+    with pytest.warns(UserWarning, match="interrupted: 24 of 60 members"):
+        quiet(network, GRID, batch_size=8, store=store, devices=jax.devices()[:3])
+    monkeypatch.undo()
+    curves = quiet(network, GRID, batch_size=8, store=store, devices=jax.devices()[:2])
+    assert bits(curves) == bits(together)
+
+
+def test_damage_is_not_finished_for_other_readers(tmp_path):
+    """Nor where the members of the block are not asked for again."""
+    store = tmp_path / "sweep.zarr"
+    quiet(square, {"x": np.arange(16.0)}, batch_size=4, store=store)
+    (store / "loss/c/2").write_bytes(b"")
+    curves = quiet(square, {"x": np.arange(4.0)}, store=store)
+    assert curves.computed == 0
+    finished = xr.open_zarr(store).finished.values
+    np.testing.assert_array_equal(finished, np.repeat([True, True, False, True], 4))
+    assert load_sweep(store).sizes["x"] == 12
+    # The place is used again by what comes next.
+    assert quiet(square, {"x": [20.0]}, store=store).computed == 1
+    assert xr.open_zarr(store).sizes["member"] == 16
+
+
+def test_axes_of_any_name(tmp_path):
+    """Also those by which a folder calls other things, or might."""
+    grid = {"order": [1.0, 2.0], "run": [3.0], "grid": [0.5], "segments": [2.0]}
+
+    def train(order, run, grid, segments):
+        return {"loss": order * run * grid * segments}
+
+    for _ in range(2):
+        curves = quiet(train, grid, store=tmp_path)
+        assert curves.loss.dims == tuple(grid)
+        np.testing.assert_array_equal(curves.loss.values.ravel(), [3, 6])
+    assert bits(load_sweep(tmp_path)) == bits(curves)
+
+
+def refused(store, differs, *args, **kwargs):
+    raises(
+        ValueError,
+        f"`store` {store} holds another sweep: {differs}",
+        *args,
+        store=store,
+        **kwargs,
+    )
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
+    store = tmp_path / "sweep.zarr"
+    grid = {"x": [1.0, 2.0], "y": [1.0]}
+    data = jnp.ones(3)
+
+    def train(x, y):
+        return {"loss": x.astype(float) * y * data}
+
+    quiet(train, grid, store=store, batch_size=2)
+    refused(
+        store,
+        "its axes are x, y, this one's y, z",
+        lambda y, z: {"loss": y * z * data},
+        {"y": [1.0], "z": [1.0, 2.0]},
+        batch_size=2,
+    )
+    refused(store, "its x is float32, this one's int32", train, grid | {"x": [1, 2]})
+    refused(
+        store,
+        "its output loss is float32[3], this one's float32[]",
+        lambda x, y: {"loss": x * y},
+        grid,
+    )
+    refused(
+        store,
+        "its output loss is float32[3], this one's missing",
+        lambda x, y: {"error": x * y * data},
+        grid,
+    )
+    another = "its `train` is another function, or closes over other data"
+    refused(store, another, lambda x, y: {"loss": x + y * data}, grid)
+    other = 2 * data
+    refused(store, another, lambda x, y: {"loss": x.astype(float) * y * other}, grid)
+    refused(
+        store,
+        another,
+        jax.jit(lambda x, y: {"loss": x.astype(float) * y * other}),
+        grid,
+    )
+    refused(store, "its `batch_size` is 2, this one's 4", train, grid, batch_size=4)
+    now = jax.__version__
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    refused(
+        store,
+        f"it was computed with jax {now}, this one is with 0.0.1, so the bits may "
+        "differ; `load_sweep` reads it",
+        train,
+        grid,
+        batch_size=2,
+    )
+    assert load_sweep(store).loss.shape == (2, 1, 3)
+
+
+def test_a_store_that_is_another_folder(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    raises(
+        ValueError,
+        f"`store` must be a sweep's or a new path, but {tmp_path} has thesis.tex",
+        square,
+        {"x": [1]},
+        store=tmp_path,
+    )
+    zarr.create_group(tmp_path / "group")
+    raises(
+        ValueError,
+        f"`store` must be a sweep's, but {tmp_path / 'group'} is of something else",
+        square,
+        {"x": [1]},
+        store=tmp_path / "group",
+    )
+    with pytest.raises(ValueError, match="has no finished members"):
+        load_sweep(tmp_path / "nothing")
+
+
+def test_a_store_that_cannot_be_written():
+    # A place where not even the superuser makes folders.
+    with pytest.raises(
+        OSError, match=r"`store` /proc/sweep.zarr cannot be written: \w"
+    ):
+        quiet(square, {"x": [1]}, store="/proc/sweep.zarr")
+
+
+def test_an_empty_folder_is_a_new_store(tmp_path):
+    curves = quiet(square, {"x": [1, 2]}, store=tmp_path)
+    np.testing.assert_array_equal(curves.loss, [1, 4])
+
+
+def test_a_full_disk(tmp_path):
+    """Files of more than a few kilobytes cannot be written, then they can."""
+    store = tmp_path / "sweep.zarr"
+    code = (
+        "import resource, numpy as np; from jax_rmsprop import sweep\n"
+        "import jax.numpy as jnp, jax\n"
+        "def train(x):\n"
+        "    noise = jax.random.normal(jax.random.key(x), (5000,))\n"
+        "    return {'loss': jnp.where(x < 8, 0.0, noise)}\n"
+        "import sys; limit = int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
+        "c = sweep(train, {'x': range(16)}, batch_size=4, store=sys.argv[1],"
+        " progress=False)\n"
+        "print(int(c.finished.sum()))"
+    )
+
+    def attempt(limit):
+        return subprocess.run(
+            [sys.executable, "-c", code, str(store), str(limit)],
+            capture_output=True,
+            text=True,
+        )
+
+    failed = attempt(20_000)
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert (
+        f"`store` {store} cannot be written: File too large; what is finished" in last
+    )
+    assert int(load_sweep(store).finished.sum()) == 8
+    assert attempt(-1).stdout == "16\n"
+
+
+def test_100_000_members_in_bounded_memory(tmp_path):
+    """200 megabytes of results, of which the process never holds a quarter."""
+    code = (
+        "import resource, sys, jax.numpy as jnp\n"
+        "from jax_rmsprop import sweep\n"
+        "from jax_rmsprop._sweep import _sweep\n"
+        "_sweep.free_memory = lambda: 0\n"
+        "def train(x):\n"
+        "    return {'loss': x + jnp.arange(500.0), 'last': x}\n"
+        "def peak():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "def run(n, store):\n"
+        "    return sweep(train, {'x': jnp.arange(float(n))}, batch_size=1000,"
+        " store=store, progress=False)\n"
+        "run(2000, sys.argv[1] + '/small').last.sum().compute()\n"
+        "before = peak()\n"
+        "curves = run(100_000, sys.argv[1] + '/large')\n"
+        "assert curves.loss.shape == (100_000, 500)\n"
+        "assert float(curves.loss[99_999, 499]) == 99_999 + 499\n"
+        "assert (curves.last == curves.x).all().compute()\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 50, done.stdout
+
+
+# It grows
+
+
+def test_it_is_an_ordinary_dataset(tmp_path, together):
+    store = tmp_path / "sweep.zarr"
+    quiet(network, GRID, batch_size=8, store=store)
+    plain = xr.open_zarr(store)
+    assert set(plain.coords) == {*GRID, "output"}
+    assert set(plain.data_vars) == {
+        *("loss", "end.v", "end.seed", "diverged_at", "finished", "checksum")
+    }
+    assert plain.loss.dims == ("member", "loss_dim_0")
+    assert plain.gamma.dims == ("member",)
+    assert {x.chunks[0] for x in plain.data_vars.values()} == {(8,) * 8}
+    # 60 members in blocks of 8; what fills the last one up is not finished.
+    np.testing.assert_array_equal(plain.finished, np.arange(64) < 60)
+    rows = plain.isel(member=plain.finished.values).load()
+    for i in (0, 17, 59):
+        row = rows.isel(member=i)
+        whole = together.sel({name: row[name].item() for name in GRID})
+        np.testing.assert_array_equal(row.loss, whole.loss)
+    assert plain.attrs["sweep"]["batch_size"] == 8
+    assert plain.attrs["sweep"]["outputs"]["loss"] == "float32[15]"
+    # Its arrays by themselves have the same lengths.
+    alone = xr.open_zarr(store, consolidated=False)
+    assert alone.sizes == plain.sizes
+
+
+AXES = {"gamma": [0, 2, 1, 3, 4], "learning_rate": [2, 0, 1], "seed": [3, 0, 1, 2]}
+
+
+@pytest.mark.parametrize("axis", list(GRID))
+def test_more_values_on_any_axis(axis, tmp_path, together, programs):
+    """Each member once, with the bits of a store that was computed at once."""
+    store, one = tmp_path / "sweep.zarr", jax.devices()[:1]
+    known: list = []
+    for which in AXES[axis]:
+        known.append(which)
+        values = {axis: [GRID[axis][i] for i in known]}
+        programs.clear()
+        curves = quiet(network, GRID | values, batch_size=8, store=store, devices=one)
+        new = 60 // len(GRID[axis])
+        assert curves.computed == new
+        assert programs == [(8, 8)] * -(-new // 8)
+        assert bits(curves) == bits(together.isel({axis: known}))
+    assert bits(load_sweep(store)) == bits(by_value(together))
+    finished = xr.open_zarr(store).finished
+    assert int(finished.sum()) == 60
+
+
+def test_a_subset_and_the_axes_in_another_order(tmp_path, together):
+    store = tmp_path / "sweep.zarr"
+    quiet(network, GRID, batch_size=8, store=store)
+    some = {"seed": [2, 0], "gamma": GRID["gamma"][1:3], "learning_rate": [0.001]}
+    curves = quiet(network, some, store=store)
+    assert curves.computed == 0
+    assert curves.loss.dims[:3] == tuple(some)
+    expected = together.isel(seed=[2, 0], gamma=[1, 2], learning_rate=[1])
+    assert bits(curves) == bits(expected.transpose("seed", "gamma", ...))
+
+
+def test_points_beside_a_grid(tmp_path, together):
+    store = tmp_path / "sweep.zarr"
+    quiet(network, GRID | {"seed": [0, 1]}, batch_size=8, store=store)
+    points = {
+        "gamma": [GRID["gamma"][1], GRID["gamma"][2], 0.75, GRID["gamma"][1]],
+        "learning_rate": [0.01, 0.001, 0.5, 0.01],
+        "seed": [1, 3, 0, 1],  # there, new, new, the first again
+    }
+    curves = quiet(network, points, zipped=True, store=store)
+    assert curves.computed == 2
+    assert curves.loss.dims == ("member", "loss_dim_0")
+    at = {"gamma": [1, 2], "learning_rate": [0, 1], "seed": [1, 3]}
+    at = {name: xr.DataArray(i, dims="member") for name, i in at.items()}
+    expected = together.isel(at)
+    np.testing.assert_array_equal(curves.loss[:2], expected.loss)
+    assert curves.finished.all()
+    np.testing.assert_array_equal(curves.loss[3], curves.loss[0])
+    assert load_sweep(store).sizes["member"] == 32
+    assert quiet(network, GRID, store=store).computed == 29
+
+
+def test_more_python_values(tmp_path):
+    def train(a, kind):
+        return {"loss": a * len(kind)}
+
+    store = tmp_path / "sweep.zarr"
+    quiet(train, {"a": [1.0], "kind": ["x", "xy"]}, store=store)
+    curves = quiet(train, {"a": [1.0, 2.0], "kind": ["xyz", "xy"]}, store=store)
+    assert curves.computed == 3
+    np.testing.assert_array_equal(curves.loss, [[3, 2], [6, 4]])
+    found = load_sweep(store)
+    np.testing.assert_array_equal(found.finished, [[True] * 3, [False, True, True]])
+    # The same name for something else is another training.
+    refused(
+        store,
+        "its `train` is another function for kind xy, or closes over other data",
+        lambda a, kind: {"loss": a * 3},
+        {"a": [1.0], "kind": ["xy"]},
+    )
+
+
+def test_a_member_is_its_numbers_however_they_are_written(tmp_path):
+    store = tmp_path / "sweep.zarr"
+    quiet(square, {"x": [0.1, 0.5]}, store=store)
+    curves = quiet(square, {"x": np.array([0.1], "float32")}, store=store)
+    assert curves.computed == 0
+    gammas = [0.9, 1 - 1e-8, 1 - 2e-8]  # the last two are 1 in float32
+
+    def short(gamma):
+        optimizer = rmsprop(0.1, gamma)
+        update = optimizer.update(jnp.ones(()), optimizer.init(jnp.ones(())))[0]
+        return {"loss": update}
+
+    store = tmp_path / "gammas.zarr"
+    alone = [quiet(short, {"gamma": [gamma]}, store=store) for gamma in gammas]
+    assert [curves.computed for curves in alone] == [1, 1, 1]
+    curves = quiet(short, {"gamma": gammas}, store=store)
+    assert curves.computed == 0
+    np.testing.assert_array_equal(curves.loss, [x.loss.item() for x in alone])
+    assert len(np.unique(curves.loss)) == 3
+
+
+def test_a_store_of_the_version_before(tmp_path):
+    zarr.create_group(
+        tmp_path / "old",
+        attributes={"sweep": {"versions": {"jax_rmsprop": "0.0.9"}}, "segments": []},
+    )
+    message = (
+        f"`store` {tmp_path / 'old'} was written by jax_rmsprop 0.0.9, in groups that "
+        "this version does not read"
+    )
+    raises(ValueError, message, square, {"x": [1]}, store=tmp_path / "old")
+    with pytest.raises(ValueError, match="was written by jax_rmsprop 0.0.9"):
+        load_sweep(tmp_path / "old")
+
+
+def test_two_make_the_same_store(tmp_path, monkeypatch):
+    """The first one stays; nothing that another wrote is deleted."""
+    store, create = tmp_path / "sweep.zarr", _table.create
+    first = []
+
+    def after_another(at, *rest):
+        create(at, *rest)
+        first.append(_table.read_header(at)["id"])
+        create(at, *rest)
+
+    monkeypatch.setattr(_sweep, "create", after_another)
+    curves = quiet(square, {"x": [1.0, 2.0]}, store=store)
+    np.testing.assert_array_equal(curves.loss, [1, 4])
+    assert _table.read_header(_location.locate(store))["id"] == first[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.zarr"]
