@@ -98,6 +98,19 @@ def test_a_program_without_numbers_has_one_member():
     assert _batch_size.auto_batch_size(traced, "gpu", PLENTY, None) == 1
 
 
+def test_a_program_of_which_there_is_no_batch():
+    def train(x):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return {"loss": jax.pure_callback(np.square, shape, x)}
+
+    curves = quiet(train, {"x": [1.0, 2.0]})
+    assert curves.batch_size == 1
+    np.testing.assert_array_equal(curves.loss, [1, 4])
+    with pytest.raises(TypeError, match="^`train` cannot run in a batch: .*") as no:
+        quiet(train, {"x": [1.0, 2.0]}, batch_size=2)
+    assert "\n" not in str(no.value)
+
+
 def test_the_memory_is_that_of_the_kind_of_device(monkeypatch, compiled):
     monkeypatch.setattr(_sweep, "device_bytes", lambda _: 2_500_000)
 

@@ -47,7 +47,10 @@ def auto_batch_size(
     if not any(each.jaxpr.in_avals for each in traced):
         return 1  # each program has one member
     size = _AT_MOST.get(platform, _AT_MOST_ELSEWHERE)
-    needs = [member_needs(each) for each in traced]
+    try:
+        needs = [member_needs(each) for each in traced]
+    except NotImplementedError:
+        return 1  # there is no batch of it, as of a callback
     if platform == "cpu":
         largest = max(need.step_bytes for need in needs)
         while size > 1 and size * largest > _CACHE_BYTES:

@@ -144,10 +144,10 @@ class Grid:
         """The members, each once, and for each point which of them it is."""
         columns = self.columns
         index = index_members(columns, self.kinds)
-        number, unique = index.factorize()
+        number, _ = index.factorize()
         first = np.flatnonzero(~index.duplicated())
         columns = {name: labels[first] for name, labels in columns.items()}
-        return Members(columns, self.kinds, unique), number
+        return Members(columns, self.kinds, index[first]), number
 
     def combinations(self) -> list[Combination]:
         """The members, by the program that they share."""

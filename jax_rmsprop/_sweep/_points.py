@@ -168,7 +168,7 @@ def _range_or_grid(values: Range, num: int | None) -> Any:
 
 
 def points(
-    space: Mapping[str, Any], n: int, *, method: str = "sobol", seed: int = 0
+    space: Any, n: int, *, method: str = "sobol", seed: int = 0
 ) -> dict[str, Any]:
     r"""Points spread over a space of hyperparameters, for a zipped `sweep`.
 

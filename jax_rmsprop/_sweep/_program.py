@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_rmsprop import _versions
+from jax_rmsprop._sweep._location import in_one_line
 from jax_rmsprop._sweep._trace import Traced
 from jax_rmsprop._validate import short_repr
 
 Rows = dict[str, np.ndarray]
+
+
+def batched(traced: Traced, size: int) -> Callable[..., list[Any]]:
+    """A function of what a training closes over and so many members' numbers."""
+
+    def batch(consts: list[Any], *numbers: Any) -> list[Any]:
+        if size == 1:  # the training as it is, without the cost of a batch axis
+            outputs = traced.member(consts, *(x[0] for x in numbers))
+            return [x[None] for x in outputs]
+        # A sweep without numbers has one member in a batch for each lane.
+        axes = (None, *(0 for _ in numbers))
+        return jax.vmap(traced.member, axes, axis_size=size)(consts, *numbers)
+
+    return batch
 
 
 class CompiledBatch:
@@ -41,16 +57,8 @@ class CompiledBatch:
         # program, data would be compiled again with every size.
         jaxpr, self._consts = traced.jaxpr, list(traced.jaxpr.consts)
 
-        def batch(consts: list[Any], *numbers: Any) -> list[Any]:
-            if size == 1:  # the training as it is, without the cost of a batch axis
-                outputs = traced.member(consts, *(x[0] for x in numbers))
-                return [x[None] for x in outputs]
-            # A sweep without numbers has one member in a batch for each lane.
-            axes = (None, *(0 for _ in numbers))
-            return jax.vmap(traced.member, axes, axis_size=size)(consts, *numbers)
-
         sharded = jax.shard_map(
-            batch,
+            batched(traced, size),
             mesh=mesh,
             in_specs=(replicated, *(per_member for _ in jaxpr.in_avals)),
             out_specs=per_member,
@@ -62,7 +70,14 @@ class CompiledBatch:
             )
             for x in jaxpr.in_avals
         ]
-        self._call = jax.jit(sharded).lower(self._consts, *numbers).compile()
+        try:
+            lowered = jax.jit(sharded).lower(self._consts, *numbers)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"`train` cannot run in a batch: {in_one_line(error)}; at "
+                "`batch_size` 1 it need not"
+            ) from error
+        self._call = lowered.compile()
         memory = self._call.memory_analysis()
         self.memory_bytes = 0
         if memory is not None:
@@ -135,6 +150,16 @@ def broadcast_from_process_0(value: Any) -> Any:
     if jax.process_count() == 1:
         return value
     return _versions.broadcast_one_to_all(value)
+
+
+def versions_of(device: Any) -> dict[str, str]:
+    """What decides about a member's last bits, besides its program."""
+    return {
+        "jax_rmsprop": importlib.metadata.version("jax-rmsprop"),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "device": device.device_kind,
+    }
 
 
 def device_bytes(device: Any) -> int:

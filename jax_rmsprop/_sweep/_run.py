@@ -154,6 +154,10 @@ class Appender:
         self._blocks += blocks
         for rows in (block.rows for block in blocks if block.rows is not None):
             self._bytes += sum(x.nbytes for x in rows.values())
+        return self.refresh()
+
+    def refresh(self) -> np.ndarray:
+        """Append and look what others have appended, if that is due."""
         due = time.perf_counter() - self._last >= SECONDS_BETWEEN_APPENDS
         due |= self._bytes >= _BYTES_BETWEEN_APPENDS
         return self.flush() if broadcast_from_process_0(due) else np.array([], int)
@@ -163,10 +167,9 @@ class Appender:
         blocks, self._blocks = self._blocks, []
         before = self._table.finished.copy()
         try:
-            if blocks:
-                self._table.append(blocks)
+            self._table.append(blocks)
         except OSError:
-            if len(blocks) == 1 or jax.process_count() > 1:
+            if len(blocks) < 2 or jax.process_count() > 1:
                 raise
             for block in blocks:  # a full disk may have room for some
                 self._table.append([block])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_rmsprop._sweep._batch_size import auto_batch_size
+from jax_rmsprop._sweep._cluster import check_client, make_job, run_on_cluster
 from jax_rmsprop._sweep._grid import (
     RESERVED,
     Axis,
@@ -30,6 +30,7 @@ from jax_rmsprop._sweep._program import (
     file_dtype,
     free_memory,
     make_mesh,
+    versions_of,
 )
 from jax_rmsprop._sweep._run import (
     Programs,
@@ -62,6 +63,7 @@ from jax_rmsprop._validate import (
 )
 
 if TYPE_CHECKING:
+    import distributed
     import xarray as xr
     import zarr.abc.store
 
@@ -76,6 +78,7 @@ def sweep(
     batch_size: int | str = "auto",
     devices: Sequence[Any] | None = None,
     store: StoreLike | None = None,
+    client: distributed.Client | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     r"""Run a training for every point of a grid of hyperparameters.
@@ -86,13 +89,13 @@ def sweep(
         y_h = \mathrm{train}(h)
 
     The members run in batches: `jax.vmap` over the members of a batch, a loop over
-    the batches, each device of one mesh with a batch of its own, all processes of
-    `jax.distributed` together. The last batch is filled up, so every batch of a size is
-    the same compiled program: for a given `batch_size` a row has the same bits on one
-    device, on many of its kind, and after a resumption, and at 1 those of
-    `jax.jit(train)` of the same arrays. Another batch size adds in another order, and a
-    number that is known when it is compiled may be rounded otherwise: rows then differ
-    by rounding error, as the training amplifies it.
+    the batches, each device with a batch of its own, all processes of `jax.distributed`
+    or all workers of a dask cluster together. The last batch is filled up, so every
+    batch is the same compiled program: for a given `batch_size` a row has the same bits
+    on one device, on many of its kind, after a resumption, and wherever in a batch it
+    stands; at 1 those of `jax.jit(train)` of the same arrays. Another batch size adds
+    in another order, and a number that is known when it is compiled may be rounded
+    otherwise: rows then differ by rounding error, as the training amplifies it.
 
     Where float32 loses what a value is short of 1, such as 1 - 0.9999999, that is
     passed beside it, and an optimizer of this package that gets the very array that
@@ -109,21 +112,29 @@ def sweep(
         are, one compilation for each combination: bools, strings, functions, None, and
         numbers in an array of dtype object.
       zipped: pair the axes' values, which must be equally many, instead of taking all
-        combinations.
-      batch_size: members that a device runs at once, at least 1. "auto" begins with
-        1024, on a CPU with as many as fit into its cache (in either case fewer if the
-        compiler says that they need more memory than there is), and tries four times
-        more and less while compiling that costs at most a twentieth of the time left;
-        what the trials compute is kept.
+        combinations; `points` makes such.
+      batch_size: members that a device runs at once, at least 1. "auto" depends on the
+        program and the kind of device alone: 128 on a CPU, fewer where the arrays of a
+        step would not fit its cache (4 with convolutions), 1024 elsewhere, in either
+        case fewer if the compiler says that they need more memory than there is. It
+        suits hundreds of members; of fewer, the rest of a batch is computed in vain,
+        and a number is better.
       devices: where to run; None for all devices of all processes.
-      store: where each batch is written as zarr when it is done: a folder (for several
-        processes, one that all share), a URL that fsspec knows, such as
+      store: where the members are kept as zarr when they are done: a folder (for
+        several processes, one that all share), a URL that fsspec knows, such as
         "s3://bucket/gamma.zarr" with the credentials of the environment, or a store of
-        `zarr.storage`, such as a `FsspecStore` with credentials of its own. The same
-        call goes on from what is there, whatever ended the last one, and gives the same
-        bits. It must be the same grid, training, versions and batch size ("auto" takes
-        the store's). While another process writes to a folder, a call waits, and says
-        so; elsewhere nothing can wait: let one call at a time write there.
+        `zarr.storage`, such as a `FsspecStore` with credentials of its own. It is a
+        table that grows: a call computes those of its members that are not there,
+        whatever ended the last one, adds them, and returns what it asked for, so more
+        seeds, values of any axis or other points are the same call with more of them.
+        It must be the same training, axes, versions, kind of device and batch size
+        ("auto" takes the store's). Any number of calls may use a folder at once;
+        elsewhere nothing can be locked, so let one at a time write there.
+        `xarray.open_zarr(store)` reads it without this package: a row for each member,
+        of which those count where `finished`.
+      client: a `dask.distributed.Client`: its workers run the batches, and write to the
+        store where they find its folder. They may join, leave and be killed; each needs
+        the caller's versions and kind of device.
       progress: show members done, members a second, time left and how many diverged
         so far (of those of this process), with tqdm.
 
@@ -141,18 +152,18 @@ def sweep(
         Ctrl-C always raises. Where a parent has switched the signal off, it stays off.
 
       With a `store` that takes more than a quarter of the machine's free memory its
-      arrays are dask's, read from the store where they are needed. Its attributes
-      hold the `batch_size` of the last members, and `devices`, `compile_seconds` and
-      `run_seconds` of this call; where sweeps of other values of an axis are joined,
-      `xarray.combine_by_coords(..., combine_attrs="drop_conflicts")` drops them.
+      arrays are dask's, read from the store where they are needed. Its attributes hold
+      how many members this call has `computed`, the `batch_size`, and `devices`,
+      `compile_seconds` and `run_seconds` of this call.
 
     Raises:
       TypeError: an argument of the wrong kind; a `train` that does not take an axis,
         cannot be traced or returns something else than arrays.
       ValueError: an axis that is empty, has NaN, a value twice, or one that 32 bits
         make another; one near 1 that `train` changes before an optimizer has it; zipped
-        axes of unequal lengths; a `store` that holds something else, which is said.
-      RuntimeError: `train` raised an error.
+        axes of unequal lengths; a `store` that holds something else, or a worker with
+        other versions, which is said.
+      RuntimeError: `train`, or a worker, raised an error.
       OSError: `store` cannot be read or written.
 
     Example:
@@ -189,6 +200,9 @@ def sweep(
     check_distinct(points)
     if batch_size != "auto":
         check_int("batch_size", batch_size, low=1)
+    if client is not None:
+        require_extra("cluster", "distributed")
+        check_client(client, devices)
     mesh = make_mesh(devices)
     check_signature(train, tuple(points.axes))
     if currently_jitting():
@@ -197,7 +211,7 @@ def sweep(
     # It is compiled programs, of which a member that diverges is a result; these
     # switches are for a training by itself.
     with jax.disable_jit(False), jax.debug_nans(False), jax.debug_infs(False):
-        return _sweep(train, points, mesh, at, batch_size, progress)
+        return _sweep(train, points, mesh, at, client, batch_size, progress)
 
 
 def _sweep(
@@ -205,6 +219,7 @@ def _sweep(
     points: Grid,
     mesh: Mesh,
     at: Location | None,
+    client: distributed.Client | None,
     batch_size: int | str,
     progress: bool,
 ) -> xr.Dataset:
@@ -235,10 +250,18 @@ def _sweep(
             size = table.header["batch_size"]
         seen.there(int(table.finished.sum()))
         tasks = split_missing(table.finished, combinations, number, size)
-        run_tasks(tasks, size, programs, table, seen)
+        used = mesh.size
+        if client is None or not tasks:
+            run_tasks(tasks, size, programs, table, seen)
+        else:
+            versions = versions_of(mesh.devices.flat[0])
+            job = make_job(traced, size, versions, table, members, outputs)
+            used = run_on_cluster(client, tasks, job, table, seen)
     if seen.stopped and not table.finished.any():
         raise KeyboardInterrupt  # before anything ran
-    curves = _to_grid(table.to_dataset(), number, points, list(outputs))
+    curves = _to_grid(
+        table.to_dataset(free_memory() // 4), number, points, list(outputs)
+    )
     missing = int((~table.finished).sum())
     if missing:
         again = "" if at is None else ", and the same call computes them"
@@ -250,7 +273,7 @@ def _sweep(
     return curves.assign_attrs(
         computed=seen.computed,
         batch_size=size,
-        devices=mesh.size,
+        devices=used,
         compile_seconds=round(seen.compile_seconds, 3),
         run_seconds=round(seen.run_seconds, 3),
     )
@@ -263,10 +286,13 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
       store: as it was given to `sweep`.
 
     Returns:
-      The Dataset that `sweep` would return, without the attributes of a call.
+      The Dataset that `sweep` would return for all values that are there, sorted along
+      each axis, without the attributes of a call; `finished` is False for combinations
+      that nobody has computed. Along "member", sorted by the axes, if any points have
+      been zipped.
 
     Raises:
-      ValueError: the store holds something else, or no segment of a sweep yet.
+      ValueError: the store holds something else, or no finished members.
       OSError: it cannot be read.
 
     Example:
@@ -308,7 +334,7 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
         position[tuple(entries)] = rows
     points = Grid(axes, header["zipped"])
     position = position.ravel()
-    found = select_rows(at, position, outputs)
+    found = select_rows(at, position, outputs, free_memory() // 4)
     return _to_grid(found, np.arange(len(position)), points, outputs)
 
 
@@ -375,12 +401,7 @@ def _header(
             combination.name: fingerprint(each)
             for combination, each in zip(combinations, traced, strict=True)
         },
-        "versions": {
-            "jax_rmsprop": importlib.metadata.version("jax-rmsprop"),
-            "jax": jax.__version__,
-            "jaxlib": importlib.metadata.version("jaxlib"),
-            "device": mesh.devices.flat[0].device_kind,
-        },
+        "versions": versions_of(mesh.devices.flat[0]),
     }
 
 
@@ -491,7 +512,7 @@ def _to_grid(
         },
         coords=points.coordinates | {"output": ("output", outputs)},
     )
-    return curves.load() if curves.nbytes <= free_memory() / 4 else curves
+    return curves
 
 
 def _format_spec(spec: jax.ShapeDtypeStruct | None) -> str:

@@ -72,9 +72,6 @@ class Memory:
             for name, (shape, dtype) in _result_arrays(outputs).items()
         }
 
-    def refresh(self) -> None:
-        """Nobody else adds to it."""
-
     def append(self, blocks: Sequence[Block]) -> None:
         """Keep what has been computed."""
         for members, rows in blocks:
@@ -84,8 +81,9 @@ class Memory:
                 for name, values in rows.items():
                     self._rows[name][members] = values
 
-    def to_dataset(self) -> xr.Dataset:
-        """All members, in their order."""
+    def to_dataset(self, memory: int) -> xr.Dataset:
+        """All members, in their order, in memory as they are."""
+        del memory
         import xarray as xr
 
         rows = self._rows
@@ -143,11 +141,13 @@ class Store:
         self._end = max(end, self._end)
 
     def append(self, blocks: Sequence[Block]) -> None:
-        """Add the members of these blocks that are not there yet.
+        """Find what others have appended, and add what is not there yet.
 
         Raises:
           OSError: it cannot be written; what is there stays.
         """
+        if not blocks:
+            return self.refresh()
         first = jax.process_index() == 0
         with locked(self.at) if first else contextlib.nullcontext():
             broadcast_from_process_0(0)  # the first process has the lock
@@ -172,30 +172,21 @@ class Store:
                 if first:
                     _publish(self.at)
                 broadcast_from_process_0(0)
-        self._free -= set(slots)
-        self._end = end
-        for slot, (members, _) in zip(slots, lacking, strict=True):
-            new = members[~self.finished[members]]
-            self._position[new] = slot * self._size + np.arange(len(new))
+            self._free -= set(slots)
+            self._end = end
+            for slot, (members, _) in zip(slots, lacking, strict=True):
+                new = members[~self.finished[members]]
+                self._position[new] = slot * self._size + np.arange(len(new))
 
-    def to_dataset(self) -> xr.Dataset:
-        """All members that were asked for, in their order, read where it is needed."""
-        self.refresh()
-        return select_rows(self.at, self._position, self._outputs)
-
-    def is_here(self) -> bool:
-        """Whether this process finds the very same store in its place."""
-        try:
-            found = read_header(self.at)
-        except (OSError, ValueError):
-            return False
-        return found is not None and found["id"] == self.header["id"]
+    def to_dataset(self, memory: int) -> xr.Dataset:
+        """All that were asked for, in their order; dask's arrays if they are larger."""
+        return select_rows(self.at, self._position, self._outputs, memory)
 
     def _published_end(self) -> int:
         """The number of blocks that readers see."""
         end = 0
         if jax.process_index() == 0:
-            end = _open(self.at)["checksum"].shape[0] // self._size
+            end = _array(_open(self.at), "checksum").shape[0] // self._size
         return int(broadcast_from_process_0(end))
 
     def _find(self, slots: Iterable[int]) -> None:
@@ -277,10 +268,7 @@ class Store:
         """Which of some neighbouring blocks cannot be read or are not as written."""
         if not slots:
             return []
-        bytes_each = sum(
-            array.nbytes // max(array.shape[0], 1)
-            for array in (_array(_open(self.at), name) for name in self._arrays)
-        )
+        bytes_each = _row_bytes(_open(self.at), self._arrays)
         at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._size))
         if len(slots) > at_once:
             parts = (slots[i : i + at_once] for i in range(0, len(slots), at_once))
@@ -335,7 +323,10 @@ def _create(
 ) -> None:
     import zarr
 
-    attributes = {"sweep": dict(header), "coordinates": " ".join(kinds)}
+    attributes: dict[str, Any] = {
+        "sweep": dict(header),
+        "coordinates": " ".join(kinds),
+    }
     group = zarr.open_group(
         at.target,
         mode="a",
@@ -424,6 +415,15 @@ def read_header(at: Location) -> dict[str, Any] | None:
     return None if group.metadata.consolidated_metadata is None else header
 
 
+def is_here(at: Location, header: Mapping[str, Any]) -> bool:
+    """Whether this process finds the very same store in its place."""
+    try:
+        found = read_header(at)
+    except (OSError, ValueError):
+        return False
+    return found is not None and found["id"] == header["id"]
+
+
 def update_header(at: Location, header: Mapping[str, Any]) -> None:
     """Replace what the attributes say of the sweep."""
     import zarr
@@ -439,13 +439,23 @@ def read_columns(at: Location, names: Iterable[str]) -> Rows:
 
 
 def select_rows(
-    at: Location, position: np.ndarray, outputs: Iterable[str]
+    at: Location, position: np.ndarray, outputs: Iterable[str], memory: int
 ) -> xr.Dataset:
-    """The rows of a store at these positions; where that is -1 there is none."""
+    """The rows of a store at these positions; where that is -1 there is none.
+
+    In memory, where they take no more than that many bytes; else dask's arrays.
+    """
     import xarray as xr
 
-    rows = xr.open_zarr(at.target, consolidated=True, mask_and_scale=False)
-    rows = rows[[*outputs, "diverged_at"]].drop_vars(
+    group, names = _open(at), [*outputs, "diverged_at"]
+    bytes_each = _row_bytes(group, names)
+    # Not as dask's where that need not be: its scheduler may be a cluster's, which
+    # would look for the store elsewhere.
+    chunks = None if bytes_each * len(position) <= memory else "auto"
+    rows = xr.open_zarr(
+        at.target, chunks=chunks, consolidated=True, mask_and_scale=False
+    )
+    rows = rows[names].drop_vars(
         [name for name in rows.coords if name != "output"], errors="ignore"
     )
     there = position >= 0
@@ -512,6 +522,12 @@ def _open(at: Location, mode: Any = "r") -> zarr.Group:
 
 def _array(group: zarr.Group, name: str) -> Any:
     return group[name]
+
+
+def _row_bytes(group: zarr.Group, names: Iterable[str]) -> int:
+    """The size of a member, in these arrays."""
+    arrays = (_array(group, name) for name in names)
+    return sum(x.dtype.itemsize * int(np.prod(x.shape[1:])) for x in arrays)
 
 
 def _publish(at: Location) -> None:

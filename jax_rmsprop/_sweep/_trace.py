@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np

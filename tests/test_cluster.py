@@ -1,0 +1,274 @@
+"""Sweeps on a dask cluster whose workers come, go and are killed.
+
+Scheduler and workers are processes of this machine, over loopback.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import xarray as xr
+
+from jax_rmsprop import load_sweep
+from jax_rmsprop._sweep import _cluster, _sweep
+from tests.conftest import free_port
+from tests.sweeps import GRID, bits, network, quiet, raises, square
+
+distributed = pytest.importorskip("distributed")
+
+ROOT = Path(__file__).parents[1]
+# Of killing; the minute of a whole run is for a machine with nothing else to do.
+SECONDS = float(os.environ.get("SECONDS_OF_KILLING", "15"))
+
+
+class Cluster:
+    """A scheduler and its workers, each a process."""
+
+    def __init__(self):
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self._scheduler = self._start(
+            "dask_scheduler", "--host", self.address, "--no-dashboard"
+        )
+        self.workers = []
+
+    def _start(self, command, *words):
+        code = f"from distributed.cli.{command} import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    def add_worker(self, *words):
+        """Start a worker with one thread, which nobody starts again."""
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", *words)
+        worker = self._start("dask_worker", self.address, *options)
+        self.workers.append(worker)
+        return worker
+
+    def close(self):
+        """Kill them all."""
+        for process in (*self.workers, self._scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster():
+    """A cluster without workers."""
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def client(cluster):
+    """A client of it, with two workers."""
+    cluster.add_worker()
+    cluster.add_worker()
+    with distributed.Client(cluster.address, timeout=60) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+def long_network(gamma, learning_rate, seed):
+    """So many steps that a batch takes a good part of a second."""
+    return network(gamma, learning_rate, seed, steps=10_000)["loss"][::1000]
+
+
+SEEDS = 20 + 4 * int(SECONDS)
+LONG_GRID = GRID | {"seed": range(SEEDS)}
+
+
+def test_the_bits_of_one_process(client, tmp_path, together):
+    for store in (None, tmp_path / "a.zarr"):
+        curves = quiet(network, GRID, batch_size=8, client=client, store=store)
+        assert bits(curves) == bits(together)
+        assert curves.computed == 60
+        assert curves.devices in (1, 2)
+    # What is there stays, whoever has computed it.
+    for options in ({"client": client}, {}):
+        seeds = range(4 + len(options))
+        curves = quiet(network, GRID | {"seed": seeds}, store=store, **options)
+        assert curves.computed == 15 * len(options)
+        assert bits(curves.isel(seed=slice(4))) == bits(together)
+
+
+def test_what_the_training_closes_over(client):
+    """Large data, random keys, Python values, gammas near 1."""
+    data, key = jnp.arange(100_000.0), jax.random.key(3)
+
+    def train(x, kind):
+        noise = jax.random.normal(key, (3,))
+        return {"loss": (data[: len(kind)].sum() * x + noise).astype("bfloat16")}
+
+    grid = {"x": [1.0, 2.0, 3.0], "kind": ["ab", "abcd"]}
+    assert bits(quiet(train, grid, client=client)) == bits(quiet(train, grid))
+
+
+def killing(cluster, stop):
+    """Kill the oldest worker with -9 every three seconds, and start another one."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until and not stop.wait(3):
+        worker = cluster.workers.pop(0)
+        worker.kill()
+        worker.wait()
+        cluster.add_worker()
+
+
+def test_workers_are_killed_and_join(cluster, client, tmp_path):
+    store, stop = tmp_path / "a.zarr", threading.Event()
+    cluster.add_worker()  # a third one joins
+    killer = threading.Thread(target=killing, args=(cluster, stop))
+    killer.start()
+    try:
+        curves = quiet(
+            long_network, LONG_GRID, batch_size=8, client=client, store=store
+        )
+    finally:
+        stop.set()
+        killer.join()
+    assert curves.finished.all()
+    assert len(cluster.workers) == 3
+    assert int(xr.open_zarr(store).finished.sum()) == curves.finished.size  # none twice
+    some = {"seed": [0, SEEDS - 1], "gamma": GRID["gamma"][:2]}
+    again = quiet(long_network, LONG_GRID | some, store=store)
+    assert again.computed == 0
+    assert bits(again) == bits(quiet(long_network, LONG_GRID | some, batch_size=8))
+
+
+def test_the_caller_is_killed(cluster, client, tmp_path):
+    """The same call goes on, on the same workers."""
+    store = tmp_path / "a.zarr"
+    code = (
+        "import distributed, sys\n"
+        "from tests.sweeps import quiet\n"
+        "from tests.test_cluster import LONG_GRID, long_network\n"
+        "client = distributed.Client(sys.argv[1])\n"
+        "quiet(long_network, LONG_GRID | {'seed': range(10)}, batch_size=8,\n"
+        "      client=client, store=sys.argv[2])\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, cluster.address, str(store)], cwd=ROOT
+    )
+    finished = 0
+    while finished == 0:
+        assert caller.poll() is None
+        time.sleep(0.1)
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            finished = int(load_sweep(store).finished.sum())
+    caller.kill()
+    caller.wait()
+    grid = LONG_GRID | {"seed": range(10)}
+    curves = quiet(long_network, grid, client=client, store=store)
+    assert curves.finished.all()
+    assert curves.computed < 150
+    assert int(xr.open_zarr(store).finished.sum()) == 150
+    assert bits(curves) == bits(quiet(long_network, grid, batch_size=8))
+
+
+def test_a_training_that_raises_on_a_worker(client, tmp_path):
+    def train(x):
+        # More memory than there is.
+        return {"loss": jnp.cumsum(x * jnp.ones((2**20, 2**20)), 0)[-1, -1]}
+
+    with pytest.raises(RuntimeError, match="^a worker raised ") as caught:
+        quiet(train, {"x": [1.0]}, client=client, batch_size=1, store=tmp_path / "a")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("and the same call goes on from there")
+
+
+def test_a_training_that_calls_back_cannot_be_sent(client):
+    def train(x):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return {"loss": jax.pure_callback(lambda x: x, shape, x)}
+
+    with pytest.raises(TypeError, match="^`train` cannot be sent to workers: ") as no:
+        quiet(train, {"x": [1.0]}, client=client)
+    assert "\n" not in str(no.value)
+
+
+def test_workers_without_the_stores_folder(client, tmp_path, monkeypatch, together):
+    """They send their rows, which the caller writes."""
+    make_job = _sweep.make_job
+
+    def elsewhere(*arguments):
+        return make_job(*arguments)._replace(folder=str(tmp_path / "nothing"))
+
+    monkeypatch.setattr(_sweep, "make_job", elsewhere)
+    store = tmp_path / "a.zarr"
+    curves = quiet(network, GRID, batch_size=8, client=client, store=store)
+    assert bits(curves) == bits(together)
+    assert load_sweep(store).finished.all()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_store_that_is_no_folder(client, together):
+    url = f"memory://{time.time_ns()}/a.zarr"
+    curves = quiet(network, GRID, batch_size=8, client=client, store=url)
+    assert bits(curves) == bits(together)
+    assert load_sweep(url).finished.all()
+
+
+def test_a_worker_of_another_jax(cluster, tmp_path):
+    script = tmp_path / "older.py"
+    script.write_text("import jax\njax.__version__ = '0.0.1'\n")
+    cluster.add_worker("--preload", str(script))
+    with distributed.Client(cluster.address, timeout=60) as client:
+        with pytest.raises(ValueError, match="^`client` has a worker tcp://") as caught:
+            quiet(square, {"x": [1.0]}, client=client)
+    assert str(caught.value).endswith(
+        f" with jax 0.0.1, but the caller has {jax.__version__}; what is finished is "
+        "kept"
+    )
+
+
+def test_ctrl_c(client, monkeypatch, ctrl_c):
+    """What is finished comes back, and the rest is not computed."""
+    done = _cluster.Progress.done
+
+    def interrupted(self, *arguments):
+        done(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_cluster.Progress, "done", interrupted)
+    with pytest.warns(UserWarning, match="interrupted: 8 of 60 members are finished"):
+        curves = quiet(network, GRID, batch_size=8, client=client)
+    assert int(curves.finished.sum()) == 8
+
+
+def test_bad_clients(client, monkeypatch):
+    grid = {"x": [1.0]}
+    raises(
+        TypeError,
+        "`client` must be a dask.distributed.Client that is not asynchronous, got str",
+        square,
+        grid,
+        client="tcp://127.0.0.1:8786",
+    )
+    raises(
+        ValueError,
+        "`devices` must be None with a `client`, whose own are used",
+        square,
+        grid,
+        client=client,
+        devices=jax.devices(),
+    )
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    raises(
+        ModuleNotFoundError,
+        "distributed is missing: pip install 'jax-rmsprop[cluster]'",
+        square,
+        grid,
+        client=client,
+    )
