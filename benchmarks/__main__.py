@@ -10,7 +10,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from benchmarks import airfoil, quantization, schemes, sweeps, update
+from benchmarks import airfoil, cluster, quantization, schemes, stores, sweeps, update
 
 
 def machine():
@@ -48,6 +48,8 @@ def main():
         sweeps.sizes,
         sweeps.against_torch,
         sweeps.against_hyperoptax,
+        stores.stores,
+        cluster.cluster,
     ]
     parser = argparse.ArgumentParser(description="ratios to the alternatives")
     parser.add_argument("names", nargs="*", help=", ".join(p.__name__ for p in parts))

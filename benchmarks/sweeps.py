@@ -27,7 +27,7 @@ try:
 except ImportError:
     hyperoptax = None
 
-MEMBERS = 64
+MEMBERS = 128  # a batch of what "auto" runs at most on a CPU
 
 
 def conv_network(key):
@@ -119,7 +119,7 @@ def against_loop_and_vmap():
     rows = []
     for name, train in problems().items():
         # As many as take a second: a tenth of one is mostly a program's first call.
-        members = 8 * MEMBERS if "linear" in name else MEMBERS
+        members = 4 * MEMBERS if "linear" in name else MEMBERS
         points = grid(members)
         alone, together = jax.jit(train), jax.jit(jax.vmap(train))
 
@@ -165,17 +165,27 @@ def against_loop_and_vmap():
             ),
         ]
     return table(
-        f"A sweep of {MEMBERS} members ({8 * MEMBERS} for the regression), running",
+        f"A sweep of {MEMBERS} members ({4 * MEMBERS} for the regression), running",
         rows,
     )
+
+
+def textbook():
+    """The training of the textbook's chapter."""
+    data = airfoil_data()
+
+    def train(gamma, seed):
+        return {"loss": example.train(seed, data, example.concise(gamma=gamma))}
+
+    return train
 
 
 def sizes():
     """What "auto" costs over the best fixed batch size."""
     rows = []
     points = grid()
-    for name, train in problems().items():
-        fixed = {n: swept(train, points, batch_size=n) for n in (1, 8, 16, 64)}
+    for name, train in (problems() | {"the textbook's training": textbook()}).items():
+        fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 16, 64, 128)}
         seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=5, warm=0)
         best = min(fixed, key=lambda n: seconds[n])
         rows += [
@@ -197,11 +207,7 @@ def against_torch(members=512):
     """The textbook's training: a sweep of it, and PyTorch's one after another."""
     if torch is None:
         return table("Against PyTorch", [("PyTorch is not installed", "", "")])
-    data = airfoil_data()
-
-    def train(gamma, seed):
-        return {"loss": example.train(seed, data, example.concise(gamma=gamma))}
-
+    data, train = airfoil_data(), textbook()
     seconds = medians_of(
         {
             "torch": timed(lambda: torch_loop(data)),

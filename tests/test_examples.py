@@ -231,3 +231,23 @@ def test_sweep_many_hosts(tmp_path):
         found.append(re.search(r"best loss: .*", first).group(0))
         assert (tmp_path / "picture.png").exists()
     assert found[0] == found[1]
+
+
+def test_sweep_on_a_cluster(run, tmp_path):
+    pytest.importorskip("distributed")
+    words = ["--epochs", "1", "--store", str(tmp_path / "a.zarr"), "--points"]
+    assert "8 trainings on" in run("sweep_on_a_cluster", *words, "8")
+    printed = run("sweep_on_a_cluster", *words, "16")
+    assert "8 trainings on" in printed  # the first eight are there
+    assert "16 members, 0 diverged" in printed
+
+
+def test_successive_halving(run):
+    """A point as good as the grid's best, with at most a third of the steps."""
+    printed = run("successive_halving")
+    share = int(re.search(r"(\d+)% of the grid's steps", printed).group(1))
+    ours = float(re.search(r"halving: loss ([\d.]+)", printed).group(1))
+    theirs = re.search(r"the grid: loss ([\d.]+) \(([\d.]+) to ([\d.]+)", printed)
+    best, low, high = map(float, theirs.groups())
+    assert share <= 33
+    assert best <= ours <= best + (high - low)

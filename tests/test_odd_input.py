@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from jax_rmsprop import (
     conventions,
     diagnose,
+    linear,
     load_sweep,
+    log,
     log_one_minus,
     plotting,
+    points,
     population,
     rmsprop,
     scale_by_rmsprop,
@@ -217,12 +220,17 @@ def test_axes_of_a_sweep(axis, zipped):
             plt.close("all")
 
 
-@given(name=st.sampled_from(["train", "grid", "batch_size", "devices", "store"]), x=odd)
+@given(
+    name=st.sampled_from(["train", "grid", "batch_size", "devices", "store", "client"]),
+    x=odd,
+)
 def test_arguments_of_a_sweep(name, x, tmp_path_factory):
     values = {"train": train, "grid": {"x": [1.0]}, "progress": False}
     if name == "store" and isinstance(x, str | bytes):
         return  # a name is a folder of that name
-    with in_one_line(name, "grid", "train"):
+    if name == "client" and x is None:
+        return  # none
+    with in_one_line(name, "grid", "train", "a"):
         sweep(**(values | {name: x}))
 
 
@@ -234,9 +242,24 @@ def test_arguments_of_a_loaded_sweep(x):
 
 
 @given(low=odd, high=odd, num=odd)
-def test_arguments_of_log_one_minus(low, high, num):
+def test_arguments_of_ranges(low, high, num):
+    for make in (linear, log, log_one_minus):
+        with in_one_line():
+            make(low, high, num)
+
+
+@given(
+    space=st.one_of(odd, st.dictionaries(st.sampled_from(["gamma", "x"]), axes)),
+    n=odd,
+    method=odd,
+    seed=odd,
+)
+def test_arguments_of_points(space, n, method, seed):
     with in_one_line():
-        log_one_minus(low, high, num)
+        points(space, 4)
+    for arguments in ({"n": n}, {"method": method}, {"seed": seed}):
+        with in_one_line():
+            points({"x": linear(0, 1)}, **({"n": 4} | arguments))
 
 
 @given(

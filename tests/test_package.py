@@ -82,7 +82,10 @@ def test_readme_shows_the_table_of_conventions(capsys):
 CORE = {"jax", "numpy", "optax", "jax_rmsprop"} | sys.stdlib_module_names
 # What an extra installs, by where it may be imported: inside functions only.
 EXTRAS = {
-    "_sweep": {"dask", "fsspec", "pandas", "psutil", "tqdm", "xarray", "zarr"},
+    "_sweep": {
+        *("dask", "distributed", "fsspec", "pandas", "psutil"),
+        *("scipy", "tqdm", "xarray", "zarr"),
+    },
     "plotting.py": {"matplotlib", "xarray"},
 }
 
@@ -134,7 +137,7 @@ UNSTABLE = {
         "tests/test_compiled.py",
         "from jax.experimental import topologies  # noqa: E402",
     ): ("nothing public describes an accelerator that is not here"),
-    ("tests/test_sweep.py", "from jax.experimental import pallas as pl"): (
+    ("tests/test_trace.py", "from jax.experimental import pallas as pl"): (
         "Pallas has no other name, and people train with it"
     ),
 }

@@ -126,7 +126,9 @@ def make_job(
         arrays |= {id(x): x for x in consts}
         where = [list(arrays).index(id(x)) for x in consts]
         programs.append((_exported(each, size, platform), where))
-    is_folder = isinstance(table, Store) and table.at.folder is not None
+    folder, header = None, {}
+    if isinstance(table, Store) and table.at.folder is not None:
+        folder, header = table.at.target, table.header
     return Job(
         uuid.uuid4().hex,
         size,
@@ -134,8 +136,8 @@ def make_job(
         programs,
         [np.asarray(_plain(x)) for x in arrays.values()],
         {name: (x.shape, str(x.dtype)) for name, x in outputs.items()},
-        table.at.target if is_folder else None,
-        table.header if is_folder else {},
+        folder,
+        header,
         members,
     )
 
@@ -157,7 +159,7 @@ def run_on_cluster(
       ValueError: a worker has other versions; it is named.
       OSError: the store cannot be written.
     """
-    import dask
+    import dask.config
     import distributed
 
     began = time.perf_counter()
@@ -325,7 +327,7 @@ def check_worker(versions: Mapping[str, Any]) -> None:
 
 
 def _x64() -> dict[str, Any]:
-    return {"jax_enable_x64": bool(jax.config.jax_enable_x64)}
+    return {"jax_enable_x64": jax.config.read("jax_enable_x64")}
 
 
 def _address() -> str:

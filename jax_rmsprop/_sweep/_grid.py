@@ -147,7 +147,7 @@ class Grid:
         number, _ = index.factorize()
         first = np.flatnonzero(~index.duplicated())
         columns = {name: labels[first] for name, labels in columns.items()}
-        return Members(columns, self.kinds, index[first]), number
+        return Members(columns, self.kinds, index.take(first)), number
 
     def combinations(self) -> list[Combination]:
         """The members, by the program that they share."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -12,6 +12,12 @@ import numpy as np
 from jax_rmsprop._validate import check_int, short_repr
 
 _METHODS = ("sobol", "random", "latin")
+# What the ends of a range may be on each scale; beyond 1e300 a float64 may overflow.
+_ENDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "linear": ("a finite number", lambda x: -1e300 < x < 1e300),
+    "log": ("above 0 and finite", lambda x: 1e-300 < x < 1e300),
+    "log_one_minus": ("in [0, 1)", lambda x: 0 <= x < 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +87,7 @@ def log_one_minus(low: float, high: float, num: int | None = None) -> Any:
     References:
       [Zhang et al., Dive into Deep Learning](https://d2l.ai/chapter_optimization/rmsprop.html)
     """
-    for name, value in (("low", low), ("high", high)):
-        if not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be in [0, 1), got {short_repr(value)}")
-    return _range_or_grid(Range(float(low), float(high), "log_one_minus"), num)
+    return _range_or_grid("log_one_minus", low, high, num)
 
 
 @overload
@@ -118,12 +121,7 @@ def log(low: float, high: float, num: int | None = None) -> Any:
     References:
       [numpy.geomspace](https://numpy.org/doc/stable/reference/generated/numpy.geomspace.html)
     """
-    for name, value in (("low", low), ("high", high)):
-        if not 0 < value < np.inf:
-            raise ValueError(
-                f"`{name}` must be above 0 and finite, got {short_repr(value)}"
-            )
-    return _range_or_grid(Range(float(low), float(high), "log"), num)
+    return _range_or_grid("log", low, high, num)
 
 
 @overload
@@ -157,18 +155,23 @@ def linear(low: float, high: float, num: int | None = None) -> Any:
     References:
       [numpy.linspace](https://numpy.org/doc/stable/reference/generated/numpy.linspace.html)
     """
+    return _range_or_grid("linear", low, high, num)
+
+
+def _range_or_grid(scale: str, low: Any, high: Any, num: int | None) -> Any:
+    allowed, is_allowed = _ENDS[scale]
     for name, value in (("low", low), ("high", high)):
-        if not np.isfinite(value):
-            raise ValueError(f"`{name}` must be finite, got {short_repr(value)}")
-    return _range_or_grid(Range(float(low), float(high), "linear"), num)
-
-
-def _range_or_grid(values: Range, num: int | None) -> Any:
+        message = f"`{name}` must be {allowed}, got {short_repr(value)}"
+        if not isinstance(value, float | int | np.number):
+            raise TypeError(message)
+        if np.iscomplexobj(value) or not is_allowed(value):
+            raise ValueError(message)
+    values = Range(float(low), float(high), scale)
     return values if num is None else values.grid(check_int("num", num, low=2))
 
 
 def points(
-    space: Any, n: int, *, method: str = "sobol", seed: int = 0
+    space: Mapping[str, Any], n: int, *, method: str = "sobol", seed: int = 0
 ) -> dict[str, Any]:
     r"""Points spread over a space of hyperparameters, for a zipped `sweep`.
 
@@ -212,19 +215,13 @@ def points(
     """
     from scipy.stats import qmc
 
-    if not isinstance(space, Mapping) or not space:
-        raise TypeError(
-            "`space` must map the name of at least one axis to a range or to values, "
-            f"got {short_repr(space)}"
-        )
+    _check_space(space)
     if method not in _METHODS:
         raise ValueError(
             f"`method` must be one of {', '.join(_METHODS)}, got {short_repr(method)}"
         )
     count = check_int("n", n, low=1)
     random = np.random.default_rng(check_int("seed", seed, low=0))
-    for name, values in space.items():
-        _check_values(name, values)
     if method == "random":
         cube = random.random((count, len(space)))
     else:
@@ -239,17 +236,23 @@ def points(
     }
 
 
-def _check_values(name: str, values: Any) -> None:
-    if isinstance(values, Range):
-        return
-    is_array = hasattr(values, "__array__") and np.ndim(values) == 1
-    if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
+def _check_space(space: Any) -> None:
+    if not isinstance(space, Mapping) or not space:
         raise TypeError(
-            f"`{name}` must be a range, such as log(1e-4, 1), or a sequence of values, "
-            f"got {short_repr(values)}"
+            "`space` must map the name of at least one axis to a range or to values, "
+            f"got {short_repr(space)}"
         )
-    if len(values) == 0:
-        raise ValueError(f"`{name}` must have at least one value, got none")
+    for name, values in space.items():
+        if isinstance(values, Range):
+            continue
+        is_array = hasattr(values, "__array__") and np.ndim(values) == 1
+        if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
+            raise TypeError(
+                f"`{name}` must be a range, such as log(1e-4, 1), or a sequence of "
+                f"values, got {short_repr(values)}"
+            )
+        if len(values) == 0:
+            raise ValueError(f"`{name}` must have at least one value, got none")
 
 
 def _take(values: Any, fraction: np.ndarray) -> Any:

@@ -70,6 +70,10 @@ if TYPE_CHECKING:
     StoreLike = str | os.PathLike[str] | zarr.abc.store.Store
 
 
+# How often to compute again what others may have written over, where nothing is locked.
+_ATTEMPTS = 5
+
+
 def sweep(
     train: Callable[..., Any],
     grid: Mapping[str, Any],
@@ -249,14 +253,20 @@ def _sweep(
             table = _open_store(at, header, batch_size, choose, members, outputs)
             size = table.header["batch_size"]
         seen.there(int(table.finished.sum()))
-        tasks = split_missing(table.finished, combinations, number, size)
         used = mesh.size
-        if client is None or not tasks:
-            run_tasks(tasks, size, programs, table, seen)
-        else:
-            versions = versions_of(mesh.devices.flat[0])
-            job = make_job(traced, size, versions, table, members, outputs)
-            used = run_on_cluster(client, tasks, job, table, seen)
+        for _ in range(_ATTEMPTS):
+            tasks = split_missing(table.finished, combinations, number, size)
+            if not tasks or seen.stopped:
+                break
+            if client is None:
+                run_tasks(tasks, size, programs, table, seen)
+            else:
+                versions = versions_of(mesh.devices.flat[0])
+                job = make_job(traced, size, versions, table, members, outputs)
+                used = run_on_cluster(client, tasks, job, table, seen)
+            if isinstance(table, Store) and table.at.folder is None:
+                # Nothing was locked: what two have written into one place is damaged.
+                table = Store(table.at, table.header, members, outputs)
     if seen.stopped and not table.finished.any():
         raise KeyboardInterrupt  # before anything ran
     curves = _to_grid(

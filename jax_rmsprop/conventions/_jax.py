@@ -39,6 +39,7 @@ def optax(
       https://github.com/google-deepmind/optax/blob/v0.2.8/optax/_src/alias.py
     """
     scale = _validate.check_scalar("initial_scale", initial_scale)
+    bias_correction = _validate.check_bool("bias_correction", bias_correction)
     optimizer = rmsprop_of(
         "optax",
         learning_rate=learning_rate,
