@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import threading
 import uuid
 import warnings
 import zlib
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     import xarray as xr
     import zarr
 
-# Of what is checked at once.
-_BYTES_AT_ONCE = 64_000_000
+# Of what is checked, or read by dask, at once.
+_BYTES_AT_ONCE = 16_000_000
+_publishing = threading.Lock()
 
 
 class Block(NamedTuple):
@@ -123,11 +125,14 @@ class Store:
         self._end, self._free = 0, set[int]()
         end = self._published_end()
         damaged = np.zeros(end, bool)
-        if check and jax.process_index() == 0:
-            damaged[self._give_up_damaged(end)] = True
-        self._free = set(np.flatnonzero(broadcast_from_process_0(damaged)).tolist())
-        self._find([s for s in range(end) if s not in self._free])
-        self._end = end
+        check &= jax.process_index() == 0
+        if check:
+            damaged[self._check(range(end))] = True
+            self._give_up(np.flatnonzero(damaged).tolist())
+        damaged = broadcast_from_process_0(damaged)
+        if not check:
+            self._find(np.flatnonzero(~damaged).tolist())
+        self._end, self._free = end, set(np.flatnonzero(damaged).tolist())
 
     @property
     def finished(self) -> np.ndarray:
@@ -190,14 +195,18 @@ class Store:
         return int(broadcast_from_process_0(end))
 
     def _find(self, slots: Iterable[int]) -> None:
-        """Note where the members that were asked for are, among these blocks."""
+        """Find the members that were asked for among these blocks."""
         for run in _runs(list(slots)):
-            rows = self._read([*self._members.kinds, "finished"], run)
-            found = self._members.locate(rows)
-            row = run[0] * self._size + np.arange(len(found))
-            new = (found >= 0) & rows["finished"]
-            new[new] = ~self.finished[found[new]]
-            self._position[found[new]] = row[new]
+            self._note(run, self._read([*self._members.kinds, "finished"], run))
+
+    def _note(self, slots: Sequence[int], rows: Rows) -> None:
+        """Note where members are that were asked for; of equal ones the first."""
+        found = self._members.locate(rows)
+        new = (found >= 0) & rows["finished"]
+        new[new] = ~self.finished[found[new]]
+        row = np.repeat(slots, self._size) * self._size
+        row += np.tile(np.arange(self._size), len(slots))
+        self._position[found[new]] = row[new]
 
     def _find_refilled(self) -> None:
         """Take blocks that were damaged from others, who have used their place."""
@@ -251,40 +260,43 @@ class Store:
         results = _result_arrays(self._outputs)
         return [*self._members.kinds, *results, "finished", "checksum"]
 
-    def _give_up_damaged(self, end: int) -> list[int]:
-        """Find the damaged blocks; no reader shall take them for finished."""
-        damaged = self._damaged(range(end))
+    def _give_up(self, damaged: list[int]) -> None:
+        """Let no reader take damaged blocks for finished."""
         if damaged:
             with locked(self.at), contextlib.suppress(OSError):
-                damaged = [s for s in damaged if self._damaged([s])]
                 group = _open(self.at, "r+")
-                for slot in damaged:
+                for slot in self._check(damaged):  # nobody has mended it meanwhile
                     where = slice(slot * self._size, (slot + 1) * self._size)
                     _array(group, "finished")[where] = False
                     _array(group, "checksum")[where] = 0
-        return damaged
 
-    def _damaged(self, slots: Sequence[int]) -> list[int]:
-        """Which of some neighbouring blocks cannot be read or are not as written."""
-        if not slots:
-            return []
+    def _check(self, slots: Sequence[int]) -> list[int]:
+        """Find the members in the blocks that are whole, and return the others."""
         bytes_each = _row_bytes(_open(self.at), self._arrays)
         at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._size))
-        if len(slots) > at_once:
-            parts = (slots[i : i + at_once] for i in range(0, len(slots), at_once))
-            return [slot for part in parts for slot in self._damaged(part)]
+        damaged: list[int] = []
+        for run in _runs(slots):
+            for i in range(0, len(run), at_once):
+                damaged += self._check_at_once(run[i : i + at_once])
+        return damaged
+
+    def _check_at_once(self, slots: list[int]) -> list[int]:
+        """The same of few and neighbouring blocks."""
         try:
             rows = self._read(self._arrays, slots)
         except Exception:  # noqa: BLE001 - each codec has its own, and all mean the same
-            if len(slots) == 1:
-                return list(slots)
             half = len(slots) // 2
-            return self._damaged(slots[:half]) + self._damaged(slots[half:])
-        finished, expected = rows.pop("finished"), rows.pop("checksum")
-        right = expected == np.where(finished, checksums(rows), 0)
-        right = right.reshape(len(slots), self._size).all(1)
-        right &= finished.reshape(len(slots), self._size).any(1)
-        return [slot for slot, good in zip(slots, right, strict=True) if not good]
+            if not half:
+                return slots
+            return self._check_at_once(slots[:half]) + self._check_at_once(slots[half:])
+        expected = rows.pop("checksum")
+        finished = rows.pop("finished")
+        whole = expected == np.where(finished, checksums(rows), 0)
+        whole = whole.reshape(-1, self._size).all(1)
+        whole &= finished.reshape(-1, self._size).any(1)
+        finished &= np.repeat(whole, self._size)
+        self._note(slots, rows | {"finished": finished})
+        return [slot for slot, good in zip(slots, whole, strict=True) if not good]
 
 
 def create(
@@ -451,7 +463,10 @@ def select_rows(
     bytes_each = _row_bytes(group, names)
     # Not as dask's where that need not be: its scheduler may be a cluster's, which
     # would look for the store elsewhere.
-    chunks = None if bytes_each * len(position) <= memory else "auto"
+    chunks = None
+    if bytes_each * len(position) > memory:
+        block = _array(group, "checksum").chunks[0]
+        chunks = {"member": block * max(1, _BYTES_AT_ONCE // (bytes_each * block))}
     rows = xr.open_zarr(
         at.target, chunks=chunks, consolidated=True, mask_and_scale=False
     )
@@ -466,7 +481,9 @@ def select_rows(
         rows = rows.isel(member=slice(int(position[0]), int(position[-1]) + 1))
     else:
         rows = rows.isel(member=np.where(there, position, 0))
-    return rows.assign(finished=("member", there)).assign_coords(output=list(outputs))
+    rows = rows.assign(finished=("member", there))
+    rows = rows.assign_coords(output=list(outputs))
+    return rows.load() if chunks is None else rows
 
 
 def dimensions(outputs: OutputSpecs) -> dict[str, tuple[str, ...]]:
@@ -534,7 +551,8 @@ def _publish(at: Location) -> None:
     """Let readers see all there is: one file with all arrays' lengths is replaced."""
     import zarr
 
-    with warnings.catch_warnings():
+    # What warnings are caught is one for all threads.
+    with _publishing, warnings.catch_warnings():
         # That the metadata of a group in one file are zarr's and xarray's, and not yet
         # of the format's text.
         warnings.filterwarnings("ignore", "Consolidated metadata")
