@@ -186,7 +186,7 @@ def sizes():
     points = grid()
     for name, train in (problems() | {"the textbook's training": textbook()}).items():
         fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 16, 64, 128)}
-        seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=5, warm=0)
+        seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=3, warm=0)
         best = min(fixed, key=lambda n: seconds[n])
         rows += [
             (

@@ -104,6 +104,7 @@ def run(
     size=4,
     die=0,
     grid=GRID,
+    train=network,
 ):
     """Sweep in this process, which may be one of several, and send the results' bits.
 
@@ -115,7 +116,7 @@ def run(
     _run.SECONDS_BETWEEN_APPENDS = 0
     if die:
         die_at(die)
-    curves = sweep(network, grid, store=store, batch_size=size, progress=False)
+    curves = sweep(train, grid, store=store, batch_size=size, progress=False)
     answer.send((bits(curves), int(curves.finished.sum())))
     if processes > 1:
         jax.distributed.shutdown()  # together; a fork ends without what is registered

@@ -26,7 +26,7 @@ distributed = pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parents[1]
 # Of killing; the minute of a whole run is for a machine with nothing else to do.
-SECONDS = float(os.environ.get("SECONDS_OF_KILLING", "15"))
+SECONDS = float(os.environ.get("SECONDS_OF_KILLING", "10"))
 
 
 class Cluster:

@@ -205,7 +205,7 @@ def sweep(
     if batch_size != "auto":
         check_int("batch_size", batch_size, low=1)
     if client is not None:
-        require_extra("cluster", "distributed")
+        require_extra("cluster", "distributed", "flatbuffers")
         check_client(client, devices)
     mesh = make_mesh(devices)
     check_signature(train, tuple(points.axes))
