@@ -215,10 +215,10 @@ def start():
 
     running = []
 
-    def start(store, **options):
+    def start(*arguments, target=run, **options):
         answer, theirs = forks().Pipe(duplex=False)
         process = forks().Process(
-            target=run, args=(theirs, store), kwargs=options, daemon=True
+            target=target, args=(theirs, *arguments), kwargs=options, daemon=True
         )
         process.start()
         theirs.close()

@@ -104,7 +104,6 @@ def run(
     size=4,
     die=0,
     grid=GRID,
-    train=network,
 ):
     """Sweep in this process, which may be one of several, and send the results' bits.
 
@@ -116,10 +115,21 @@ def run(
     _run.SECONDS_BETWEEN_APPENDS = 0
     if die:
         die_at(die)
-    curves = sweep(train, grid, store=store, batch_size=size, progress=False)
+    curves = sweep(network, grid, store=store, batch_size=size, progress=False)
     answer.send((bits(curves), int(curves.finished.sum())))
     if processes > 1:
         jax.distributed.shutdown()  # together; a fork ends without what is registered
+
+
+def run_together(answer, barrier, calls):
+    """Sweep again and again, each time as another process does; send all bits."""
+    _run.SECONDS_BETWEEN_APPENDS = 0
+    found = []
+    for store, x in calls:
+        barrier.wait()
+        curves = quiet(square, {"x": x}, batch_size=4, store=store)
+        found.append((bits(curves), int(curves.finished.sum())))
+    answer.send(found)
 
 
 def die_at(number):

@@ -63,22 +63,32 @@ class Cluster:
             process.wait()
 
 
-@pytest.fixture
-def cluster():
-    """A cluster without workers."""
+@contextlib.contextmanager
+def two_workers():
+    """A cluster of two workers, and a client of it."""
     cluster = Cluster()
-    yield cluster
-    cluster.close()
+    try:
+        cluster.add_worker()
+        cluster.add_worker()
+        with distributed.Client(cluster.address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+            yield cluster, client
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client of workers that nobody kills."""
+    with two_workers() as (_, client):
+        yield client
 
 
 @pytest.fixture
-def client(cluster):
-    """A client of it, with two workers."""
-    cluster.add_worker()
-    cluster.add_worker()
-    with distributed.Client(cluster.address, timeout=60) as client:
-        client.wait_for_workers(2, timeout=60)
-        yield client
+def own():
+    """A cluster of one test's own, and its client."""
+    with two_workers() as both:
+        yield both
 
 
 def long_network(gamma, learning_rate, seed):
@@ -126,7 +136,8 @@ def killing(cluster, stop):
         cluster.add_worker()
 
 
-def test_workers_are_killed_and_join(cluster, client, tmp_path):
+def test_workers_are_killed_and_join(own, tmp_path):
+    cluster, client = own
     store, stop = tmp_path / "a.zarr", threading.Event()
     cluster.add_worker()  # a third one joins
     killer = threading.Thread(target=killing, args=(cluster, stop))
@@ -147,8 +158,9 @@ def test_workers_are_killed_and_join(cluster, client, tmp_path):
     assert bits(again) == bits(quiet(long_network, LONG_GRID | some, batch_size=8))
 
 
-def test_the_caller_is_killed(cluster, client, tmp_path):
+def test_the_caller_is_killed(own, tmp_path):
     """The same call goes on, on the same workers."""
+    cluster, client = own
     store = tmp_path / "a.zarr"
     code = (
         "import distributed, sys\n"
@@ -220,14 +232,18 @@ def test_a_store_that_is_no_folder(client, together):
     assert load_sweep(url).finished.all()
 
 
-def test_a_worker_of_another_jax(cluster, tmp_path):
+def test_a_worker_of_another_jax(tmp_path):
     script = tmp_path / "older.py"
     script.write_text("import jax\njax.__version__ = '0.0.1'\n")
-    cluster.add_worker("--preload", str(script))
-    with distributed.Client(cluster.address, timeout=60) as client:
-        with pytest.raises(ValueError, match="^`client` has a worker tcp://") as caught:
-            quiet(square, {"x": [1.0]}, client=client)
-    assert str(caught.value).endswith(
+    cluster = Cluster()
+    try:
+        cluster.add_worker("--preload", str(script))
+        with distributed.Client(cluster.address, timeout=60) as client:
+            with pytest.raises(ValueError, match="^`client` has a worker tcp://") as no:
+                quiet(square, {"x": [1.0]}, client=client)
+    finally:
+        cluster.close()
+    assert str(no.value).endswith(
         f" with jax 0.0.1, but the caller has {jax.__version__}; what is finished is "
         "kept"
     )

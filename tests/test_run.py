@@ -18,10 +18,12 @@ from tests.sweeps import (
     GRID,
     bits,
     chunks,
+    forks,
     interrupt_after,
     network,
     quiet,
     result,
+    run_together,
     square,
 )
 
@@ -156,15 +158,24 @@ def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
 
 def test_two_calls_at_once_twenty_times_over(tmp_path, start):
     """Of the same grid, and every other time of two that overlap."""
-    grids = [{"x": np.arange(40.0)}, {"x": np.arange(20.0, 60.0)}]
-    expected = [(bits(quiet(square, grid, batch_size=4)), 40) for grid in grids]
-    for time in range(20):
-        store, which = tmp_path / str(time), (0, time % 2)
-        both = [start(store, grid=grids[i], train=square) for i in which]
-        assert [result(*each) for each in both] == [expected[i] for i in which]
+    grids = [np.arange(40.0), np.arange(20.0, 60.0)]
+    expected = [(bits(quiet(square, {"x": x}, batch_size=4)), 40) for x in grids]
+    stores, barrier = [tmp_path / str(n) for n in range(20)], forks().Barrier(2)
+    which = [0] * 20, [0, 1] * 10
+    both = [
+        start(
+            barrier,
+            [(store, grids[i]) for store, i in zip(stores, each, strict=True)],
+            target=run_together,
+        )
+        for each in which
+    ]
+    for call, each in zip(both, which, strict=True):
+        assert result(*call) == [expected[i] for i in each]
+    for n, store in enumerate(stores):
         finished = xr.open_zarr(store).finished
-        assert int(finished.sum()) == (60 if time % 2 else 40)  # none twice
-    assert {p.name for p in tmp_path.iterdir()} == {str(n) for n in range(20)}
+        assert int(finished.sum()) == (60 if n % 2 else 40)  # none twice
+    assert sorted(tmp_path.iterdir()) == sorted(stores)
 
 
 READER = """
