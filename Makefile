@@ -44,7 +44,7 @@ docs: .venv/ready  ## pages from the docstrings, in docs/api
 pictures: .venv/ready  ## draw again the pictures that the README shows
 	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \
 	  port_from_pytorch low_precision_state population_training \
-	  eps_and_the_loss; do \
+	  eps_and_the_loss successive_halving; do \
 	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
 	done
 

@@ -183,8 +183,9 @@ def textbook():
 def sizes():
     """What "auto" costs over the best fixed batch size."""
     rows = []
-    points = grid()
     for name, train in (problems() | {"the textbook's training": textbook()}).items():
+        # As above, no less than a few tenths of a second.
+        points = grid(MEMBERS if "network" in name else 8 * MEMBERS)
         fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 16, 64, 128)}
         seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=3, warm=0)
         best = min(fixed, key=lambda n: seconds[n])
@@ -200,7 +201,10 @@ def sizes():
                 "",
             ),
         ]
-    return table(f'batch_size="auto" on {MEMBERS} members, running', rows)
+    return table(
+        f'batch_size="auto" on {MEMBERS} members ({8 * MEMBERS} if linear), running',
+        rows,
+    )
 
 
 def against_torch(members=512):
