@@ -254,24 +254,23 @@ def _sweep(
             size = table.header["batch_size"]
         seen.there(int(table.finished.sum()))
         used = mesh.size
-        for _ in range(_ATTEMPTS):
+        attempts = 0
+        while True:
             tasks = split_missing(table.finished, combinations, number, size)
-            if not tasks or seen.stopped:
-                break
-            if client is None:
+            if seen.stopped:
+                tasks = []
+            if tasks and client is None:
                 run_tasks(tasks, size, programs, table, seen)
-            else:
+            elif tasks and client is not None:
                 versions = versions_of(mesh.devices.flat[0])
                 job = make_job(traced, size, versions, table, members, outputs)
                 used = run_on_cluster(client, tasks, job, table, seen)
-            if isinstance(table, Store) and table.at.folder is None:
-                # Nothing was locked: what two have written into one place is damaged.
-                table = Store(table.at, table.header, members, outputs)
+            rows, attempts = table.to_dataset(free_memory() // 4), attempts + 1
+            if not tasks or attempts == _ATTEMPTS or not table.was_written_over():
+                break
     if seen.stopped and not table.finished.any():
         raise KeyboardInterrupt  # before anything ran
-    curves = _to_grid(
-        table.to_dataset(free_memory() // 4), number, points, list(outputs)
-    )
+    curves = _to_grid(rows, number, points, list(outputs))
     missing = int((~table.finished).sum())
     if missing:
         again = "" if at is None else ", and the same call computes them"
