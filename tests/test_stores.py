@@ -4,7 +4,6 @@ What a store promises is tested on folders (test_sweep); here, that it holds whe
 nothing can be locked or renamed.
 """
 
-import threading
 import uuid
 
 import jax
@@ -131,27 +130,6 @@ def test_it_grows_and_refuses_another_sweep(store):
     with pytest.raises(ValueError, match="holds another sweep: its `train` is") as no:
         quiet(lambda x: {"loss": x + 1}, {"x": [1.0]}, store=store)
     assert str(no.value).startswith(f"`store` {_location.locate(store).name} holds")
-
-
-def test_two_calls_at_once_where_nothing_is_locked(monkeypatch):
-    """They may write over each other, notice it, and compute that again."""
-    monkeypatch.setattr(_run, "SECONDS_BETWEEN_APPENDS", 0)
-    store, seeds = MemoryStore(), {}
-    expected = quiet(network, GRID, batch_size=8)
-    grids = [GRID | {"seed": [0, 1, 2]}, GRID | {"seed": [1, 2, 3]}]
-
-    def call(i):
-        seeds[i] = quiet(network, grids[i], batch_size=8, store=store, devices=ONE)
-
-    quiet(network, GRID | {"seed": [0]}, batch_size=8, store=store)
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, curves in seeds.items():
-        assert bits(curves) == bits(expected.isel(seed=grids[i]["seed"]))
-    assert len(seeds) == 2
 
 
 def test_something_else_is_refused(store):

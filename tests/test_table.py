@@ -421,6 +421,20 @@ def test_a_store_of_the_version_before(tmp_path):
         load_sweep(tmp_path / "old")
 
 
+def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):
+    """Between two looks at its folder another process moves it there."""
+    store, opened = tmp_path / "sweep.zarr", zarr.open_group
+
+    def too_early(*arguments, **options):
+        monkeypatch.setattr(zarr, "open_group", opened)
+        quiet(square, {"x": [1.0]}, store=store)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(zarr, "open_group", too_early)
+    curves = quiet(square, {"x": [1.0, 2.0]}, store=store)
+    assert curves.computed == 1
+
+
 def test_two_make_the_same_store(tmp_path, monkeypatch):
     """The first one stays; nothing that another wrote is deleted."""
     store, create = tmp_path / "sweep.zarr", _table.create

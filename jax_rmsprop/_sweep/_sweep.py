@@ -70,10 +70,6 @@ if TYPE_CHECKING:
     StoreLike = str | os.PathLike[str] | zarr.abc.store.Store
 
 
-# How often to compute again what others may have written over, where nothing is locked.
-_ATTEMPTS = 5
-
-
 def sweep(
     train: Callable[..., Any],
     grid: Mapping[str, Any],
@@ -254,22 +250,16 @@ def _sweep(
             size = table.header["batch_size"]
         seen.there(int(table.finished.sum()))
         used = mesh.size
-        attempts = 0
-        while True:
-            tasks = split_missing(table.finished, combinations, number, size)
-            if seen.stopped:
-                tasks = []
-            if tasks and client is None:
-                run_tasks(tasks, size, programs, table, seen)
-            elif tasks and client is not None:
-                versions = versions_of(mesh.devices.flat[0])
-                job = make_job(traced, size, versions, table, members, outputs)
-                used = run_on_cluster(client, tasks, job, table, seen)
-            rows, attempts = table.to_dataset(free_memory() // 4), attempts + 1
-            if not tasks or attempts == _ATTEMPTS or not table.was_written_over():
-                break
+        tasks = split_missing(table.finished, combinations, number, size)
+        if client is None or not tasks:
+            run_tasks(tasks, size, programs, table, seen)
+        else:
+            versions = versions_of(mesh.devices.flat[0])
+            job = make_job(traced, size, versions, table, members, outputs)
+            used = run_on_cluster(client, tasks, job, table, seen)
     if seen.stopped and not table.finished.any():
         raise KeyboardInterrupt  # before anything ran
+    rows = table.to_dataset(free_memory() // 4)
     curves = _to_grid(rows, number, points, list(outputs))
     missing = int((~table.finished).sum())
     if missing:
