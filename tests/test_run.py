@@ -181,6 +181,7 @@ def test_two_calls_at_once_twenty_times_over(tmp_path, start):
 READER = """
 import sys, numpy as np, xarray as xr
 from jax_rmsprop._sweep._table import checksums
+print("ready", flush=True)
 seen = set()
 while max(seen, default=0) < 60:
     try:
@@ -201,6 +202,7 @@ def test_a_reader_sees_whole_rows_only(tmp_path, start):
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(store)], stdout=subprocess.PIPE, text=True
     )
+    assert reader.stdout.readline() == "ready\n"
     for seeds in (1, 2, 3, 4):
         result(*start(store, size=1, grid=GRID | {"seed": range(seeds)}))
     seen, _ = reader.communicate(timeout=120)
