@@ -508,8 +508,8 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     """Each member's bytes; of a text its CRC-32."""
     if array.dtype.kind in "OT":
         array = np.array([zlib.crc32(str(x).encode()) for x in array], np.uint32)
-    array = np.ascontiguousarray(array).reshape(len(array), -1)
-    return array.view(np.uint8).reshape(len(array), -1)
+    numbers = int(np.prod(array.shape[1:]))
+    return np.ascontiguousarray(array).reshape(len(array), numbers).view(np.uint8)
 
 
 def _result_arrays(
