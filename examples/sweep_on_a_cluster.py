@@ -12,11 +12,9 @@ Workers may join, leave and be killed. Started again, with more points if you li
 goes on from what is in the folder.
 """
 
-import argparse
-
 import matplotlib.pyplot as plt
 import numpy as np
-from common import save
+from common import arguments, save
 from distributed import Client, LocalCluster
 from gamma_sweep import problem, training
 
@@ -52,12 +50,11 @@ def draw(curves, path):
 
 def main():
     """Search on the workers, and draw what they found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "sweep_on_a_cluster.png")
     parser.add_argument("--scheduler", help="its address; else two workers here")
     parser.add_argument("--points", type=int, default=64, help="a power of two is even")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--store", help="a folder to go on from, and to keep it in")
-    parser.add_argument("--output", default="sweep_on_a_cluster.png")
     options = parser.parse_args()
     chosen = problem("digits")._replace(epochs=options.epochs)
     search = points(SPACE, options.points) | {"seed": [0] * options.points}

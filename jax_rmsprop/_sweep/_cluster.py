@@ -31,10 +31,10 @@ from jax_rmsprop._sweep._run import (
     Progress,
     Task,
     count_diverged,
-    first_nonfinite,
+    with_diverged_at,
 )
 from jax_rmsprop._sweep._table import Block, Memory, Store, is_here
-from jax_rmsprop._sweep._trace import OutputSpecs, Traced
+from jax_rmsprop._sweep._trace import OutputSpecs, Traced, is_key, without_key
 
 if TYPE_CHECKING:
     import distributed
@@ -172,9 +172,8 @@ def run_on_cluster(
     def submit(task: Task) -> Any:
         nonlocal shared
         if shared is None or shared.status in ("error", "cancelled", "lost"):
-            with dask.config.set(
-                {"distributed.admin.large-graph-warning-threshold": 1e15}
-            ):
+            # Data that the training closes over may be large, and go once.
+            with dask.config.set({_LARGE_GRAPH: 1e15}):
                 shared = client.submit(_receive, job, pure=False)
         future = client.submit(run_task, shared, task, pure=False)
         waiting[future] = task
@@ -291,8 +290,7 @@ class _Worker:
             name: addressable_rows(x)[: len(task.members)]
             for name, x in zip(self._job.outputs, outputs, strict=True)
         }
-        rows["diverged_at"] = np.stack([first_nonfinite(x) for x in rows.values()], -1)
-        return rows
+        return with_diverged_at(rows)
 
 
 # Those of the last sweeps, of which several may take turns.
@@ -343,7 +341,7 @@ def _exported(traced: Traced, size: int, platform: str) -> bytes:
     def plain_batch(plain: list[Any], *numbers: Any) -> list[Any]:
         own = [
             jax.random.wrap_key_data(x, impl=jax.random.key_impl(const))
-            if _is_key(const)
+            if is_key(const)
             else x
             for x, const in zip(plain, consts, strict=True)
         ]
@@ -362,10 +360,6 @@ def _exported(traced: Traced, size: int, platform: str) -> bytes:
         ) from error
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def _plain(x: Any) -> Any:
     """An array that a file or a message can hold: of random keys their data."""
-    return jax.random.key_data(x) if _is_key(x) else jnp.asarray(x)
+    return jnp.asarray(without_key(x))

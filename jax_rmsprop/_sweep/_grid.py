@@ -177,8 +177,8 @@ class Grid:
                 numbers[name] = axis.numbers[at[name]]
                 if name in near_1 and near_1[name][at[name][0]]:
                     words.append(f"{name} near 1")
-                    short = 1 - axis.labels[at[name]].astype("float64")
-                    numbers[complement(name)] = short.astype(axis.numbers.dtype)
+                    short = short_of_1(axis.labels[at[name]], axis.kind)
+                    numbers[complement(name)] = short
             found.append(
                 Combination(
                     ", ".join(words),
@@ -223,8 +223,13 @@ def as_programs_have(labels: np.ndarray, kind: str) -> np.ndarray:
     numbers = labels.astype(kind)
     if numbers.dtype.kind != "f":
         return numbers
-    short = (1 - labels.astype("float64")).astype(kind)
-    return np.where(is_lost(labels, numbers), 1 - short.astype("float64"), numbers)
+    nearest = 1 - short_of_1(labels, kind).astype("float64")
+    return np.where(is_lost(labels, numbers), nearest, numbers)
+
+
+def short_of_1(labels: np.ndarray, kind: str) -> np.ndarray:
+    """What labels are short of 1, as a program gets it beside them."""
+    return (1 - labels.astype("float64")).astype(kind)
 
 
 def parse_grid(grid: Any, zipped: bool) -> Grid:

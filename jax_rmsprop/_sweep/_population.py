@@ -107,8 +107,9 @@ def population(
                 "keeps that"
             )
     check_signature(make_optimizer, tuple(points.axes), "make_optimizer")
+    columns = points.columns
     hyperparams = {
-        name: points.columns[name].astype("float32" if "f" in kind else kind)
+        name: columns[name].astype("float32" if "f" in kind else kind)
         for name, kind in points.kinds.items()
     }
     return optax.GradientTransformationExtraArgs(

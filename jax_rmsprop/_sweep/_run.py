@@ -236,8 +236,7 @@ def _blocks(
     mesh: Mesh, batch: list[Task], program: CompiledBatch, outputs: list[jax.Array]
 ) -> list[Block]:
     """The results of a batch, of which this process has those of its devices."""
-    rows = program.rows(outputs)
-    rows["diverged_at"] = np.stack([first_nonfinite(x) for x in rows.values()], -1)
+    rows = with_diverged_at(program.rows(outputs))
     blocks: list[Block] = []
     own = 0
     for task, device in zip(batch, mesh.devices.flat, strict=False):
@@ -270,6 +269,12 @@ def first_nonfinite(values: np.ndarray) -> np.ndarray:
     bad = ~np.isfinite(values.reshape(*values.shape[:2], -1)).all(-1)
     bad = bad.reshape(len(values), -1)
     return np.where(bad.any(-1), bad.argmax(-1), -1).astype("int32")
+
+
+def with_diverged_at(rows: Rows) -> Rows:
+    """The outputs of some members, and where each is not finite any more."""
+    first = [first_nonfinite(values) for values in rows.values()]
+    return rows | {"diverged_at": np.stack(first, -1)}
 
 
 def count_diverged(rows: Rows) -> int:

@@ -218,8 +218,12 @@ class Store:
     def _read(self, names: Iterable[str], slots: Sequence[int]) -> Rows:
         """The rows of neighbouring blocks."""
         group = _open(self.at)
-        where = slice(slots[0] * self._size, (slots[-1] + 1) * self._size)
+        where = self._rows_of(slots)
         return {name: np.asarray(_array(group, name)[where]) for name in names}
+
+    def _rows_of(self, slots: Sequence[int]) -> slice:
+        """Where the rows of neighbouring blocks are."""
+        return slice(slots[0] * self._size, (slots[-1] + 1) * self._size)
 
     def _resize(self, end: int) -> None:
         """Make every array as long as so many blocks."""
@@ -235,7 +239,7 @@ class Store:
         own = {s: b for s, b in zip(slots, blocks, strict=True) if b.rows is not None}
         for run in _runs(sorted(own)):
             parts = [self._filled_up(own[slot]) for slot in run]
-            where = slice(run[0] * self._size, (run[-1] + 1) * self._size)
+            where = self._rows_of(run)
             for name in self._arrays:
                 _array(group, name)[where] = np.concatenate([p[name] for p in parts])
 
@@ -266,7 +270,7 @@ class Store:
             with locked(self.at), contextlib.suppress(OSError):
                 group = _open(self.at, "r+")
                 for slot in self._check(damaged):  # nobody has mended it meanwhile
-                    where = slice(slot * self._size, (slot + 1) * self._size)
+                    where = self._rows_of([slot])
                     _array(group, "finished")[where] = False
                     _array(group, "checksum")[where] = 0
 

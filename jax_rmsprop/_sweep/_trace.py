@@ -145,9 +145,7 @@ def fingerprint(traced: Traced) -> str:
     digest = hashlib.sha256(program.as_text().encode())
     for inner in inner_jaxprs(closed):
         for array in _arrays(inner):
-            if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-                array = jax.random.key_data(array)
-            digest.update(np.asarray(array).tobytes())
+            digest.update(np.asarray(without_key(array)).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -160,6 +158,16 @@ def inner_jaxprs(value: Any) -> Generator[Any]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from inner_jaxprs(part)
+
+
+def is_key(array: Any) -> bool:
+    """Whether it is of random keys."""
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def without_key(array: Any) -> Any:
+    """The numbers of an array: of random keys their data."""
+    return jax.random.key_data(array) if is_key(array) else array
 
 
 def _arrays(jaxpr: Any) -> Generator[Any]:
