@@ -37,19 +37,19 @@ lint: .venv/ready  ## style, types, spelling, and who imports whom
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 
-docs: .venv/ready  ## pages from the docstrings, in docs/api
-	$(BIN)/pdoc --docformat google --output-directory docs/api \
-	  jax_rmsprop jax_rmsprop.conventions jax_rmsprop.migrate jax_rmsprop.quantization jax_rmsprop.plotting
+docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
+	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
+	.venv-docs/bin/pytest -o addopts= -q docs/test_site.py
 
-pictures: .venv/ready  ## draw again the pictures that the README shows
-	for name in trajectory_2d leaky_average airfoil exercises gamma_sweep \
-	  port_from_pytorch low_precision_state population_training \
-	  eps_and_the_loss successive_halving; do \
+pictures: .venv/ready  ## draw again the pictures that README and site show
+	for name in gamma_sweep port_from_pytorch low_precision_state \
+	  population_training eps_and_the_loss successive_halving dqn; do \
 	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
 	done
 
 clean:
-	rm -rf .venv .venv-accelerators .venv-lowest .venv-newest build dist docs/api
+	rm -rf .venv .venv-accelerators .venv-docs .venv-lowest .venv-newest build dist \
+	  docs/_build docs/tutorials docs/reference/generated
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -65,6 +65,11 @@ clean:
 .venv-newest/ready: pyproject.toml
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[all]"
+	touch $@
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 .venv-lowest/ready: pyproject.toml tests/lowest.txt

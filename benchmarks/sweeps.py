@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.airfoil import airfoil_data, example, torch, torch_loop
+from benchmarks.airfoil import airfoil, torch, torch_loop
+from benchmarks.airfoil import train as regression
 from benchmarks.timing import medians_of, table, timed
 from jax_rmsprop import rmsprop, sweep
 
@@ -79,7 +80,7 @@ def problems():
     train, _ = digits()
     return {
         "linear regression, airfoil": training(
-            airfoil_data(), functools.partial(linear, inputs=5), squared_loss, 10, 5
+            airfoil(), functools.partial(linear, inputs=5), squared_loss, 10, 5
         ),
         "network, digits": training(
             train, functools.partial(network, inputs=64), cross_entropy, 30, 8
@@ -172,10 +173,10 @@ def against_loop_and_vmap():
 
 def textbook():
     """The training of the textbook's chapter."""
-    data = airfoil_data()
+    data = airfoil()
 
     def train(gamma, seed):
-        return {"loss": example.train(seed, data, example.concise(gamma=gamma))}
+        return {"loss": regression(seed, data, rmsprop(0.01, gamma))}
 
     return train
 
@@ -211,7 +212,7 @@ def against_torch(members=512):
     """The textbook's training: a sweep of it, and PyTorch's one after another."""
     if torch is None:
         return table("Against PyTorch", [("PyTorch is not installed", "", "")])
-    data, train = airfoil_data(), textbook()
+    data, train = airfoil(), textbook()
     seconds = medians_of(
         {
             "torch": timed(lambda: torch_loop(data)),

@@ -1,8 +1,14 @@
-"""What the examples share: real data, the network they train, and how pictures look."""
+"""
+What the examples share
+=======================
+
+Real data, the network that they train, and how their pictures look.
+"""
 
 import argparse
 import gzip
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +44,18 @@ class Data(NamedTuple):
     y: jax.Array
 
 
+class _Parser(argparse.ArgumentParser):
+    """In a notebook the arguments are its kernel's; there, an example takes none."""
+
+    def parse_args(self, args=None, namespace=None):
+        if args is None and "ipykernel" in sys.modules:
+            args = []
+        return super().parse_args(args, namespace)
+
+
 def arguments(description, picture):
     """A parser with the option that every example has."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = _Parser(description=description.strip().splitlines()[0])
     parser.add_argument(
         "--output",
         type=Path,

@@ -1,4 +1,8 @@
-"""The same recipe on a loss that is summed, and on one that is averaged.
+"""
+Does eps fit the loss?
+======================
+
+The same recipe on a loss that is summed, and on one that is averaged.
 
 DQN's eps of 0.01 inside the root belongs to the gradient of a sum over 32 examples. Of
 their mean a gradient is 32 times smaller and its square 1,024 times: with the same eps

@@ -1,4 +1,8 @@
-"""The same training with the average of squares kept in four bytes, in two, and in one.
+"""
+State in two bytes and in one
+=============================
+
+The same training with the average of squares kept in four bytes, in two, and in one.
 
 Beside them what happens to an average that is merely rounded to bfloat16: with gamma
 0.999 a step moves it by less than half the distance to the next number, and it stops.

@@ -1,6 +1,10 @@
-"""Eighteen trainings side by side on one stream of batches, which is read only once.
+"""
+A population on one stream of batches
+=====================================
 
-Where the data do not fit into a compiled loop, `population` makes one optimizer of
+Eighteen trainings side by side on one stream of batches, which is read only once.
+
+Where the data do not fit into a compiled loop, ``population`` makes one optimizer of
 all: parameters, gradients and state have a leading axis of members, and each step of
 all members is one compiled call. Half-way, the worst half takes over the parameters of
 the best and continues with learning rates that are halved: numbers in the state, so

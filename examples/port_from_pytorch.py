@@ -1,4 +1,8 @@
-"""Leave a training in PyTorch after 100 steps, and go on in JAX as if nothing happened.
+"""
+Leave PyTorch in the middle of a training
+=========================================
+
+Leave a training in PyTorch after 100 steps, and go on in JAX as if nothing happened.
 
 A small network on handwritten digits is trained in PyTorch and saved, parameters and
 optimizer. PyTorch goes on for 100 steps, and JAX goes on from the file with the same.

@@ -1,4 +1,8 @@
-"""Stop what is hopeless: successive halving of the main job's grid, around `sweep`.
+"""
+Stop what is hopeless: successive halving
+=========================================
+
+Stop what is hopeless: successive halving of the main job's grid, around ``sweep``.
 
 All points train for a tenth of the epochs, the best third of them for a third, the best
 ninth for all. Each rung begins again from the start; together they take a third of the

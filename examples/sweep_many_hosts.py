@@ -1,13 +1,17 @@
-"""A sweep over several machines, each of which runs this script.
+"""
+A sweep on many hosts
+=====================
 
-On one machine, to try it, two processes of two CPU devices each:
+A sweep over several machines, each of which runs this script.
+
+On one machine, to try it, two processes of two CPU devices each::
 
     python examples/sweep_many_hosts.py --processes 2 --process 0 &
     python examples/sweep_many_hosts.py --processes 2 --process 1
 
 On a cluster the address is the first machine's, the folder one that all machines
 share, and where the launcher is known to JAX (Slurm, Open MPI, TPU pods)
-`jax.distributed.initialize()` needs no arguments. If a process is killed, start all
+``jax.distributed.initialize()`` needs no arguments. If a process is killed, start all
 again: what is finished is in the folder.
 """
 
@@ -16,7 +20,7 @@ import argparse
 import jax
 
 # Before any other use of JAX: what it finds then is what it keeps.
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
 parser.add_argument("--address", default="127.0.0.1:9876", help="of process 0")
 parser.add_argument("--processes", type=int, default=1, help="how many there are")
 parser.add_argument("--process", type=int, default=0, help="which of them this is")

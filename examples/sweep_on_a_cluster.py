@@ -1,8 +1,12 @@
-"""A search over 64 points, run by the workers of a dask cluster.
+"""
+A search on a cluster
+=====================
+
+A search over 64 points, run by the workers of a dask cluster.
 
 By itself it starts two workers on this machine. On a cluster, start a scheduler and
 workers there (dask-jobqueue, dask-kubernetes or a cloud's package do it) and pass
-its address, with a folder that all of them share:
+its address, with a folder that all of them share::
 
     dask scheduler
     dask worker tcp://scheduler:8786 --nthreads 1    # on each machine

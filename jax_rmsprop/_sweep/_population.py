@@ -44,7 +44,7 @@ def population(
     is one call, for member :math:`m` with the hyperparameters :math:`h_m`
 
     .. math::
-        u^{(m)}_t = \mathrm{update}\big(g^{(m)}_t, s^{(m)}_{t-1}; h_m\big)
+        u^{(m)}_t = \mathrm{update}(g^{(m)}_t, s^{(m)}_{t-1}; h_m)
 
     The hyperparameters are numbers in the state: setting another learning rate compiles
     nothing, and a checkpoint holds them. They stay float32 next to bfloat16 parameters,

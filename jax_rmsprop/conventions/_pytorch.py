@@ -39,7 +39,7 @@ def pytorch(
         x = x - lr * b
 
     A complex parameter is two real ones, as in PyTorch: its parts have an average
-    each, where `rmsprop` keeps one of |g|^2. `capturable`, `foreach` and
+    each, where `rmsprop` keeps one of `|g|^2`. `capturable`, `foreach` and
     `differentiable` have no meaning here.
 
     Example:

@@ -1,0 +1,386 @@
+r"""
+The textbook's chapter
+======================
+
+The chapter on RMSProp of *Dive into Deep Learning*
+(https://d2l.ai/chapter_optimization/rmsprop.html), from end to end and in its order:
+the algorithm, its path on a quadratic, an implementation from scratch, a concise one,
+and the four exercises with their answers.
+"""
+
+# %%
+# The algorithm
+# -------------
+#
+# AdaGrad adds up all squares of a gradient, so its steps go on shrinking. RMSProp keeps
+# a leaky average of them, with a decay :math:`\gamma`, and divides by its root:
+#
+# .. math::
+#     \mathbf{s}_t &= \gamma \mathbf{s}_{t-1} + (1 - \gamma) \mathbf{g}_t^2 \\
+#     \mathbf{x}_t &= \mathbf{x}_{t-1}
+#       - \frac{\eta}{\sqrt{\mathbf{s}_t + \epsilon}} \odot \mathbf{g}_t
+#
+# Here :math:`\eta` is ``learning_rate`` and :math:`\mathbf{s}` is ``nu``, as Optax
+# calls it. Written out once, for an array:
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from common import (
+    airfoil,
+    batches,
+    cross_entropy,
+    digits,
+    linear,
+    logits,
+    network,
+    squared_loss,
+    train_step,
+)
+
+from jax_rmsprop import log_one_minus, rmsprop, scale_by_rmsprop
+
+
+def by_hand(x, nu, gradient, learning_rate=0.4, gamma=0.9, eps=1e-6):
+    """A step of the equations above: the new x and the new average."""
+    nu = gamma * nu + (1 - gamma) * gradient**2
+    return x - learning_rate / jnp.sqrt(nu + eps) * gradient, nu
+
+
+# %%
+# and as an Optax transformation, which says how far to go from here:
+
+x, gradient = jnp.array([-5.0, -2.0]), jnp.array([-1.0, -8.0])
+optimizer = rmsprop(learning_rate=0.4, gamma=0.9, eps=1e-6)
+updates, state = optimizer.update(gradient, optimizer.init(x), x)
+print("by hand:", by_hand(x, jnp.zeros(2), gradient)[0])
+print("rmsprop:", optax.apply_updates(x, updates))
+
+# %%
+# Writing the average out,
+#
+# .. math::
+#     \mathbf{s}_t = (1 - \gamma) \left(\mathbf{g}_t^2 + \gamma \mathbf{g}_{t-1}^2
+#       + \gamma^2 \mathbf{g}_{t-2}^2 + \dots \right)
+#
+# the weights are those below. Their sum is :math:`1 - \gamma^t`, so the average has
+# looked back over :math:`1/(1-\gamma)` steps before it has collected nearly all of it.
+
+
+def weights(gamma, steps=40):
+    """The weight of the gradient t steps ago, for t = 0 ... steps - 1."""
+    return (1 - gamma) * gamma ** np.arange(steps)
+
+
+figure, axes = plt.subplots(figsize=(6, 4))
+print("gamma  1/(1-gamma)  weight of the last 40 steps")
+for gamma, style in zip((0.95, 0.9, 0.8, 0.7), ["-", "--", "-.", ":"], strict=True):
+    w = weights(gamma)
+    print(f"{gamma:5.2f}  {1 / (1 - gamma):11.1f}  {w.sum():27.4f}")
+    axes.plot(w, style, linewidth=2, label=f"gamma = {gamma:.2f}")
+axes.set(
+    xlabel="steps ago",
+    ylabel="weight (1 - gamma) gamma^t",
+    title="What the average remembers",
+)
+axes.legend()
+plt.show()
+
+# %%
+# On a quadratic
+# --------------
+#
+# :math:`f(\mathbf{x}) = 0.1 x_1^2 + 2 x_2^2` from (-5, -2), in 20 steps with a learning
+# rate of 0.4. AdaGrad slows down along the flat :math:`x_1`; RMSProp arrives.
+
+
+def f(x):
+    """The textbook's function: flat along x1, steep along x2."""
+    return 0.1 * x[0] ** 2 + 2 * x[1] ** 2
+
+
+def path(optimizer, f=f, steps=20):
+    """The points visited from (-5, -2), an array of shape [steps + 1, 2]."""
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(jax.grad(f)(x), state, x)
+        x = optax.apply_updates(x, updates)
+        return (x, state), x
+
+    start = jnp.array([-5.0, -2.0])
+    _, points = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
+    return np.vstack([start, points])
+
+
+def draw(axes, paths, f=f):
+    """Contours of f and the paths across them."""
+    lowest = min(points[:, 1].min() for points in paths.values()) - 0.5
+    x1, x2 = np.meshgrid(np.linspace(-5.5, 1.5, 141), np.linspace(lowest, 1.5, 121))
+    levels = np.geomspace(0.02, 16, 12)
+    axes.contour(x1, x2, f((x1, x2)), levels=levels, colors="0.75", linewidths=0.8)
+    for (label, points), marker in zip(paths.items(), "os^", strict=False):
+        axes.plot(*points.T, marker=marker, markersize=4, label=label)
+    axes.plot(0, 0, "k*", markersize=11, label="minimum")
+    axes.set(xlabel="x1", ylabel="x2", xlim=(-5.5, 1.5), ylim=(lowest, 1.5))
+    axes.legend()
+
+
+paths = {
+    "RMSProp": path(rmsprop(learning_rate=0.4, gamma=0.9)),
+    "AdaGrad": path(optax.adagrad(0.4, initial_accumulator_value=0.0, eps=1e-6)),
+}
+x1, x2 = paths["RMSProp"][-1]
+print(f"epoch 20, x1 {x1:.6f}, x2 {x2:.6f}")
+x1, x2 = paths["AdaGrad"][-1]
+print(f"AdaGrad with the same learning rate: x1 {x1:.6f}, x2 {x2:.6f}")
+figure, axes = plt.subplots(figsize=(6, 4))
+draw(axes, paths)
+axes.set_title("20 steps on 0.1 x1² + 2 x2², learning rate 0.4")
+plt.show()
+
+# %%
+# The textbook prints ``epoch 20, x1 -0.010599, x2 0.000000``.
+#
+# From scratch, and concise
+# -------------------------
+#
+# Linear regression on NASA's airfoil noise in batches of 10, over 2 epochs, with a
+# learning rate of 0.01 and a gamma of 0.9. From scratch it is the scaled gradient,
+# times the learning rate, downhill:
+
+
+def from_scratch(learning_rate=0.01, gamma=0.9):
+    """The scaled gradient, times the learning rate, downhill."""
+    return optax.chain(scale_by_rmsprop(gamma, eps=1e-6), optax.scale(-learning_rate))
+
+
+# %%
+# and concise the ready-made optimizer. A training is one compiled program.
+
+EPOCHS, BATCH, RECORD = 2, 10, 10  # the loss is recorded every 10 batches
+
+
+def train(seed, data, optimizer, epochs=EPOCHS):
+    """The loss over all data at the start and after every `RECORD` batches."""
+    start, *keys = jax.random.split(jax.random.key(seed), 1 + epochs)
+    params = linear(start, data.x.shape[1])
+    step = train_step(squared_loss, optimizer)
+
+    def record(carry, few):
+        carry, _ = jax.lax.scan(step, carry, few)
+        return carry, squared_loss(carry[0], data)
+
+    def epoch(carry, key):
+        groups = jax.tree.map(
+            lambda x: x.reshape(-1, RECORD, *x.shape[1:]), batches(key, data, BATCH)
+        )
+        return jax.lax.scan(record, carry, groups)
+
+    carry = params, optimizer.init(params)
+    _, losses = jax.lax.scan(epoch, carry, jnp.stack(keys))
+    return jnp.concatenate([squared_loss(params, data)[None], losses.ravel()])
+
+
+noise = airfoil()
+figure, axes = plt.subplots(figsize=(6, 4))
+for name, optimizer, style in (
+    ("from scratch", from_scratch(), "-"),
+    ("concise", rmsprop(0.01, gamma=0.9), "--"),
+):
+    compiled = jax.jit(train, static_argnums=2).lower(0, noise, optimizer).compile()
+    began = time.perf_counter()
+    losses = np.asarray(compiled(0, noise))
+    seconds = (time.perf_counter() - began) / EPOCHS
+    print(f"{name}: loss: {losses[-1]:.6f}, {seconds:.6f} sec per epoch")
+    axes.plot(np.linspace(0, EPOCHS, len(losses)), losses, style, label=name)
+
+many = jax.jit(jax.vmap(lambda seed: train(seed, noise, rmsprop(0.01, gamma=0.9))))
+last = np.asarray(many(np.arange(20)))[:, -1]
+print(
+    f"over 20 seeds: mean {last.mean():.6f}, from {last.min():.6f} to "
+    f"{last.max():.6f}; the textbook: 0.243452 and 0.243676"
+)
+axes.axhline(0.2435, color="0.5", linewidth=1)
+axes.annotate(
+    "textbook, 0.2435",
+    (EPOCHS, 0.2435),
+    (0, 4),
+    ha="right",
+    textcoords="offset points",
+    fontsize=9,
+    color="0.3",
+)
+axes.set(
+    xlabel="epoch",
+    ylabel="loss (half the mean squared error)",
+    title="Linear regression on airfoil noise",
+    ylim=(0.2, None),
+)
+axes.legend()
+plt.show()
+
+# %%
+# Exercise 1: what if gamma is 1, and why?
+# ----------------------------------------
+#
+# The average never leaves its initial 0, so every gradient is divided by
+# :math:`\sqrt\epsilon = 0.001`: plain gradient descent with a learning rate 1000 times
+# as large, which diverges. Divide the learning rate by 1000 and it is the gradient
+# descent that one would expect, no coordinate adapted.
+
+figure, axes = plt.subplots(figsize=(6, 4))
+for gamma, rate in ((0.9, 0.4), (1.0, 0.4), (1.0, 4e-4)):
+    d = np.linalg.norm(path(rmsprop(rate, gamma)).astype(float), axis=1)
+    print(
+        f"gamma {gamma:g}, learning rate {rate:g}: distance from the minimum "
+        f"after 1 step {d[1]:.4g}, after 20 {d[-1]:.4g}"
+    )
+    axes.plot(np.where(d < 1e12, d, np.nan), label=f"gamma {gamma:g}, rate {rate:g}")
+axes.set(
+    yscale="log",
+    xlabel="step",
+    ylabel="distance from the minimum",
+    title="gamma = 1",
+    ylim=(1e-3, 1e12),
+    xticks=range(0, 21, 5),
+)
+axes.legend()
+plt.show()
+
+# %%
+# Exercise 2: what does a rotation of the problem do?
+# ---------------------------------------------------
+#
+# :math:`f(\mathbf{x}) = 0.1 (x_1 + x_2)^2 + 2 (x_1 - x_2)^2` is the same valley, turned
+# by 45 degrees. RMSProp rescales the coordinates one by one, and the valley lies along
+# neither: :math:`x_1` and :math:`x_2` get nearly the same step, so the path turns into
+# the valley, but no scaling of the axes can stretch it along the diagonal.
+
+
+def rotated(x):
+    """The textbook's function turned by 45 degrees: its valley runs along x1 = x2."""
+    return 0.1 * (x[0] + x[1]) ** 2 + 2 * (x[0] - x[1]) ** 2
+
+
+for name, function in (("straight", f), ("rotated", rotated)):
+    values = [float(function(x)) for x in path(rmsprop(0.4), function)]
+    print(f"{name}: f after 5 steps {values[5]:.2e}, 20 steps {values[20]:.2e}")
+figure, axes = plt.subplots(figsize=(6, 4))
+draw(axes, {"RMSProp": path(rmsprop(0.4), rotated)}, rotated)
+axes.set_title("rotated: 0.1 (x1 + x2)² + 2 (x1 - x2)²")
+plt.show()
+
+# %%
+# Exercise 3: a real problem, at several learning rates
+# -----------------------------------------------------
+#
+# A network with one hidden layer on handwritten digits, which scikit-learn brings; for
+# the textbook's Fashion-MNIST write ``fashion_mnist()`` of ``common`` in place of
+# ``digits()``, and 3 epochs (it is downloaded, 31 MB).
+#
+# Every parameter moves by about the rate at each step, so the rate is a length: 1e-5
+# crawls, 1 throws the weights about, and ten times more or less than the best is well
+# enough.
+
+
+def accuracy(params, test):
+    """The share of test examples that the network gets right."""
+    return (logits(params, test.x).argmax(-1) == test.y).mean()
+
+
+def classify(rate, gamma, data, test, epochs, seed=0, batch=50):
+    """Train a network; the mean loss of each epoch, and the accuracy at the end."""
+    start, shuffle = jax.random.split(jax.random.key(seed))
+    params = network(start, data.x.shape[1])
+    optimizer = rmsprop(rate, gamma)
+    step = train_step(cross_entropy, optimizer)
+
+    def epoch(carry, key):
+        carry, losses = jax.lax.scan(step, carry, batches(key, data, batch))
+        return carry, losses.mean()
+
+    carry = params, optimizer.init(params)
+    (params, _), losses = jax.lax.scan(epoch, carry, jax.random.split(shuffle, epochs))
+    return losses, accuracy(params, test)
+
+
+EPOCHS = 20
+data, test = digits()
+rates = 10.0 ** np.arange(-5, 1)
+run = jax.jit(jax.vmap(lambda rate: classify(rate, 0.9, data, test, EPOCHS)))
+losses, right = map(np.asarray, run(jnp.asarray(rates, jnp.float32)))
+figure, axes = plt.subplots(figsize=(6, 4))
+for rate, curve, share in zip(rates, losses, right, strict=True):
+    print(f"rate {rate:7.0e}: training loss {curve[-1]:8.4f}, accuracy {share:.3f}")
+    axes.plot(np.arange(1, EPOCHS + 1), curve, label=f"{rate:.0e}")
+print(f"the best of them: {rates[right.argmax()]:.0e}")
+axes.set(
+    yscale="log",
+    xlabel="epoch",
+    ylabel="training loss",
+    title="learning rates, digits",
+    xticks=range(0, EPOCHS + 1, 5),
+)
+axes.legend(title="learning rate", ncols=2, fontsize=9)
+plt.show()
+
+# %%
+# Exercise 4: should gamma change as the training goes on?
+# --------------------------------------------------------
+#
+# From 0.5 to 0.99 it hardly matters. 0.999 looks back further than the average has
+# collected and starts with steps that are far too long. A gamma that grows avoids that:
+# :math:`1 - 1/t`, the plain mean of all squares so far, is AdaGrad with a learning rate
+# that grows as the root of the step. A schedule takes the place of the number.
+
+EPOCHS = 10
+steps = EPOCHS * (len(data.x) // 50)
+fixed = ["0.5", "0.9", "0.99", "0.999"]
+scheduled = {
+    "0.5 to 0.999": optax.linear_schedule(0.5, 0.999, steps),
+    "1 - 1/step": lambda t: 1 - 1 / (t.astype("float32") + 1),
+}
+
+
+def seeds(gamma):
+    """The losses and accuracies of five seeds."""
+    return jax.vmap(lambda seed: classify(0.01, gamma, data, test, EPOCHS, seed))(
+        jnp.arange(5)
+    )
+
+
+# The numbers share one program; each schedule has its own.
+many = jax.jit(jax.vmap(seeds))(jnp.array([float(gamma) for gamma in fixed]))
+results = dict(zip(fixed, zip(*many, strict=True), strict=True))
+for name, gamma in scheduled.items():
+    results[name] = jax.jit(functools.partial(seeds, gamma))()
+figure, axes = plt.subplots(figsize=(6, 4))
+for name, (losses, right) in results.items():
+    curve = losses.mean(0)
+    print(
+        f"gamma {name:>12}: training loss {curve[-1]:.4f}, accuracy {right.mean():.3f}"
+    )
+    style = "-" if name in fixed else "--"
+    axes.plot(np.arange(1, EPOCHS + 1), curve, style, label=name)
+axes.set(
+    yscale="log",
+    xlabel="epoch",
+    ylabel="training loss",
+    title="gamma fixed and scheduled, digits",
+    xticks=range(0, EPOCHS + 1, 2),
+)
+axes.legend(title="gamma", ncols=2, fontsize=9)
+plt.show()
+
+# %%
+# How sensitive a training is to gamma and the learning rate together is the question
+# of :doc:`the sweep <gamma_sweep>`, on an axis where gammas are spread as the average
+# sees them:
+
+print(log_one_minus(0, 0.9999, 5))
