@@ -16,6 +16,7 @@ TUTORIALS = {
     "equinox_network": ("equinox",),
     "port_from_pytorch": ("torch",),
     "eps_and_the_loss": (),
+    "what_goes_wrong": (),
     "gamma_sweep": (),
     "successive_halving": (),
     "population_training": (),

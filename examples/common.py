@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 def arguments(description, picture):
     """A parser with the option that every example has."""
-    parser = _Parser(description=description.strip().splitlines()[0])
+    parser = _Parser(description=description.strip().partition("\n")[0])
     parser.add_argument(
         "--output",
         type=Path,

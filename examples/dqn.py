@@ -11,19 +11,21 @@ same eps is 32² times as large beside the squared gradient, and decides the ste
 
 The environment is CartPole-v1 of gymnax, where an episode lasts at most 500 steps. The
 agent gets nothing while the pole stands and -1 when it falls, as in `the paper that
-introduced it <https://doi.org/10.1109/TSMC.1983.6313077>`__ (Barto, Sutton and Anderson,
-1983). With a reward of 1 a step, values would grow to 1/(1 - 0.99) = 100, and DQN's
-clipped error, which is meant for Atari's clipped rewards, would nearly always be clipped.
+introduced it <https://doi.org/10.1109/TSMC.1983.6313077>`__ (Barto, Sutton and
+Anderson, 1983). With a reward of 1 a step, values would grow to 1/(1 - 0.99) = 100, and
+DQN's clipped error, which is meant for Atari's clipped rewards, would nearly always be
+clipped.
 
 What is reported elsewhere: `CleanRL's DQN
-<https://huggingface.co/cleanrl/CartPole-v1-dqn_jax-seed1>`__ balances all 500 steps when
-evaluated after 500,000, with Adam at 2.5e-4, a squared error and batches of 128.
+<https://huggingface.co/cleanrl/CartPole-v1-dqn_jax-seed1>`__ balances all 500 steps
+when evaluated after 500,000, with Adam at 2.5e-4, a squared error and batches of 128.
 `Obando-Ceron and Castro <https://arxiv.org/abs/2011.14826>`__ (2021) find Adam with a
-squared error better than RMSProp with a clipped one on CartPole and its like. Ours has a
-fifth of CleanRL's steps, batches of 32 as in the papers, and is judged while it learns,
-with one action in twenty at random.
+squared error better than RMSProp with a clipped one on CartPole and its like. Ours has
+a fifth of CleanRL's steps, batches of 32 as in the papers, and is judged while it
+learns, with one action in twenty at random.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -40,7 +42,7 @@ try:
 except ModuleNotFoundError as error:  # said in main
     gymnax, missing = None, error.name
 
-STEPS, REPORT = 100_000, 1_000
+REPORT = 1_000  # steps of the environment
 BATCH, MEMORY, DISCOUNT = 32, 10_000, 0.99
 LEARN_EVERY, COPY_EVERY, WARM_UP, EXPLORE = 4, 500, 1_000, 20_000
 RATES, SEEDS = [2.5e-4, 1e-3, 1e-2], range(5)
@@ -86,8 +88,8 @@ class Agent(NamedTuple):
     env_state: object
 
 
-def training(recipe, learning_rate, seed):
-    """A whole training: the mean length of the episodes that end in each 1,000 steps."""
+def training(recipe, learning_rate, seed, steps):
+    """A whole training: how long the episodes last that end in each 1,000 steps."""
     make, scale = (RECIPES | VARIANTS)[recipe]
     optimizer = make(learning_rate)
     env, env_params = gymnax.make("CartPole-v1")
@@ -157,7 +159,7 @@ def training(recipe, learning_rate, seed):
     agent = Agent(
         params, params, optimizer.init(params), memory, observation, env_state
     )
-    t = jnp.arange(STEPS).reshape(-1, REPORT // LEARN_EVERY, LEARN_EVERY)
+    t = jnp.arange(steps).reshape(-1, REPORT // LEARN_EVERY, LEARN_EVERY)
     return {"episode_length": jax.lax.scan(report, agent, t)[1]}
 
 
@@ -195,6 +197,7 @@ def draw(lengths):
 def main():
     """Train all of them, print how long they balance the pole, and draw it."""
     parser = arguments(__doc__, "dqn.png")
+    parser.add_argument("--steps", type=int, default=100_000, help="of each agent")
     parser.add_argument("--store", help="a folder to go on from, and to keep it in")
     options = parser.parse_args()
     if gymnax is None:
@@ -207,7 +210,8 @@ def main():
         "seed": SEEDS,
     }
     members = len(RATES) * len(SEEDS)
-    curves = sweep(training, grid, batch_size=members, store=options.store)
+    train = functools.partial(training, steps=options.steps)
+    curves = sweep(train, grid, batch_size=members, store=options.store)
     lengths = curves.episode_length
     last = lengths[..., -lengths.shape[-1] // 10 :].mean(lengths.dims[-1])
     print("mean length of the last tenth's episodes, and its range over five seeds")

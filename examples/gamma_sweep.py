@@ -4,9 +4,9 @@ Which gamma? A sweep, and what to read from it
 
 The main job: which gamma? 17 of them, 7 learning rates, 3 seeds: 357 trainings.
 
-``sweep`` runs them as one compiled program, the optimizer being built inside it, on every
-device there is. The gammas are spaced evenly in the logarithm of the steps that the
-average looks back over, 1/(1 - gamma), from 1 to 10,000.
+``sweep`` runs them as one compiled program, the optimizer being built inside it, on
+every device there is. The gammas are spaced evenly in the logarithm of the steps that
+the average looks back over, 1/(1 - gamma), from 1 to 10,000.
 """
 
 import functools

@@ -26,7 +26,7 @@ class Diagnosis(NamedTuple):
       threshold: the average at which both are equal, in units of g^2.
       window: the steps that the average looks back over, (1 - gamma^t) / (1 - gamma).
       nu: the average's quantiles 0, 5, 50, 95 and 100%, of shape (5,), in units of g^2.
-      largest_step: the largest |u| of any element; None without the gradient.
+      largest_step: the largest `|u|` of any element; None without the gradient.
     """
 
     eps_share: jax.Array
@@ -138,7 +138,7 @@ def _window(gamma: Any, count: Any) -> jax.Array:
 def _largest_step(
     gradient: optax.Updates, averages: list[jax.Array], eps: jax.Array, inside: bool
 ) -> jax.Array:
-    """The largest |u| of a step."""
+    """The largest `|u|` of a step."""
 
     def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
         g = cast_keeping_complex(g, nu.dtype)

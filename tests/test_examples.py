@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -40,18 +41,106 @@ def run(monkeypatch, capsys, tmp_path):
     return run
 
 
-def test_trajectory_2d(run):
-    printed = run("trajectory_2d")
-    assert "epoch 20, x1 -0.010599, x2 0.000000\n" in printed
-    # The textbook's AdaGrad, with the same learning rate.
-    assert "x1 -2.382563, x2 -0.158591\n" in printed
+@pytest.fixture
+def cells(capsys):
+    """Run a script of cells; what it printed, its pictures looked at for content."""
+
+    def run(name):
+        plt.close("all")
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        for number in plt.get_fignums():
+            figure = plt.figure(number)
+            assert all(axes.get_title() for axes in figure.axes), "of what?"
+            figure.canvas.draw()
+            assert np.asarray(figure.canvas.buffer_rgba())[..., :3].std() > 10
+        found = capsys.readouterr().out, len(plt.get_fignums())
+        plt.close("all")
+        return found
+
+    return run
 
 
-def test_leaky_average(run):
-    printed = run("leaky_average")
+def test_the_textbook(cells):
+    airfoil_or_skip()
+    printed, pictures = cells("textbook")
+    assert pictures == 7
+    by_hand, ready = re.findall(r"(?:by hand|rmsprop): (\[.*\])", printed)
+    assert by_hand == ready
     for gamma in (0.95, 0.9, 0.8, 0.7):
         row = next(line for line in printed.splitlines() if f" {gamma:.2f} " in line)
         assert f"{1 - gamma**40:.4f}" in row
+    assert "epoch 20, x1 -0.010599, x2 0.000000\n" in printed
+    # The textbook's AdaGrad, with the same learning rate.
+    assert "x1 -2.382563, x2 -0.158591\n" in printed
+    losses = re.findall(r"loss: (0\.\d{6}), 0\.\d{6} sec per epoch", printed)
+    # Of the same steps, the concise form rounds once less: a sign changes its place.
+    assert len(losses) == 2
+    assert abs(float(losses[0]) - float(losses[1])) < 1e-5
+    mean = float(re.search(r"20 seeds: mean (0\.\d+)", printed).group(1))
+    assert 0.242 <= mean <= 0.250
+    start, end = re.search(
+        r"gamma 1, learning rate 0.4: .* 1 step (\S+), after 20 (\S+)", printed
+    ).groups()
+    assert 1e3 < float(start) < float(end)
+    straight, rotated = re.findall(r"20 steps (\S+)", printed)
+    assert float(straight) < 1e-3 < float(rotated)
+    # What the text says of the rates and the gammas.
+    rates = dict(re.findall(r"rate +(\S+): .* accuracy (0\.\d+)", printed))
+    assert max(rates, key=lambda rate: float(rates[rate])) == "1e-02"
+    assert float(rates["1e-02"]) > 0.95
+    assert float(rates["1e-05"]) < 0.5
+    assert float(rates["1e+00"]) < 0.5
+    assert min(float(rates[rate]) for rate in ("1e-03", "1e-01")) > 0.9
+    gammas = dict(re.findall(r"gamma +(.+): .* accuracy (0\.\d+)", printed))
+    assert len(gammas) == 6
+    assert min(gammas, key=lambda name: float(gammas[name])) == "0.999"
+    assert min(float(gammas[name]) for name in gammas if name != "0.999") > 0.96
+
+
+@pytest.mark.parametrize("name", ["flax_network", "equinox_network"])
+def test_networks(cells, name):
+    printed, pictures = cells(name)
+    assert pictures == 1
+    assert float(re.search(r"([\d.]+)% right", printed).group(1)) > 93
+
+
+def test_what_goes_wrong(cells):
+    printed, pictures = cells("what_goes_wrong")
+    assert pictures == 4
+    theirs, ours = map(int, re.findall(r"(\d+) of 1001", printed))
+    assert theirs > ours == 0
+    full, nearest, random = map(
+        float, re.findall(r"(\S+) of what it should be", printed)
+    )
+    assert full == 1
+    assert nearest > 50
+    assert 0.9 < random < 1.1
+    dead, alive = re.findall(r"at 50 and 1199 are (\S+) and (\S+)", printed)
+    assert dead == ("0", "0")
+    assert alive == ("3.16", "1")
+    halves = [float(x) for x in re.findall(r"gradient of (\S+)", printed)]
+    # g / sqrt(g^2 + eps) is one half at g = sqrt(eps / 3).
+    assert halves == pytest.approx([(1e-3 / 3) ** 0.5, 1e-3, 0.0316], rel=0.1)
+
+
+def test_dqn(run):
+    """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it hardly learns."""
+    require("gymnax")
+    printed = run("dqn", "--steps", "20000")
+    rows = {line[:22].strip(): line[22:] for line in printed.splitlines()}
+    assert rows["nature_dqn"] == rows["dqn_zoo"]
+    first = {name: float(row.split()[0]) for name, row in rows.items() if "to" in row}
+    assert first["nature_dqn on a mean"] < first["nature_dqn"] / 2
+    assert first["nature_dqn"] > 100
+
+
+def test_dqn_without_gymnax(monkeypatch):
+    example = importlib.import_module("dqn")
+    monkeypatch.setattr(example, "gymnax", None)
+    monkeypatch.setattr(example, "missing", "six", raising=False)
+    monkeypatch.setattr(sys, "argv", ["dqn.py"])
+    with pytest.raises(SystemExit, match="six is not installed; run `pip install gym"):
+        example.main()
 
 
 def test_eps_and_the_loss(run):
@@ -63,27 +152,6 @@ def test_eps_and_the_loss(run):
     assert float(accuracy) > 90 > float(worse)
     assert int(share) < 60
     assert int(all_of_it) == 100
-
-
-def test_airfoil(run):
-    airfoil_or_skip()
-    printed = run("airfoil")
-    losses = re.findall(r"loss: (0\.\d{6}), 0\.\d{6} sec per epoch", printed)
-    # Of the same steps, the concise form rounds once less: a sign changes its place.
-    assert len(losses) == 2
-    assert abs(float(losses[0]) - float(losses[1])) < 1e-5
-    mean = float(re.search(r"20 seeds: mean (0\.\d+)", printed).group(1))
-    assert 0.242 <= mean <= 0.250
-
-
-def test_airfoil_is_one_program(monkeypatch):
-    airfoil_or_skip()
-    example = importlib.import_module("airfoil")
-    import jax
-
-    data = example.airfoil()
-    program = jax.jit(example.train, static_argnums=2).lower(0, data, example.concise())
-    assert program.compile()(0, data).shape == (31,)
 
 
 def test_data_that_is_nowhere(monkeypatch, tmp_path):
@@ -100,19 +168,6 @@ def test_data_that_is_nowhere(monkeypatch, tmp_path):
     monkeypatch.setattr(common.pooch, "retrieve", no_internet)
     with pytest.raises(SystemExit, match=f"the download failed .* {both}"):
         common.airfoil()
-
-
-def test_exercises(run):
-    printed = run("exercises")
-    assert re.findall(r"^(\d)\. ", printed, re.M) == ["1", "2", "3", "4"]
-    start, end = re.search(
-        r"gamma 1, learning rate 0.4: .* 1 step (\S+), after 20 (\S+)", printed
-    ).groups()
-    assert 1e3 < float(start) < float(end)
-    straight, rotated = re.findall(r"20 steps (\S+)", printed)
-    assert float(straight) < 1e-3 < float(rotated)
-    accuracies = [float(a) for a in re.findall(r"accuracy (0\.\d+)", printed)]
-    assert max(accuracies) > 0.95
 
 
 def test_port_from_pytorch(run):

@@ -245,3 +245,19 @@ def test_the_same_as_hyperoptax():
     np.testing.assert_allclose(
         np.ravel(found), ours.value.values.ravel(), rtol=tolerance("float32", 64)
     )
+
+
+def test_points_that_agree_on_one_axis():
+    """What float32 does not tell apart there, another axis may; the same runs once."""
+    gamma = [0.9998933410490818, 0.9998933741828987, 0.5, 0.5]
+    rate = [0.125, 0.25, 0.5, 0.5]
+    points = {"gamma": gamma, "learning_rate": rate}
+    curves = quiet(
+        lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+        points,
+        zipped=True,
+        batch_size=2,
+    )
+    np.testing.assert_array_equal(curves.loss, np.float32(gamma) * np.float32(rate))
+    np.testing.assert_array_equal(curves.gamma, gamma)
+    assert curves.computed == 3

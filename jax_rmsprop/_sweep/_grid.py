@@ -252,7 +252,7 @@ def parse_grid(grid: Any, zipped: bool) -> Grid:
                 "an axis' name must be an argument's name, and none of "
                 f"{', '.join(sorted(RESERVED))}; got {name!r}"
             )
-        axes[name] = _axis(name, values)
+        axes[name] = _axis(name, values, zipped)
     lengths = {name: len(axis.labels) for name, axis in axes.items()}
     if zipped and len(set(lengths.values())) > 1:
         found = ", ".join(f"`{name}` has {n}" for name, n in lengths.items())
@@ -281,7 +281,7 @@ RESERVED = frozenset(
 )
 
 
-def _axis(name: str, values: Any) -> Axis:
+def _axis(name: str, values: Any, zipped: bool) -> Axis:
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"`{name}` must be known when the sweep is made, got a tracer")
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
@@ -312,7 +312,7 @@ def _axis(name: str, values: Any) -> Axis:
         same = np.flatnonzero(
             np.diff(as_programs_have(unique, str(numbers.dtype))) == 0
         )
-        if len(same):
+        if len(same) and not zipped:  # of points, other axes may tell them apart
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "

@@ -1,0 +1,93 @@
+"""The pages say what is true: every block of code in them runs."""
+
+import ast
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import pytest
+import yaml
+
+from tests.conftest import require
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+PAGES = [p for p in PAGES if not {"_build", "tutorials", "generated"} & set(p.parts)]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(page, language):
+    """The blocks of a language, each with what stands in the block after it."""
+    found = FENCE.findall(page.read_text())
+    following = [*(text for _, text in found[1:]), ""][: len(found)]
+    return [
+        (text, after)
+        for (kind, text), after in zip(found, following, strict=True)
+        if kind == language
+    ]
+
+
+def needs(page):
+    """The packages that a page's header names."""
+    header = re.match(r"---\n(.*?)---\n", page.read_text(), re.S)
+    return yaml.safe_load(header.group(1))["needs"] if header else []
+
+
+def name(page):
+    return page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python") and p.stem != "errors"], ids=name
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(mlflow|wandb|optuna).*")
+def test_every_block_runs(page, monkeypatch, tmp_path, standard_promotion):
+    """One after another, as a reader would type them."""
+    for package in needs(page):
+        require(package)
+    # JAX has devices by now; how many is settled once in a process.
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, (block, _) in enumerate(blocks(page, "python")):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    plt.close("all")
+    # What a table shows is what was printed.
+    for shown, _ in blocks(page, ""):
+        assert shown in printed.getvalue()
+
+
+def test_each_error_is_the_one_that_is_shown(tmp_path, standard_promotion):
+    page = ROOT / "docs" / "reference" / "errors.md"
+    names, seen = {}, 0
+    for block, shown in blocks(page, "python"):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - compared below
+            exec(block, names)
+        said = f"{type(caught.value).__name__}: {caught.value}\n"
+        assert re.sub(r"/tmp\S*/runs", "/tmp/.../runs", said) == shown
+        seen += 1
+    assert seen == 6
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_is_not_run_is_at_least_python(page):
+    for block, _ in blocks(page, "py"):
+        ast.parse(block)
+
+
+def test_every_page_is_short_enough_to_read():
+    for page in PAGES:
+        assert len(page.read_text().splitlines()) < 250, page
+
+
+def test_the_sites_own_tables_are_printed_by_the_code(capsys):
+    from jax_rmsprop import conventions
+
+    conventions.explain()
+    page = ROOT / "docs" / "reference" / "conventions.md"
+    assert capsys.readouterr().out in page.read_text()
