@@ -170,9 +170,9 @@ plt.show()
 # -----------------------
 #
 # Where the gradient is steady, nu is its square and a step is
-# :math:`g/\sqrt{g^2+\epsilon}` or :math:`g/(|g|+\epsilon)`. Both leave 1 for small gradients, the first where
-# :math:`|g| < \sqrt\epsilon`, the second where :math:`|g| < \epsilon`: an eps of 1e-3
-# inside acts like one of 0.03 outside.
+# :math:`g/\sqrt{g^2+\epsilon}` or :math:`g/(|g|+\epsilon)`. Both leave 1 for small
+# gradients, the first where :math:`|g| < \sqrt\epsilon`, the second where
+# :math:`|g| < \epsilon`: an eps of 1e-3 inside acts like one of 0.03 outside.
 
 sizes = jnp.logspace(-6, 0, 121)
 steady = jnp.broadcast_to(sizes, (200, 121))

@@ -1,5 +1,6 @@
 """What the pictures of a sweep, its summary and its table say."""
 
+import re
 import sys
 
 import jax
@@ -222,9 +223,125 @@ def test_labels_say_the_units(curves):
     assert best_curves(curves).get_ylabel() == "training loss [nats]"
 
 
+def ranks(function, axes):
+    """The first-order and total indices of the ranks of a function, by loops."""
+    grid = np.meshgrid(*axes.values(), indexing="ij")
+    values = function(**dict(zip(axes, grid, strict=True))).ravel()
+    # Equal values share the mean of their ranks.
+    y = np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+    y = y.reshape(grid[0].shape)
+    found = {}
+    for i, name in enumerate(axes):
+        rows = np.moveaxis(y, i, 0).reshape(y.shape[i], -1)
+        found[name] = (rows.mean(1).var() / y.var(), rows.var(0).mean() / y.var())
+    return found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda gamma, learning_rate, width: gamma + 10 * learning_rate + 0 * width,
+        lambda gamma, learning_rate, width: (gamma - 0.5) * (learning_rate - 0.5),
+        lambda gamma, learning_rate, width: gamma * learning_rate**2 - width,
+    ],
+)
+def test_importance_is_the_analysis_of_variance(function):
+    axes = {
+        "gamma": np.linspace(0, 0.875, 8),
+        "learning_rate": np.array([0.25, 0.5, 0.75]),
+        "width": np.array([1.0, 2.0, 4.0, 8.0]),
+    }
+    grid = {name: x.tolist() for name, x in axes.items()}
+
+    def train(gamma, learning_rate, width):
+        return {"loss": function(gamma, learning_rate, width)}
+
+    curves = sweep(train, grid, batch_size=96, progress=False)
+    expected = ranks(function, axes)
+    found = plotting._members.explained(curves, "loss", False)
+    assert list(found) == list(axes)
+    for name, shares in found.items():
+        np.testing.assert_allclose(shares, expected[name], rtol=1e-9, atol=1e-12)
+    # What an order turned round does not change.
+    turned = plotting._members.explained(curves, "loss", True)
+    np.testing.assert_allclose(list(turned.values()), list(found.values()))
+
+
+def test_importance_of_points():
+    """A hyperparameter that decides explains all, one that does nothing nothing."""
+    rng = np.random.default_rng(0)
+    members = {
+        "gamma": rng.uniform(0, 0.999, 400),
+        "learning_rate": rng.uniform(0.1, 1, 400),
+        "seed": np.arange(400) % 5,
+    }
+
+    def train(gamma, learning_rate, seed):
+        del gamma, seed
+        return {"loss": learning_rate**3}
+
+    curves = sweep(train, members, zipped=True, batch_size=100, progress=False)
+    found = plotting._members.explained(curves, "loss", False)
+    assert found["learning_rate"][0] > 0.98
+    # By chance 19 of 399 degrees of freedom, were it not taken off.
+    assert found["gamma"][0] < 0.03
+    assert found["seed"][0] < 0.03
+    assert all(np.isnan(total) for _, total in found.values())
+
+
+def test_importance_drawn(curves):
+    ax = plotting.importance(curves, "loss")
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert sorted(names) == ["gamma", "learning_rate", "seed"]
+    lengths = [bar.get_width() for bar in ax.containers[1]]
+    assert lengths == sorted(lengths)
+    found = plotting._members.explained(curves, "loss", False)
+    np.testing.assert_allclose(lengths, [found[name][0] for name in names])
+    with pytest.raises(ValueError, match="members that differ in loss, got 4 that do"):
+        same = sweep(
+            lambda gamma: {"loss": 0 * gamma}, {"gamma": GAMMAS}, progress=False
+        )
+        plotting.importance(same)
+
+
+def test_parallel_coordinates(curves):
+    ax = plotting.parallel_coordinates(curves, "loss")
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 4 - 1]
+    # A line for each of the 12 points, and the best once more on top.
+    assert len(lines) == 13
+    best = lines[-1].get_ydata()
+    # gamma .99 is third of four by log(1 - gamma), learning rate .01 second of three.
+    np.testing.assert_allclose(best, [2 / 3, 0.5, 0], atol=1e-12)
+    assert [line.get_linestyle() for line in lines].count(":") == 1
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels == ["gamma", "learning_rate", "loss"]
+
+
+def test_parallel_coordinates_of_python_values():
+    def train(gamma, centered):
+        return {"loss": gamma + (2.0 if centered else 1.0)}
+
+    grid = {"gamma": [0.5, 0.9], "centered": [False, True]}
+    curves = sweep(train, grid, batch_size=2, progress=False)
+    ax = plotting.parallel_coordinates(curves)
+    texts = [text.get_text() for text in ax.texts]
+    assert {"True", "False", "0.5", "0.9"} <= set(texts)
+
+
+def test_a_report_is_one_file_with_everything_in_it(curves, tmp_path):
+    path = plotting.report(curves, tmp_path / "sweep.html", "loss")
+    page = path.read_text()
+    assert not re.search(r"<(script|link|img)[^>]* (src|href)=", page)
+    assert "best loss: 1.1 (1 to 1.2 over 3 seeds)" in page
+    for word in ("gamma", "learning_rate", "seed", "accuracy", "diverged", "DataTable"):
+        assert word in page
+    with pytest.raises(ValueError, match="`top_k` must be"):
+        plotting.report(curves, path, "loss", top_k=0)
+
+
 def test_pictures_into_a_given_axes(curves):
-    _, axes = plt.subplots(1, 4)
-    of_a_sweep = [name for name in plotting.__all__ if name != "diagnosis"]
+    _, axes = plt.subplots(1, 6)
+    of_a_sweep = [n for n in plotting.__all__ if n not in ("diagnosis", "report")]
     for draw, ax in zip(of_a_sweep, axes, strict=True):
         assert getattr(plotting, draw)(curves, ax=ax) is ax
 

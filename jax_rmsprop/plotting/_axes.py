@@ -1,12 +1,4 @@
-"""Pictures of a sweep, and of one training's average.
-
-Each function draws into matplotlib's Axes, which it returns, so that pictures are
-combined, changed and saved with matplotlib's own means. An output of a sweep is judged
-by its last value, averaged over the seeds; what diverged is marked, never left out
-silently.
-If an output has attributes `long_name` and `units`, as xarray knows them, they label
-its axis.
-"""
+"""Pictures over the axes of a grid, and of one training's average."""
 
 from __future__ import annotations
 
@@ -29,11 +21,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-__all__ = ["best_curves", "diagnosis", "heatmap", "loss_against_gamma", "sensitivity"]
-
 # Okabe and Ito's colours, which the colour-blind tell apart.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-_MARKED = _COLOURS[1]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKED = COLOURS[1]
 
 
 def loss_against_gamma(
@@ -77,21 +67,21 @@ def loss_against_gamma(
       >>> ax = plotting.loss_against_gamma(curves)
       >>> ax.figure.savefig("/dev/null", format="png")
     """
-    ax, curves = _new_axes(ax), ordered(curves)
-    output, found, place, rest = _select_scores(
+    ax, curves = new_axes(ax), ordered(curves)
+    output, found, place, rest = select_scores(
         curves, output, seed_dim, maximize, gamma
     )
     mean, low, high = (x.isel(rest) for x in found[:3])
     x = 1 - mean[gamma].values.astype(float)
     if found.seeds > 1:
-        spread: dict[str, Any] = {"color": _COLOURS[0], "alpha": 0.25, "linewidth": 0}
+        spread: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.25, "linewidth": 0}
         label = f"range over {found.seeds} seeds"
         ax.fill_between(x, low.values, high.values, label=label, **spread)
-    ax.plot(x, mean.values, "o-", color=_COLOURS[0], markersize=4, label="mean")
+    ax.plot(x, mean.values, "o-", color=COLOURS[0], markersize=4, label="mean")
     here, value = x[place[gamma]], float(mean.isel({gamma: place[gamma]}))
     label = f"best: {gamma} = {1 - here:.6g}"
-    ax.plot(here, value, "*", color=_MARKED, markersize=15, label=label)
-    worst = _set_y_axis(ax, mean.values, _label(curves, output), maximize)
+    ax.plot(here, value, "*", color=MARKED, markersize=15, label=label)
+    worst = _set_y_axis(ax, mean.values, label_of(curves, output), maximize)
     _mark_diverged(ax, x, mean.values, worst, maximize)
     _gamma_axis(ax, x, gamma)
     ax.set_title(
@@ -143,19 +133,17 @@ def heatmap(
       ... )
       >>> ax = plotting.heatmap(curves)
     """
-    ax, curves = _new_axes(ax), ordered(curves)
+    ax, curves = new_axes(ax), ordered(curves)
     import matplotlib as mpl
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    output, found, place, rest = _select_scores(
-        curves, output, seed_dim, maximize, x, y
-    )
+    output, found, place, rest = select_scores(curves, output, seed_dim, maximize, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
     beyond = _beyond(values, _worst_shown(values, maximize), maximize)
     shown = values[np.isfinite(values) & ~beyond]
-    scale = LogNorm if _spans_decades(shown) else Normalize
+    scale = LogNorm if spans_decades(shown) else Normalize
     ax.set_facecolor("#BBBBBB")
     ax.grid(visible=False)
     colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
@@ -165,7 +153,7 @@ def heatmap(
         norm=scale(shown.min(), shown.max()),
     )
     arrow = ("min" if maximize else "max") if beyond.any() else "neither"
-    ax.figure.colorbar(image, ax=ax, label=_label(curves, output), extend=arrow)
+    ax.figure.colorbar(image, ax=ax, label=label_of(curves, output), extend=arrow)
     rows, columns = np.nonzero(~np.isfinite(values))
     if len(rows):
         label = "a seed diverged" if found.seeds > 1 else "diverged"
@@ -173,14 +161,14 @@ def heatmap(
     corner = (place[x], place[y])
     outline: dict[str, Any] = {
         "fill": False,
-        "edgecolor": _MARKED,
+        "edgecolor": MARKED,
         "linewidth": 3,
         "zorder": 3,
     }
     value = float(cells.isel({x: corner[0], y: corner[1]}))
     ax.add_patch(Rectangle(corner, 1, 1, label=f"best: {value:.4g}", **outline))
     for name, axis in ((x, ax.xaxis), (y, ax.yaxis)):
-        labels = [_short(label) for label in cells[name].values]
+        labels = [short(label) for label in cells[name].values]
         shown = np.arange(0, len(labels), max(1, -(-len(labels) // 7)))
         axis.set_ticks(shown + 0.5, [labels[i] for i in shown])
         axis.set_label_text(name)
@@ -229,11 +217,11 @@ def best_curves(
       ... )
       >>> ax = plotting.best_curves(curves, top_k=2)
     """
-    ax, curves = _new_axes(ax), ordered(curves)
+    ax, curves = new_axes(ax), ordered(curves)
     from matplotlib.ticker import MaxNLocator
 
     check_int("top_k", top_k, low=1)
-    output, found, _, _ = _select_scores(curves, output, seed_dim, maximize)
+    output, found, _, _ = select_scores(curves, output, seed_dim, maximize)
     values = curves[output]
     own = [d for d in values.dims if d not in curves["finished"].dims]
     if len(own) != 1:
@@ -250,7 +238,7 @@ def best_curves(
         if seed_dim not in lines.dims:
             lines = lines.expand_dims(seed_dim)
         lines = lines.transpose(seed_dim, own[0]).values
-        colour = _colour(rank, len(order))
+        colour = colour_of(rank, len(order))
         steps = np.arange(1, lines.shape[1] + 1)
         if len(lines) > 1:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
@@ -260,7 +248,7 @@ def best_curves(
             steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / top_k
         )
         shown.append(lines)
-    _set_y_axis(ax, np.concatenate(shown), _label(curves, output), None)
+    _set_y_axis(ax, np.concatenate(shown), label_of(curves, output), None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_title(f"{output}, the best {len(order)}" if len(order) > 1 else output)
@@ -311,16 +299,16 @@ def sensitivity(
       ... )
       >>> ax = plotting.sensitivity(curves)
     """
-    ax, curves = _new_axes(ax), ordered(curves)
-    output, found, _, rest = _select_scores(
+    ax, curves = new_axes(ax), ordered(curves)
+    output, found, _, rest = select_scores(
         curves, output, seed_dim, maximize, gamma, hue
     )
     table = found.mean.isel(rest).transpose(hue, gamma)
     x = 1 - table[gamma].values.astype(float)
-    worst = _set_y_axis(ax, table.values, _label(curves, output), maximize)
+    worst = _set_y_axis(ax, table.values, label_of(curves, output), maximize)
     for i, values in enumerate(table.values):
-        colour = _colour(i, len(table))
-        label = _short(table[hue].values[i])
+        colour = colour_of(i, len(table))
+        label = short(table[hue].values[i])
         marker = "osDphP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
         _mark_diverged(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
@@ -388,24 +376,24 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
         np.maximum(low, smallest),
         np.maximum(high, smallest),
         alpha=0.25,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         linewidth=0,
         label="nine tenths of nu",
     )
-    average.plot(steps, np.maximum(middle, smallest), color=_COLOURS[0], label="middle")
+    average.plot(steps, np.maximum(middle, smallest), color=COLOURS[0], label="middle")
     average.plot(
         steps,
         np.asarray(found.threshold),
         "--",
-        color=_MARKED,
+        color=MARKED,
         label="eps decides below",
     )
     average.set(yscale="log", ylabel="nu, units of g²")
     average.legend(fontsize="small")
-    share.plot(steps, 100 * np.asarray(found.eps_share), color=_MARKED)
+    share.plot(steps, 100 * np.asarray(found.eps_share), color=MARKED)
     share.set(ylabel="eps decides, %", ylim=(-3, 103))
     if found.largest_step is not None:
-        step.plot(steps, np.asarray(found.largest_step), color=_COLOURS[0])
+        step.plot(steps, np.asarray(found.largest_step), color=COLOURS[0])
     step.set(ylabel="largest |u|", xlabel="step")
     step.set_ylim(bottom=0)
     for ax in axes:
@@ -415,7 +403,7 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
     return list(axes)
 
 
-def _new_axes(ax: Axes | None) -> Axes:
+def new_axes(ax: Axes | None) -> Axes:
     require_extra("plot", "matplotlib.pyplot")
     import matplotlib.pyplot as plt
 
@@ -429,7 +417,7 @@ def _new_axes(ax: Axes | None) -> Axes:
     return ax
 
 
-def _select_scores(
+def select_scores(
     curves: xr.Dataset, output: str | None, seed_dim: str, maximize: bool, *axes: str
 ) -> tuple[str, Scores, dict[str, int], dict[str, int]]:
     """The output, its scores, the best point, and of it what is not on these axes."""
@@ -478,7 +466,7 @@ def _set_y_axis(
     beyond = _beyond(values, worst, bool(maximize))
     shown = values[np.isfinite(values) & ~beyond]
     ax.set_ylabel(label)
-    if _spans_decades(shown):
+    if spans_decades(shown):
         ax.set_yscale("log")
     if beyond.any():
         low, high = float(shown.min()), float(shown.max())
@@ -511,7 +499,7 @@ def _beyond(values: np.ndarray, worst: float, maximize: bool) -> np.ndarray:
     return np.asarray(values < worst if maximize else values > worst)
 
 
-def _spans_decades(values: np.ndarray) -> bool:
+def spans_decades(values: np.ndarray) -> bool:
     finite = values[np.isfinite(values)]
     return bool(finite.min() > 0 and finite.max() > 10 * finite.min())
 
@@ -544,14 +532,14 @@ def _mark_diverged(
         )
 
 
-def _colour(i: int, n: int) -> Any:
+def colour_of(i: int, n: int) -> Any:
     """A colour of its own for each of n lines; of viridis if they are many."""
     import matplotlib as mpl
 
-    return _COLOURS[i] if n <= len(_COLOURS) else mpl.colormaps["viridis"](i / (n - 1))
+    return COLOURS[i] if n <= len(COLOURS) else mpl.colormaps["viridis"](i / (n - 1))
 
 
-def _label(curves: xr.Dataset, output: str) -> str:
+def label_of(curves: xr.Dataset, output: str) -> str:
     attributes = curves[output].attrs
     name, units = attributes.get("long_name", output), attributes.get("units")
     return f"{name} [{units}]" if units else str(name)
@@ -561,16 +549,16 @@ def _format_steps(steps: float) -> str:
     return f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
 
 
-def _short(label: Any) -> str:
+def short(label: Any) -> str:
     return f"{label:.4g}" if isinstance(label, float | np.floating) else str(label)
 
 
 def _point(values: xr.DataArray, place: Mapping[Any, int]) -> str:
     coords = values.isel(place).coords
-    return ", ".join(f"{name} {_short(x.item())}" for name, x in coords.items())
+    return ", ".join(f"{name} {short(x.item())}" for name, x in coords.items())
 
 
 def _held_values(values: xr.DataArray, rest: Mapping[str, int]) -> str:
     """The values at which the other axes are held."""
-    held = [f"{d} {_short(values[d].item())}" for d in rest if d in values.coords]
+    held = [f"{d} {short(values[d].item())}" for d in rest if d in values.coords]
     return f", at {', '.join(held)}" if held else ""

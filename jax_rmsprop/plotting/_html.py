@@ -1,0 +1,244 @@
+"""A sweep as one page of HTML, to open in a browser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_rmsprop._sweep._report import (
+    ordered,
+    outputs,
+    resolve_output,
+    summary,
+    to_dataframe,
+)
+from jax_rmsprop._validate import check_int, require_extra
+from jax_rmsprop.plotting._axes import COLOURS, label_of, spans_decades
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def report(
+    curves: xr.Dataset,
+    path: str | os.PathLike[str],
+    output: str | None = None,
+    *,
+    top_k: int = 20,
+    seed_dim: str = "seed",
+    maximize: bool = False,
+) -> Path:
+    """Write a sweep as one HTML file that opens in a browser, offline too.
+
+    It has the summary; the output of each member against an axis that one selects, of
+    which the values show under the pointer; the curves of the best members, if the
+    output has steps; and a table of all members that sorts by a click. Members that
+    are selected in the picture are selected in the table, and the other way. A member
+    that diverged is a cross at the picture's upper end.
+
+    Args:
+      curves: what `sweep` returned, of a grid or of points.
+      path: the file to write.
+      output: which output; needed if there are several and none is "loss".
+      top_k: of how many members to draw the curves, at least 1.
+      seed_dim: the axis over which the summary averages, if the grid has it.
+      maximize: whether more is better.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      ValueError: no point is finite.
+      ModuleNotFoundError: Bokeh is not installed.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+      ...     {"gamma": [0.8, 0.9, 0.99], "learning_rate": [0.1, 0.01]},
+      ...     progress=False,
+      ... )
+      >>> page = pathlib.Path(tempfile.mkdtemp()) / "sweep.html"
+      >>> plotting.report(curves, page).stat().st_size > 100_000
+      True
+    """
+    require_extra("plot", "bokeh.plotting")
+    from bokeh.embed import file_html
+    from bokeh.layouts import column
+    from bokeh.models import ColumnDataSource, CustomJS, Div, Select
+    from bokeh.resources import INLINE
+
+    check_int("top_k", top_k, low=1)
+    curves = ordered(curves)
+    output = resolve_output(curves, output)
+    found = summary(curves, output, maximize=maximize, seed_dim=seed_dim)
+    # Its index says where each stood in the grid.
+    table = to_dataframe(curves).sort_values(output, ascending=not maximize)
+    axes = [str(name) for name in curves["finished"].coords]
+    values = table[output].to_numpy(float)
+    good = np.isfinite(values) & ~table["diverged"].to_numpy()
+    members: dict[str, Any] = {
+        name: column.astype(str) if column.dtype.kind in "Ob" else column
+        for name, column in table.items()
+    }
+    members["_height"] = np.where(good, values, values[good].max())
+    members["_mark"] = np.where(good, "circle", "x")
+    members["_colour"] = np.where(good, COLOURS[0], COLOURS[1])
+    source = ColumnDataSource(members)
+    label = label_of(curves, output)
+    figures = [_against(axis, source, table, label, values[good]) for axis in axes]
+    for figure in figures[1:]:
+        figure.visible = False
+    select = Select(title="against", value=axes[0], options=axes, width=220)
+    code = "figures.forEach((f, i) => { f.visible = names[i] == cb_obj.value })"
+    select.js_on_change(
+        "value", CustomJS(args={"figures": figures, "names": axes}, code=code)
+    )
+    parts = [
+        Div(text=f"<h1>{output} of {len(table):,} members</h1>"),
+        Div(text=f"<pre>{found}</pre>", styles={"overflow-x": "auto"}),
+        select,
+        *figures,
+    ]
+    best = _best(curves, output, table[good], top_k)
+    if best is not None:
+        parts.append(_curves(best, axes, label))
+    parts.append(_table(source, [*axes, *outputs(curves), "diverged", "finished"]))
+    layout = column(*parts, sizing_mode="stretch_width", max_width=1100)
+    path = Path(path)
+    path.write_text(file_html(layout, INLINE, title=f"{output}, a sweep"))
+    return path
+
+
+def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) -> Any:
+    """The output of each member against one axis, spaced as that axis asks for."""
+    from bokeh.models import CustomJSTickFormatter, HoverTool
+    from bokeh.plotting import figure
+
+    x = table[axis]
+    where, short_of_1 = axis, False
+    options: dict[str, Any] = {"x_axis_label": axis, **_axis_of("y", shown)}
+    if x.dtype.kind not in "iuf":
+        options["x_range"] = list(dict.fromkeys(x.astype(str)))
+    elif x.min() >= 0 and 0.9 < x.max() < 1:
+        short_of_1, where = True, f"_short_{axis}"
+        source.data[where] = 1 - x.to_numpy(float)
+        options |= _axis_of("x", source.data[where])
+        options["x_range"] = options["x_range"][::-1]
+    else:
+        options |= _axis_of("x", x.to_numpy(float))
+    plot = figure(
+        height=380,
+        sizing_mode="stretch_width",
+        y_axis_label=label,
+        tools="pan,wheel_zoom,box_select,tap,reset",
+        active_drag="box_select",
+        **options,
+    )
+    if short_of_1:
+        plot.xaxis.formatter = CustomJSTickFormatter(
+            code="return String(Number((1 - tick).toPrecision(6)))"
+        )
+    plot.scatter(
+        where,
+        "_height",
+        source=source,
+        marker="_mark",
+        size=8,
+        color="_colour",
+        alpha=0.7,
+        nonselection_alpha=0.1,
+    )
+    columns = [name for name in table.columns if name != "finished"]
+    plot.add_tools(HoverTool(tooltips=[(name, f"@{{{name}}}") for name in columns]))
+    return plot
+
+
+def _axis_of(name: str, values: np.ndarray) -> dict[str, Any]:
+    """The scale and the ends of an axis: a figure that is hidden finds none itself."""
+    low, high = float(values.min()), float(values.max())
+    if spans_decades(values):
+        return {f"{name}_axis_type": "log", f"{name}_range": (low / 1.3, high * 1.3)}
+    margin = 0.05 * (high - low) or 1.0
+    return {f"{name}_range": (low - margin, high + margin)}
+
+
+def _best(
+    curves: xr.Dataset, output: str, members: Any, top_k: int
+) -> dict[str, Any] | None:
+    """The curves of the best members, if the output has one axis of its own."""
+    own = [d for d in curves[output].dims if d not in curves["finished"].dims]
+    if len(own) != 1:
+        return None
+    lines = curves[output].transpose(*curves["finished"].dims, own[0]).values
+    lines = lines.reshape(-1, lines.shape[-1]).astype(float)
+    best = members[:top_k]
+    return {
+        "xs": [list(range(1, lines.shape[1] + 1))] * len(best),
+        "ys": [lines[i].tolist() for i in best.index],
+        "_colour": [COLOURS[rank % len(COLOURS)] for rank in range(len(best))],
+        **{name: best[name].astype(str).tolist() for name in best.columns},
+    }
+
+
+def _curves(best: dict[str, Any], axes: list[str], label: str) -> Any:
+    """The curves, each with its member under the pointer."""
+    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.plotting import figure
+
+    drawn = np.concatenate(best["ys"])
+    plot = figure(
+        title=f"the best {len(best['ys'])} members",
+        height=380,
+        sizing_mode="stretch_width",
+        x_axis_label="step",
+        y_axis_label=label,
+        **_axis_of("y", drawn[np.isfinite(drawn)]),
+        tools="pan,wheel_zoom,box_zoom,reset",
+    )
+    plot.multi_line(
+        "xs",
+        "ys",
+        source=ColumnDataSource(best),
+        color="_colour",
+        line_width=2,
+        alpha=0.6,
+        hover_alpha=1.0,
+        hover_line_width=4,
+    )
+    plot.add_tools(HoverTool(tooltips=[(name, f"@{{{name}}}") for name in axes]))
+    return plot
+
+
+def _table(source: Any, names: list[str]) -> Any:
+    """All members, sorted by a click on a column's head."""
+    from bokeh.models import (
+        DataTable,
+        ScientificFormatter,
+        StringFormatter,
+        TableColumn,
+    )
+
+    columns = [
+        TableColumn(
+            field=name,
+            title=name,
+            formatter=ScientificFormatter(precision=4)
+            if np.asarray(source.data[name]).dtype.kind == "f"
+            else StringFormatter(),
+        )
+        for name in names
+        if name in source.data
+    ]
+    return DataTable(
+        source=source,
+        columns=columns,
+        height=420,
+        sizing_mode="stretch_width",
+        index_position=None,
+        reorderable=False,  # what would need a library of its own
+    )

@@ -1,0 +1,315 @@
+"""Pictures of all members of a sweep, whether they are a grid or points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_rmsprop._sweep._report import (
+    best_index,
+    diverged,
+    last_value,
+    ordered,
+    reduce_seeds,
+    resolve_output,
+)
+from jax_rmsprop._validate import check_bool
+from jax_rmsprop.plotting._axes import (
+    COLOURS,
+    label_of,
+    new_axes,
+    short,
+    spans_decades,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+
+def parallel_coordinates(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    seed_dim: str = "seed",
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Each point of a sweep as a line across its hyperparameters, to its output.
+
+    An upright axis for each hyperparameter, and the last one for the output, by which
+    the lines are coloured; the best is on top. Positive numbers that span more than a
+    factor of ten are spaced by their logarithm, numbers in [0, 1) of which one is
+    above 0.9 by the logarithm of what they lack of 1, and Python's values evenly. A
+    point of which a seed diverged is a grey line that ends above.
+
+    Args:
+      curves: what `sweep` returned, of a grid or of points.
+      output: which output; needed if there are several and none is "loss".
+      seed_dim: the axis over which to average, if the grid has it.
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes.
+
+    Raises:
+      ValueError: no point is finite.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> from jax_rmsprop import log, log_one_minus, plotting, points, sweep
+      >>> space = {"gamma": log_one_minus(0, 0.999), "learning_rate": log(0.001, 1)}
+      >>> curves = sweep(
+      ...     lambda gamma, learning_rate: {"loss": gamma * learning_rate},
+      ...     points(space, 16),
+      ...     zipped=True,
+      ...     batch_size=16,
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.parallel_coordinates(curves)
+
+    References:
+      Inselberg, [The plane with parallel
+      coordinates](https://doi.org/10.1007/BF01898350), 1985
+    """
+    ax, curves = new_axes(ax), ordered(curves)
+    import matplotlib as mpl
+
+    output = resolve_output(curves, output)
+    mean = reduce_seeds(curves, output, seed_dim).mean
+    best = int(
+        np.ravel_multi_index(tuple(best_index(mean, maximize).values()), mean.shape)
+    )
+    names = [str(name) for name in mean.coords]
+    columns = [
+        _column(mean[name].broadcast_like(mean).values.ravel()) for name in names
+    ]
+    values = mean.values.ravel()
+    finite = np.isfinite(values)
+    heights, ticks = _column(values, finite)
+    height = np.stack([column for column, _ in columns] + [heights], axis=1)
+    height[~finite, -1] = 1.1
+    colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
+    places = np.arange(len(names) + 1)
+    for i in np.argsort(np.where(finite, values if maximize else -values, -np.inf)):
+        style: dict[str, Any] = {"color": colours(height[i, -1]), "linewidth": 1}
+        if not finite[i]:
+            style = {"color": "0.7", "linewidth": 0.8, "linestyle": ":"}
+        ax.plot(places, height[i], alpha=0.7, **style)
+    label = f"best: {values[best]:.4g}"
+    ax.plot(places, height[best], color=COLOURS[1], linewidth=3, label=label)
+    for place, (_, marks) in zip(places, [*columns, (heights, ticks)], strict=True):
+        ax.axvline(place, color="0.3", linewidth=1)
+        for at, text in marks:
+            box: dict[str, Any] = {"boxstyle": "round,pad=0.1", "fc": "white"}
+            ax.annotate(
+                text,
+                (place, at),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                bbox=box | {"ec": "none", "alpha": 0.7},
+            )
+    if not finite.all():
+        ax.plot([], [], ":", color="0.7", label=f"diverged: {(~finite).sum()}")
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_yticks([])
+    ax.set_xticks(places, [*names, label_of(curves, output)])
+    ax.set_xlim(-0.1, len(names) + 0.35)
+    ax.set_ylim(-0.05, 1.12 if not finite.all() else 1.05)
+    ax.set_title(f"{output} of {len(values)} points")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
+    return ax
+
+
+def importance(
+    curves: xr.Dataset,
+    output: str | None = None,
+    *,
+    maximize: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Draw which hyperparameters matter: the share of variance each explains.
+
+    Members are ranked by the output's last value, those that diverged last, so that
+    one that blew up counts as one. Of the ranks :math:`y`, the share that
+    hyperparameter :math:`x_i` explains by itself is its first-order Sobol index, the
+    correlation ratio
+
+    .. math::
+        S_i = \frac{\mathrm{Var}(\mathrm{E}[y \mid x_i])}{\mathrm{Var}(y)}
+
+    and, over a grid, the share in which it takes part, alone or with others, its total
+    index :math:`T_i = \mathrm{E}[\mathrm{Var}(y \mid x_{-i})] / \mathrm{Var}(y)`. What
+    the seeds explain is the training's own scatter. A share is that of the values that
+    were swept: a wider axis matters more.
+
+    Of points, values that all differ are taken together in bins of equal counts, as
+    many as the root of the points, and what bins explain by chance is taken off, which
+    is Kelley's :math:`\epsilon^2`.
+
+    Args:
+      curves: what `sweep` returned, of a grid or of points.
+      output: which output; needed if there are several and none is "loss".
+      maximize: whether more is better.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The matplotlib Axes, a bar for each hyperparameter, the longest on top.
+
+    Raises:
+      ValueError: fewer than two members have run, or all are equally good.
+      ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+      >>> from jax_rmsprop import plotting, sweep
+      >>> curves = sweep(
+      ...     lambda gamma, learning_rate: {"loss": gamma + 10 * learning_rate},
+      ...     {"gamma": [0.0, 0.9, 0.99], "learning_rate": [1.0, 0.1, 0.01]},
+      ...     progress=False,
+      ... )
+      >>> ax = plotting.importance(curves)
+      >>> [label.get_text() for label in ax.get_yticklabels()]
+      ['gamma', 'learning_rate']
+
+    References:
+      Saltelli et al., [Variance based sensitivity analysis of model
+      output](https://doi.org/10.1016/j.cpc.2009.09.018), 2010, the indices;
+      Hutter, Hoos and Leyton-Brown, [An efficient approach for assessing
+      hyperparameter importance](https://proceedings.mlr.press/v32/hutter14.html), 2014;
+      Kelley, [An unbiased correlation ratio
+      measure](https://doi.org/10.1073/pnas.21.9.554), 1935
+    """
+    ax, curves = new_axes(ax), ordered(curves)
+    output = resolve_output(curves, output)
+    shares = explained(curves, output, maximize)
+    names = sorted(shares, key=lambda name: shares[name])
+    places = np.arange(len(names))
+    alone = np.array([shares[name][0] for name in names])
+    total = np.array([shares[name][1] for name in names])
+    if np.isfinite(total).all():
+        style: dict[str, Any] = {"color": COLOURS[5], "height": 0.6}
+        ax.barh(places, total, label="with others", **style)
+    ax.barh(places, alone, height=0.6, color=COLOURS[0], label="by itself")
+    for place, share, whole in zip(places, alone, total, strict=True):
+        text = f"{share:.0%}" if np.isnan(whole) else f"{share:.0%}, {whole:.0%}"
+        ax.annotate(
+            text,
+            (np.nanmax([share, whole]), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    ax.set_yticks(places, names)
+    ax.set_xlim(0, 1.2 * max(float(np.nanmax([alone, total])), 0.05))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    ax.set_xlabel("share of the variance of the members' ranks")
+    ax.set_title(f"what decides the {output}")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def explained(
+    curves: xr.Dataset, output: str, maximize: bool
+) -> dict[str, tuple[float, float]]:
+    """The shares of `importance`: by itself, and with others (NaN for points).
+
+    Raises:
+      ValueError: fewer than two members have run, or all are equally good.
+    """
+    from scipy.stats import rankdata
+
+    values = last_value(curves, output)
+    worst = -np.inf if check_bool("maximize", maximize) else np.inf
+    values = values.astype(float).where(~diverged(curves, output), worst)
+    values = values.where(curves["finished"]).compute()
+    ranked = rankdata(values.values, axis=None, nan_policy="omit")
+    ranks = values.copy(data=ranked.reshape(values.shape))
+    variance = float(ranks.var())
+    if not variance > 0:
+        raise ValueError(
+            f"`curves` must have members that differ in {output}, got "
+            f"{int(curves['finished'].sum())} that do not"
+        )
+    if ranks.ndim > 1 or list(ranks.dims) == list(ranks.coords):
+        return {
+            str(axis): (
+                _weighted_variance(ranks, str(axis)) / variance,
+                float(ranks.var(axis).mean()) / variance,
+            )
+            for axis in ranks.dims
+        }
+    return {
+        str(name): (_binned(column.values, ranks.values), np.nan)
+        for name, column in ranks.coords.items()
+    }
+
+
+def _weighted_variance(ranks: xr.DataArray, axis: str) -> float:
+    """The variance of the means along an axis, each by how many members it has."""
+    others = [d for d in ranks.dims if d != axis]
+    mean, count = ranks.mean(others), ranks.count(others)
+    return float(mean.weighted(count).var())
+
+
+def _binned(x: np.ndarray, y: np.ndarray) -> float:
+    """Kelley's epsilon^2 of values in bins of equal counts, or in groups if few."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    groups, place = np.unique(x, return_inverse=True)
+    bins = round(len(y) ** 0.5)
+    if len(groups) > bins and groups.dtype.kind in "iuf":
+        order = np.argsort(x, kind="stable")
+        place[order] = np.arange(len(y)) * bins // len(y)
+    counts = np.bincount(place)
+    means = np.bincount(place, y) / np.maximum(counts, 1)
+    whole = ((y - y.mean()) ** 2).sum()
+    within = ((y - means[place]) ** 2).sum()
+    used = (counts > 0).sum()
+    if used >= len(y):
+        return 0.0
+    return max(0.0, 1 - within / whole * (len(y) - 1) / (len(y) - used))
+
+
+def _column(
+    values: np.ndarray, finite: np.ndarray | None = None
+) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Heights in [0, 1] along an upright axis, and where its labels stand."""
+    labels, place = np.unique(
+        values[finite] if finite is not None else values, return_inverse=True
+    )
+    if labels.dtype.kind not in "iuf":
+        at = np.arange(len(labels)) / max(len(labels) - 1, 1)
+        return at[place], [(float(h), str(x)) for h, x in zip(at, labels, strict=True)]
+    scale = _scale(labels)
+    low, high = scale(labels[:1])[0], scale(labels[-1:])[0]
+    span = (high - low) or 1.0
+
+    def height(x: np.ndarray) -> np.ndarray:
+        return (scale(x) - low) / span
+
+    shown = labels
+    if len(labels) > 7:  # those nearest to an even spacing
+        shown = labels[
+            [int(abs(height(labels) - h).argmin()) for h in np.linspace(0, 1, 6)]
+        ]
+    marks = [
+        (float(height(np.array([x]))[0]), short(float(x))) for x in np.unique(shown)
+    ]
+    full = np.full(values.shape, np.nan)
+    full[finite if finite is not None else slice(None)] = height(labels)[place]
+    return full, marks
+
+
+def _scale(labels: np.ndarray) -> Any:
+    """How numbers are spaced: by their logarithm, by that of 1 - x, or as they are."""
+    low, high = float(labels[0]), float(labels[-1])
+    if 0 <= low and 0.9 < high < 1:
+        return lambda x: -np.log(1 - np.asarray(x, float))
+    if low > 0 and spans_decades(np.asarray(labels, float)):
+        return lambda x: np.log(np.asarray(x, float))
+    return lambda x: np.asarray(x, float)
