@@ -41,11 +41,19 @@ docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
 	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
 	.venv-docs/bin/pytest -o addopts= -q docs/test_site.py
 
-pictures: .venv/ready  ## draw again the pictures that README and site show
-	for name in gamma_sweep port_from_pytorch low_precision_state \
-	  population_training eps_and_the_loss successive_halving dqn; do \
-	  $(BIN)/python examples/$$name.py --output docs/images/$$name.png || exit 1; \
-	done
+# The second build must be the first, byte for byte.
+package: .venv/ready  ## sdist and wheel for a release, in dist, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist > /dev/null
+	$(BIN)/python -m build --outdir dist/again > /dev/null
+	cd dist && sha256sum *.whl *.tar.gz > SHA256SUMS && cd again && sha256sum --check ../SHA256SUMS
+	rm -r dist/again
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents dist/*.whl
+	tar --list --file dist/*.tar.gz
+
+pictures: .venv/ready  ## draw the README's picture again; look at it
+	$(BIN)/python examples/gamma_sweep.py --output docs/images/gamma_sweep.png
 
 clean:
 	rm -rf .venv .venv-accelerators .venv-docs .venv-lowest .venv-newest build dist \
@@ -82,4 +90,5 @@ clean:
 	.venv-accelerators/bin/python -m pip install --quiet --editable . --requirement tests/accelerators.txt
 	touch $@
 
-.PHONY: demo test frameworks accelerators test-lowest test-newest test-switches bench lint docs pictures clean
+.PHONY: demo test frameworks accelerators test-lowest test-newest test-switches bench lint docs \
+  package pictures clean

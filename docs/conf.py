@@ -33,7 +33,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**/sg_execution_times.rst", "sg_execution_times.rst"]
 default_role = "py:obj"  # a name in backticks is a link where it has a page
 
 html_theme = "furo"
@@ -44,6 +44,9 @@ html_theme_options = {
     "source_branch": "main",
     "source_directory": "docs/",
 }
+html_favicon = "_static/icon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
@@ -113,9 +116,10 @@ def _mathml(node, inline):
     if not inline and r"\\" in text and r"\begin" not in text:
         text = rf"\begin{{aligned}}{text}\end{{aligned}}"
     try:
-        return tex2mathml(text, as_block=not inline)
+        drawn = tex2mathml(text, as_block=not inline)
     except MathError as error:
         raise ValueError(f"cannot draw {text}: {error}") from error
+    return drawn.replace("<mtable", '<mtable displaystyle="true"')
 
 
 def setup(app):

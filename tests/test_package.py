@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import yaml
 
 import jax_rmsprop
 from jax_rmsprop import _versions, conventions, migrate, plotting
@@ -175,3 +176,49 @@ def test_readme_shows_every_option():
 def test_readme_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_what_a_release_says_of_itself_agrees():
+    """Version, addresses and requirements stand in several files."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
+    assert citation["version"] == jax_rmsprop.__version__
+    assert recipe["context"]["version"] == jax_rmsprop.__version__
+    assert citation["repository-code"] == project["urls"]["Source"]
+    assert recipe["about"]["repository"] == project["urls"]["Source"]
+    assert citation["url"] == project["urls"]["Documentation"]
+    assert recipe["about"]["homepage"] == project["urls"]["Documentation"]
+    assert project["urls"]["Documentation"] in README
+    assert citation["license"] == recipe["about"]["license"] == project["license"]
+    wanted = [r.replace(" ", "") for r in recipe["requirements"]["run"][1:]]
+    assert wanted == project["dependencies"]
+    least = recipe["context"]["python_min"]
+    assert project["requires-python"] == f">={least}"
+    lower = [c for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert lower[0].endswith(least)
+    minors = [int(c.rpartition(".")[2]) for c in lower]
+    assert minors == list(range(minors[0], minors[-1] + 1))
+
+
+def test_the_table_of_versions_is_pyprojects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "reference" / "versions.md").read_text()
+    assert f"| Python | {project['requires-python'].lstrip('>=')} |" in page
+    for name, row in (("jax", "JAX, jaxlib"), ("optax", "Optax")):
+        (bound,) = (d for d in project["dependencies"] if d.startswith(f"{name}>="))
+        assert f"| {row} | {bound.partition('>=')[2]} |" in page
+
+
+def test_workflows_and_targets_exist():
+    """What README and CONTRIBUTING tell one to type is there."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = re.findall(r"^make ([a-z-]+)", (ROOT / page).read_text(), re.M)
+        assert named
+        assert set(named) <= targets, page
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        steps = yaml.safe_load(workflow.read_text())["jobs"].values()
+        text = str(list(steps))
+        assert set(re.findall(r"make ([a-z][a-z-]+)", text)) <= targets, workflow
