@@ -38,6 +38,7 @@ lint: .venv/ready  ## style, types, spelling, and who imports whom
 	$(BIN)/lint-imports
 
 docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
+	rm -rf docs/_build
 	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
 	.venv-docs/bin/pytest -o addopts= -q docs/test_site.py
 

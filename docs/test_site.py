@@ -211,6 +211,30 @@ def test_equations_are_drawn(looked_at):
     )
 
 
+@pytest.mark.parametrize("tutorial", ["eps_and_the_loss", "reading_a_sweep"])
+def test_a_notebook_runs_where_nothing_else_is(tutorial, tmp_path):
+    """Downloaded, in an empty folder: what it needs of its neighbours it has."""
+    import nbclient
+    import nbformat
+
+    (path,) = (SITE / "_downloads").glob(f"*/{tutorial}.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    pip, *rest = notebook.cells
+    assert pip.source.startswith("%pip install")
+    notebook.cells = rest  # this machine has the package, which may not be published
+    here = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=here).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    shown = {kind for output in outputs for kind in output.get("data", {})}
+    if tutorial == "reading_a_sweep":
+        assert {"image/png", "text/html"} <= shown
+        assert any(
+            "xarray.Dataset" in output.get("data", {}).get("text/html", "")
+            for output in outputs
+        )
+    assert (tmp_path / "common.py").exists()
+
+
 def test_the_report_of_a_sweep(browser, tmp_path):
     """It opens from the disk, offline; one hovers, selects an axis, and sorts."""
     from jax_rmsprop import plotting, sweep
