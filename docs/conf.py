@@ -1,6 +1,7 @@
 """How the site is built: `make docs`, where a warning is an error."""
 
 import inspect
+import os
 import re
 import sys
 import tomllib
@@ -17,6 +18,8 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "examples")]
 import gallery  # noqa: E402
 
 import jax_rmsprop  # noqa: E402
+
+os.environ["TQDM_DISABLE"] = "1"  # a bar that moves is no output for a page
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

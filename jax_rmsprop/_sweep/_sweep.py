@@ -233,11 +233,10 @@ def _sweep(
     ]
     outputs = _outputs(points, combinations, traced)
     members, number = points.members()
-    bar = tqdm(
-        total=members.size,
-        unit="member",
-        disable=not progress or jax.process_index() > 0,
-    )
+    bar = functools.partial(tqdm, total=members.size, unit="member")
+    # If shown, as tqdm itself has it, so that TQDM_DISABLE is heard.
+    shown = progress and jax.process_index() == 0
+    bar = bar() if shown else bar(disable=True)
     seen = Progress(bar)
     programs = Programs(traced, mesh, seen)
     with bar, finish_batch_on_sigint(seen):

@@ -82,8 +82,8 @@ def report(
     values = table[output].to_numpy(float)
     good = np.isfinite(values) & ~table["diverged"].to_numpy()
     members: dict[str, Any] = {
-        name: column.astype(str) if column.dtype.kind in "Ob" else column
-        for name, column in table.items()
+        str(name): x.astype(str) if x.dtype.kind in "Ob" else x
+        for name, x in table.items()
     }
     members["_height"] = np.where(good, values, values[good].max())
     members["_mark"] = np.where(good, "circle", "x")
@@ -93,7 +93,8 @@ def report(
     figures = [_against(axis, source, table, label, values[good]) for axis in axes]
     for figure in figures[1:]:
         figure.visible = False
-    select = Select(title="against", value=axes[0], options=axes, width=220)
+    options: Any = axes
+    select = Select(title="against", value=axes[0], options=options, width=220)
     code = "figures.forEach((f, i) => { f.visible = names[i] == cb_obj.value })"
     select.js_on_change(
         "value", CustomJS(args={"figures": figures, "names": axes}, code=code)
@@ -200,15 +201,14 @@ def _curves(best: dict[str, Any], axes: list[str], label: str) -> Any:
         **_axis_of("y", drawn[np.isfinite(drawn)]),
         tools="pan,wheel_zoom,box_zoom,reset",
     )
+    style: dict[str, Any] = {"alpha": 0.6, "hover_alpha": 1.0, "hover_line_width": 4}
     plot.multi_line(
         "xs",
         "ys",
         source=ColumnDataSource(best),
         color="_colour",
         line_width=2,
-        alpha=0.6,
-        hover_alpha=1.0,
-        hover_line_width=4,
+        **style,
     )
     plot.add_tools(HoverTool(tooltips=[(name, f"@{{{name}}}") for name in axes]))
     return plot

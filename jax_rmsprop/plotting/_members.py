@@ -92,7 +92,7 @@ def parallel_coordinates(
     height = np.stack([column for column, _ in columns] + [heights], axis=1)
     height[~finite, -1] = 1.1
     colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
-    places = np.arange(len(names) + 1)
+    places = range(len(names) + 1)
     for i in np.argsort(np.where(finite, values if maximize else -values, -np.inf)):
         style: dict[str, Any] = {"color": colours(height[i, -1]), "linewidth": 1}
         if not finite[i]:
