@@ -130,15 +130,26 @@ def test_what_goes_wrong(cells):
     assert halves == pytest.approx([(1e-3 / 3) ** 0.5, 1e-3, 0.0316], rel=0.1)
 
 
-def test_dqn(run):
+def test_dqn(monkeypatch, capsys, tmp_path):
     """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it hardly learns."""
     require("gymnax")
-    printed = run("dqn", "--steps", "20000")
+    example = importlib.import_module("dqn")
+    few = ["nature_dqn", "nature_dqn on a mean", "dqn_zoo"]
+    monkeypatch.setattr(example, "RECIPES", {n: example.RECIPES[n] for n in few})
+    monkeypatch.setattr(example, "VARIANTS", {})
+    monkeypatch.setattr(example, "RATES", [2.5e-4])
+    picture = str(tmp_path / "dqn.png")
+    monkeypatch.setattr(
+        sys, "argv", ["dqn.py", "--steps", "20000", "--output", picture]
+    )
+    example.main()
+    printed = capsys.readouterr().out
     rows = {line[:22].strip(): line[22:] for line in printed.splitlines()}
     assert rows["nature_dqn"] == rows["dqn_zoo"]
-    first = {name: float(row.split()[0]) for name, row in rows.items() if "to" in row}
+    first = {name: float(row.split()[0]) for name, row in rows.items() if name in few}
     assert first["nature_dqn on a mean"] < first["nature_dqn"] / 2
     assert first["nature_dqn"] > 100
+    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
 
 
 def test_dqn_without_gymnax(monkeypatch):
@@ -303,9 +314,18 @@ def test_sweep_on_a_cluster(run, tmp_path):
     assert "16 members, 0 diverged" in printed
 
 
-def test_successive_halving(run):
+def test_successive_halving(monkeypatch, capsys, tmp_path):
     """A point as good as the grid's best, with at most a third of the steps."""
-    printed = run("successive_halving")
+    example = importlib.import_module("successive_halving")
+    # Every other gamma and five of the seven rates.
+    fewer = {"gamma": example.GRID["gamma"][::2], "seed": example.GRID["seed"]}
+    fewer["learning_rate"] = example.GRID["learning_rate"][1:6]
+    monkeypatch.setattr(example, "GRID", fewer)
+    picture = str(tmp_path / "halving.png")
+    monkeypatch.setattr(sys, "argv", ["successive_halving.py", "--output", picture])
+    example.main()
+    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
+    printed = capsys.readouterr().out
     share = int(re.search(r"(\d+)% of the grid's steps", printed).group(1))
     ours = float(re.search(r"halving: loss ([\d.]+)", printed).group(1))
     theirs = re.search(r"the grid: loss ([\d.]+) \(([\d.]+) to ([\d.]+)", printed)
