@@ -304,13 +304,15 @@ def test_importance_drawn(curves):
 
 def test_parallel_coordinates(curves):
     ax = plotting.parallel_coordinates(curves, "loss")
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 4 - 1]
-    # A line for each of the 12 points, and the best once more on top.
-    assert len(lines) == 13
-    best = lines[-1].get_ydata()
+    (points,) = ax.collections
+    lines = np.array(points.get_segments())
+    assert lines.shape == (12, 3, 2)
     # gamma .99 is third of four by log(1 - gamma), learning rate .01 second of three.
-    np.testing.assert_allclose(best, [2 / 3, 0.5, 0], atol=1e-12)
-    assert [line.get_linestyle() for line in lines].count(":") == 1
+    np.testing.assert_allclose(lines[-1, :, 1], [2 / 3, 0.5, 0], atol=1e-12)
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), lines[-1])
+    # One diverged: it lies below all others, and ends above the axis.
+    np.testing.assert_allclose(lines[0, :, 1], [1, 1, 1.1])
+    assert ax.get_legend_handles_labels()[1] == ["best: 1.1", "diverged: 1"]
     labels = [label.get_text() for label in ax.get_xticklabels()]
     assert labels == ["gamma", "learning_rate", "loss"]
 

@@ -76,49 +76,49 @@ def parallel_coordinates(
     """
     ax, curves = new_axes(ax), ordered(curves)
     import matplotlib as mpl
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba
 
     output = resolve_output(curves, output)
     mean = reduce_seeds(curves, output, seed_dim).mean
-    best = int(
-        np.ravel_multi_index(tuple(best_index(mean, maximize).values()), mean.shape)
-    )
-    names = [str(name) for name in mean.coords]
-    columns = [
-        _column(mean[name].broadcast_like(mean).values.ravel()) for name in names
-    ]
-    values = mean.values.ravel()
+    place = best_index(mean, maximize)
+    best = int(np.ravel_multi_index(tuple(place.values()), mean.shape))
+    names, values = [str(name) for name in mean.coords], mean.values.ravel()
     finite = np.isfinite(values)
-    heights, ticks = _column(values, finite)
-    height = np.stack([column for column, _ in columns] + [heights], axis=1)
+    columns = [_column(mean[n].broadcast_like(mean).values.ravel()) for n in names]
+    columns.append(_column(values))
+    height = np.stack([heights for heights, _ in columns], axis=1)
     height[~finite, -1] = 1.1
-    colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
-    places = range(len(names) + 1)
-    for i in np.argsort(np.where(finite, values if maximize else -values, -np.inf)):
-        style: dict[str, Any] = {"color": colours(height[i, -1]), "linewidth": 1}
-        if not finite[i]:
-            style = {"color": "0.7", "linewidth": 0.8, "linestyle": ":"}
-        ax.plot(places, height[i], alpha=0.7, **style)
+    lines = np.stack([np.broadcast_to(range(len(columns)), height.shape), height], -1)
+    # The worst first, so that the best lie above.
+    order = np.argsort(-height[:, -1] if not maximize else height[:, -1])
+    order = [*order[~finite[order]], *order[finite[order]]]
+    colours = mpl.colormaps["viridis" if maximize else "viridis_r"](height[:, -1])
+    colours[~finite] = to_rgba("0.7")
+    styles = np.where(finite, "solid", "dotted")
+    ax.add_collection(
+        LineCollection(
+            list(lines[order]),
+            colors=colours[order],
+            linestyles=list(styles[order]),
+            linewidths=1,
+            alpha=0.7,
+        )
+    )
     label = f"best: {values[best]:.4g}"
-    ax.plot(places, height[best], color=COLOURS[1], linewidth=3, label=label)
-    for place, (_, marks) in zip(places, [*columns, (heights, ticks)], strict=True):
-        ax.axvline(place, color="0.3", linewidth=1)
-        for at, text in marks:
-            box: dict[str, Any] = {"boxstyle": "round,pad=0.1", "fc": "white"}
-            ax.annotate(
-                text,
-                (place, at),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                bbox=box | {"ec": "none", "alpha": 0.7},
-            )
+    ax.plot(*lines[best].T, color=COLOURS[1], linewidth=3, label=label)
+    box: dict[str, Any] = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
+    for x, (_, marks) in enumerate(columns):
+        ax.axvline(x, color="0.3", linewidth=1)
+        for y, text in marks:
+            beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+            ax.annotate(text, (x, y), (4, 0), fontsize=8, bbox=box, **beside)
     if not finite.all():
         ax.plot([], [], ":", color="0.7", label=f"diverged: {(~finite).sum()}")
     ax.grid(visible=False)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set_yticks([])
-    ax.set_xticks(places, [*names, label_of(curves, output)])
+    ax.set_xticks(range(len(columns)), [*names, label_of(curves, output)])
     ax.set_xlim(-0.1, len(names) + 0.35)
     ax.set_ylim(-0.05, 1.12 if not finite.all() else 1.05)
     ax.set_title(f"{output} of {len(values)} points")
@@ -236,21 +236,21 @@ def explained(
             f"`curves` must have members that differ in {output}, got "
             f"{int(curves['finished'].sum())} that do not"
         )
-    if ranks.ndim > 1 or list(ranks.dims) == list(ranks.coords):
+    if "member" in ranks.dims:
         return {
-            str(axis): (
-                _weighted_variance(ranks, str(axis)) / variance,
-                float(ranks.var(axis).mean()) / variance,
-            )
-            for axis in ranks.dims
+            str(name): (_binned(column.values, ranks.values), np.nan)
+            for name, column in ranks.coords.items()
         }
     return {
-        str(name): (_binned(column.values, ranks.values), np.nan)
-        for name, column in ranks.coords.items()
+        str(axis): (
+            _variance_of_means(ranks, str(axis)) / variance,
+            float(ranks.var(axis).mean()) / variance,
+        )
+        for axis in ranks.dims
     }
 
 
-def _weighted_variance(ranks: xr.DataArray, axis: str) -> float:
+def _variance_of_means(ranks: xr.DataArray, axis: str) -> float:
     """The variance of the means along an axis, each by how many members it has."""
     others = [d for d in ranks.dims if d != axis]
     mean, count = ranks.mean(others), ranks.count(others)
@@ -275,41 +275,31 @@ def _binned(x: np.ndarray, y: np.ndarray) -> float:
     return max(0.0, 1 - within / whole * (len(y) - 1) / (len(y) - used))
 
 
-def _column(
-    values: np.ndarray, finite: np.ndarray | None = None
-) -> tuple[np.ndarray, list[tuple[float, str]]]:
+def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Heights in [0, 1] along an upright axis, and where its labels stand."""
-    labels, place = np.unique(
-        values[finite] if finite is not None else values, return_inverse=True
-    )
-    if labels.dtype.kind not in "iuf":
-        at = np.arange(len(labels)) / max(len(labels) - 1, 1)
-        return at[place], [(float(h), str(x)) for h, x in zip(at, labels, strict=True)]
+    if values.dtype.kind not in "iuf":
+        texts = [str(value) for value in values]
+        labels = list(dict.fromkeys(texts))
+        at = np.linspace(0, 1, len(labels))
+        marks = [(float(y), text) for y, text in zip(at, labels, strict=True)]
+        return at[[labels.index(text) for text in texts]], marks
+    labels = np.unique(values[np.isfinite(values)]).astype(float)
     scale = _scale(labels)
-    low, high = scale(labels[:1])[0], scale(labels[-1:])[0]
+    low, high = scale(labels[0]), scale(labels[-1])
     span = (high - low) or 1.0
-
-    def height(x: np.ndarray) -> np.ndarray:
-        return (scale(x) - low) / span
-
-    shown = labels
+    heights = (scale(labels) - low) / span
+    shown = range(len(labels))
     if len(labels) > 7:  # those nearest to an even spacing
-        shown = labels[
-            [int(abs(height(labels) - h).argmin()) for h in np.linspace(0, 1, 6)]
-        ]
-    marks = [
-        (float(height(np.array([x]))[0]), short(float(x))) for x in np.unique(shown)
-    ]
-    full = np.full(values.shape, np.nan)
-    full[finite if finite is not None else slice(None)] = height(labels)[place]
-    return full, marks
+        even = np.linspace(0, 1, 6)
+        shown = sorted({int(abs(heights - y).argmin()) for y in even})
+    marks = [(float(heights[i]), short(float(labels[i]))) for i in shown]
+    return (scale(values) - low) / span, marks
 
 
 def _scale(labels: np.ndarray) -> Any:
     """How numbers are spaced: by their logarithm, by that of 1 - x, or as they are."""
-    low, high = float(labels[0]), float(labels[-1])
-    if 0 <= low and 0.9 < high < 1:
+    if 0 <= labels[0] and 0.9 < labels[-1] < 1:
         return lambda x: -np.log(1 - np.asarray(x, float))
-    if low > 0 and spans_decades(np.asarray(labels, float)):
+    if labels[0] > 0 and spans_decades(labels):
         return lambda x: np.log(np.asarray(x, float))
     return lambda x: np.asarray(x, float)
