@@ -53,8 +53,9 @@ package: .venv/ready  ## sdist and wheel for a release, in dist, checked
 	$(BIN)/check-wheel-contents dist/*.whl
 	tar --list --file dist/*.tar.gz
 
-pictures: .venv/ready  ## draw the README's picture again; look at it
+pictures: .venv/ready  ## draw what README and explanations show; look at it
 	$(BIN)/python examples/gamma_sweep.py --output docs/images/gamma_sweep.png
+	$(BIN)/python docs/gallery.py
 
 clean:
 	rm -rf .venv .venv-accelerators .venv-docs .venv-lowest .venv-newest build dist \

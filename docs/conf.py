@@ -42,11 +42,6 @@ default_role = "py:obj"  # a name in backticks is a link where it has a page
 html_theme = "furo"
 html_title = f"jax_rmsprop {version}"
 html_baseurl = PROJECT["urls"]["Documentation"]
-html_theme_options = {
-    "source_repository": PROJECT["urls"]["Source"],
-    "source_branch": "main",
-    "source_directory": "docs/",
-}
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -90,3 +90,25 @@ def _neighbours(text):
         if neighbour.exists():
             yield f"%%writefile {neighbour.name}\n{neighbour.read_text()}"
             yield from _neighbours(neighbour.read_text())
+
+
+def draw_explanations():
+    """Draw the pictures that the explanations share with their tutorial."""
+    import runpy
+    import sys
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    sys.path.insert(0, str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "what_goes_wrong.py"))
+    for number, name in enumerate(("variance", "rounding", "bounded", "eps"), 1):
+        path = Path(__file__).parent / "images" / f"{name}.png"
+        plt.figure(number).savefig(path, dpi=100)
+        print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    draw_explanations()

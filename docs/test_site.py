@@ -221,11 +221,15 @@ def test_a_notebook_runs_where_nothing_else_is(tutorial, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     pip, *rest = notebook.cells
     assert pip.source.startswith("%pip install")
-    notebook.cells = rest  # this machine has the package, which may not be published
+    # This machine has the package, which may not be published. And one more cell.
+    searched = "sweep(lambda x: {'y': x}, {'x': [1.0, 2.0]}, batch_size=2);"
+    progress = f"from jax_rmsprop import sweep\n{searched}"
+    notebook.cells = [*rest, nbformat.v4.new_code_cell(progress)]
     here = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=here).execute()
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     shown = {kind for output in outputs for kind in output.get("data", {})}
+    assert "application/vnd.jupyter.widget-view+json" in shown  # the progress
     if tutorial == "reading_a_sweep":
         assert {"image/png", "text/html"} <= shown
         assert any(

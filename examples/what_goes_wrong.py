@@ -61,17 +61,14 @@ for u, colour, label in (
     (difference, COLOURS[1], "difference of moments (optax.rmsprop)"),
     (variance, COLOURS[0], "variance (rmsprop)"),
 ):
-    axes.plot(steps, -u[:, shown], color=colour, label=label)
-bad = np.isnan(difference[:, shown])
-if bad.any():
-    last = bad.argmax() - 1
-    axes.plot(steps[last], -difference[last, shown], "x", color="black", markersize=9)
-    axes.annotate(
-        f"NaN from step {last + 2}",
-        (steps[last], -difference[last, shown]),
-        (8, 0),
-        textcoords="offset points",
-    )
+    # From the first NaN on the parameter is NaN, whatever the steps after it.
+    before = np.cumsum(np.isnan(u[:, shown])) == 0
+    axes.plot(steps[before], -u[before, shown], color=colour, label=label)
+    if not before.all():
+        last = steps[before][-1], -u[before, shown][-1]
+        axes.plot(*last, "x", color="black", markersize=9)
+        text = f"NaN at step {last[0] + 1}"
+        axes.annotate(text, last, (8, 0), textcoords="offset points", va="center")
 axes.set(
     yscale="symlog",
     xlabel="step",

@@ -74,8 +74,37 @@ def test_each_error_is_the_one_that_is_shown(tmp_path, standard_promotion):
     assert seen == 6
 
 
+# Of other frameworks' own lines, what stands before them in a real script.
+BEFORE = {
+    "torch": "import torch\nmodel = torch.nn.Linear(3, 2)",
+    "keras": "import keras",
+    "tensorflow": "import tensorflow.compat.v1 as tf\nstep = tf.Variable(0)",
+    # timm as a whole wants torchvision; its optimizer does not.
+    "timm": (
+        "import types, torch\n"
+        "from tests.frameworks import alone\n"
+        "optim = types.SimpleNamespace(\n"
+        "    RMSpropTF=alone('timm.optim.rmsprop_tf').RMSpropTF\n"
+        ")\n"
+        "timm, model = types.SimpleNamespace(optim=optim), torch.nn.Linear(3, 2)"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "number"), [(p, i) for i, p in enumerate(BEFORE)], ids=list(BEFORE)
+)
+def test_the_lines_of_other_frameworks_run(package, number):
+    require("torch" if package == "timm" else package)
+    page = ROOT / "docs" / "how-to" / "other_frameworks.md"
+    block, ours = blocks(page, "py")[number]
+    exec(f"{BEFORE[package]}\n{block}", {})
+    assert "conventions." in ours
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_what_is_not_run_is_at_least_python(page):
+    """Such as what needs a cluster."""
     for block, _ in blocks(page, "py"):
         ast.parse(block)
 
