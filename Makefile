@@ -33,9 +33,12 @@ bench: .venv/ready  ## ratios to the alternatives, in one run
 lint: .venv/ready  ## style, types, spelling, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+
+types-newest: .venv-newest/ready  ## types, as the newest libraries declare them
+	.venv-newest/bin/pyright --pythonpath .venv-newest/bin/python
 
 docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
 	rm -rf docs/_build
@@ -93,4 +96,4 @@ clean:
 	touch $@
 
 .PHONY: demo test frameworks accelerators test-lowest test-newest test-switches bench lint docs \
-  package pictures clean
+  package pictures types-newest clean

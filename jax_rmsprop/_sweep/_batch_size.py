@@ -96,7 +96,7 @@ def member_needs(traced: Traced) -> Needs:
     )
 
 
-def _batched(closed: jax.extend.core.ClosedJaxpr, members: int) -> Any:
+def _batched(closed: Any, members: int) -> Any:
     """The program of so many members."""
     arguments = [jax.ShapeDtypeStruct((members,), x.dtype) for x in closed.in_avals]
     batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -141,8 +140,7 @@ def replicate_consts(traced: Traced, mesh: Mesh) -> Traced:
     consts = jax.device_put(
         list(traced.jaxpr.consts), NamedSharding(mesh, PartitionSpec())
     )
-    jaxpr = jax.extend.core.ClosedJaxpr(traced.jaxpr.jaxpr, consts)
-    return traced._replace(jaxpr=jaxpr)
+    return traced._replace(jaxpr=traced.jaxpr.replace(consts=consts))
 
 
 def broadcast_from_process_0(value: Any) -> Any:

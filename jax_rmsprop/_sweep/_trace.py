@@ -28,12 +28,12 @@ class Traced(NamedTuple):
       outputs: their shapes and dtypes, by name.
     """
 
-    jaxpr: jax.extend.core.ClosedJaxpr
+    jaxpr: Any  # jax.extend.core.ClosedJaxpr, whose type JAX 0.12 does not export
     outputs: OutputSpecs
 
     def member(self, consts: list[Any], *numbers: Any) -> list[Any]:
         """The training as a function of the arrays, too, that it closes over."""
-        closed = jax.extend.core.ClosedJaxpr(self.jaxpr.jaxpr, consts)
+        closed = self.jaxpr.replace(consts=consts)
         return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
 
 
@@ -88,7 +88,7 @@ def trace(
         return list(leaves.values())
 
     arguments = {name: jax.ShapeDtypeStruct((), numbers[name]) for name in numbers}
-    jaxpr = jax.make_jaxpr(outputs)(arguments)
+    jaxpr: Any = jax.make_jaxpr(outputs)(arguments)
     return Traced(
         jaxpr,
         {

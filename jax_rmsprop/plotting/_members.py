@@ -242,11 +242,11 @@ def explained(
             for name, column in ranks.coords.items()
         }
     return {
-        str(axis): (
-            _variance_of_means(ranks, str(axis)) / variance,
+        axis: (
+            _variance_of_means(ranks, axis) / variance,
             float(ranks.var(axis).mean()) / variance,
         )
-        for axis in ranks.dims
+        for axis in map(str, ranks.dims)
     }
 
 
