@@ -54,7 +54,9 @@ copybutton_prompt_is_regexp = True
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True
 napoleon_use_rtype = False
+templates_path = ["_templates"]
 
 sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "examples"),
@@ -88,7 +90,7 @@ def linkcode_resolve(domain, info):
 def as_rst(app, what, name, obj, options, lines):
     """Docstrings are for a terminal first: Markdown's links, indented equations."""
     text = re.sub(
-        r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r"`\1 <\2>`__", "\n".join(lines)
+        r"\[([^\[\]]+)\]\((https?://[^)\s]+)\)", r"`\1 <\2>`__", "\n".join(lines)
     )
     text = re.sub(r"`(\w[^`\n]*)`s\b", r"`\1`\\ s", text)  # a plural
     # What stands indented after a paragraph is an equation, line by line.

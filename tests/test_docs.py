@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import re
 from pathlib import Path
@@ -112,6 +113,23 @@ def test_what_is_not_run_is_at_least_python(page):
 def test_every_page_is_short_enough_to_read():
     for page in PAGES:
         assert len(page.read_text().splitlines()) < 250, page
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["", ".conventions", ".migrate", ".plotting", ".quantization"],
+)
+def test_every_public_name_has_its_place_in_the_reference(module):
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    parts = re.split(r"currentmodule:: (\S+)\n", page)
+    listed = {
+        name
+        for owner, text in zip(parts[1::2], parts[2::2], strict=True)
+        if owner == f"jax_rmsprop{module}"
+        for name in re.findall(r"^(?:   |\.\. py:data:: )(\w+)$", text, re.M)
+    }
+    public = importlib.import_module(f"jax_rmsprop{module}").__all__
+    assert listed == set(public) - {"__version__"}
 
 
 def test_the_sites_own_tables_are_printed_by_the_code(capsys):
