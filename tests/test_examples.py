@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from jax_rmsprop import plotting
 from tests.conftest import airfoil_or_skip, free_port, require
 from tests.sweeps import forks, script
 
@@ -47,7 +48,8 @@ def cells(capsys):
 
     def run(name):
         plt.close("all")
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        path = str(EXAMPLES / f"{name}.py")
+        run.names = runpy.run_path(path, run_name="__main__")
         for number in plt.get_fignums():
             figure = plt.figure(number)
             assert any(axes.get_title() for axes in figure.axes), "of what?"
@@ -109,6 +111,15 @@ def test_reading_a_sweep(cells):
     assert pictures == 6
     assert "90 members, 0 diverged" in printed
     assert re.search(r"sweep.html: \d", printed)
+    # What the text says of the pictures.
+    curves = cells.names["curves"]
+    loss = curves.loss[..., -1].mean("seed")
+    rates = loss.learning_rate[loss.argmin("learning_rate").values]
+    assert rates[1] > rates[-1]  # the valley runs aslant
+    found = plotting._members.explained(curves, "loss", False)
+    (rate, _), (gamma, together) = found["learning_rate"], found["gamma"]
+    assert rate > gamma
+    assert together > 3 * gamma
 
 
 def test_what_goes_wrong(cells):
