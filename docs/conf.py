@@ -65,6 +65,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "gallery.in_order",
     "image_scrapers": ("matplotlib", "gallery.picture"),
     "reset_argv": "gallery.arguments",
+    "reset_modules": (),  # matplotlib's style is `common`'s, which is imported once
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,

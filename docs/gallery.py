@@ -47,7 +47,7 @@ def in_order(path):
 def arguments(conf, script):
     """With what a script is run: one that is cells takes none."""
     path = Path(script["src_file"])
-    return ["--output", str(WRITTEN)] if "arguments(" in path.read_text() else []
+    return ["--output", WRITTEN.name] if "arguments(" in path.read_text() else []
 
 
 def picture(block, variables, conf):
