@@ -43,7 +43,7 @@ types-newest: .venv-newest/ready  ## types, as the newest libraries declare them
 docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
 	rm -rf docs/_build
 	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
-	.venv-docs/bin/pytest -o addopts= -q docs/test_site.py
+	.venv-docs/bin/pytest -o addopts= -q docs/test_site.py $(SITE_TESTS)
 
 # The second build must be the first, byte for byte.
 package: .venv/ready  ## sdist and wheel for a release, in dist, checked
