@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import medians, table
@@ -12,42 +11,12 @@ from jax_rmsprop import rmsprop
 
 # The examples are scripts, not a package.
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from common import (  # noqa: E402
-    airfoil,
-    batches,
-    linear,
-    squared_loss,
-    train_step,
-)
+from common import BATCH, EPOCHS, RECORD, airfoil, regression  # noqa: E402
 
 try:
     import torch
 except ImportError:
     torch = None
-
-
-EPOCHS, BATCH, RECORD = 2, 10, 10  # the loss is recorded every 10 batches
-
-
-def train(seed, data, optimizer, epochs=EPOCHS):
-    """The loss over all data at the start and after every `RECORD` batches."""
-    start, *keys = jax.random.split(jax.random.key(seed), 1 + epochs)
-    params = linear(start, data.x.shape[1])
-    step = train_step(squared_loss, optimizer)
-
-    def record(carry, few):
-        carry, _ = jax.lax.scan(step, carry, few)
-        return carry, squared_loss(carry[0], data)
-
-    def epoch(carry, key):
-        groups = jax.tree.map(
-            lambda x: x.reshape(-1, RECORD, *x.shape[1:]), batches(key, data, BATCH)
-        )
-        return jax.lax.scan(record, carry, groups)
-
-    carry = params, optimizer.init(params)
-    _, losses = jax.lax.scan(epoch, carry, jnp.stack(keys))
-    return jnp.concatenate([squared_loss(params, data)[None], losses.ravel()])
 
 
 def torch_loop(data, epochs=EPOCHS):
@@ -78,9 +47,11 @@ def torch_loop(data, epochs=EPOCHS):
 def training(members=512):
     """Seconds per epoch, alone and with 512 gammas at once."""
     data = airfoil()
-    alone = jax.jit(lambda seed: train(seed, data, rmsprop(0.01, 0.9)))
+    alone = jax.jit(lambda seed: regression(seed, data, rmsprop(0.01, 0.9)))
     gammas = np.linspace(0.5, 0.999, members, dtype="float32")
-    together = jax.jit(jax.vmap(lambda gamma: train(0, data, rmsprop(0.01, gamma))))
+    together = jax.jit(
+        jax.vmap(lambda gamma: regression(0, data, rmsprop(0.01, gamma)))
+    )
     ours = {"alone": lambda: alone(0), "together": lambda: together(gammas)}
     if torch is None:
         seconds = medians(ours, rounds=20)

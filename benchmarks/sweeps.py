@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.airfoil import airfoil, torch, torch_loop
-from benchmarks.airfoil import train as regression
+from benchmarks.airfoil import airfoil, regression, torch, torch_loop
 from benchmarks.timing import medians_of, table, timed
 from jax_rmsprop import rmsprop, sweep
 

@@ -199,16 +199,8 @@ def brightness(colour):
 
 def test_equations_are_drawn(looked_at):
     tab = looked_at("explanation/variance.html")
-    boxes = tab.locator("math").evaluate_all("all => all.map(m => m.clientHeight)")
-    assert boxes
-    assert (
-        max(
-            tab.locator("math").evaluate_all(
-                "all => all.map(m => m.getBoundingClientRect().height)"
-            )
-        )
-        > 30
-    )
+    heights = "all => all.map(m => m.getBoundingClientRect().height)"
+    assert max(tab.locator("math").evaluate_all(heights)) > 30
 
 
 @pytest.mark.parametrize("tutorial", ["eps_and_the_loss", "reading_a_sweep"])

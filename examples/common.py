@@ -193,3 +193,28 @@ def train_step(loss, optimizer):
         return (optax.apply_updates(params, updates), state), value
 
     return step
+
+
+# The textbook's training: 2 epochs in batches of 10, the loss recorded after every 10.
+EPOCHS, BATCH, RECORD = 2, 10, 10
+
+
+def regression(seed, data, optimizer, epochs=EPOCHS):
+    """A linear regression: its loss at the start and after every `RECORD` batches."""
+    start, *keys = jax.random.split(jax.random.key(seed), 1 + epochs)
+    params = linear(start, data.x.shape[1])
+    step = train_step(squared_loss, optimizer)
+
+    def record(carry, few):
+        carry, _ = jax.lax.scan(step, carry, few)
+        return carry, squared_loss(carry[0], data)
+
+    def epoch(carry, key):
+        groups = jax.tree.map(
+            lambda x: x.reshape(-1, RECORD, *x.shape[1:]), batches(key, data, BATCH)
+        )
+        return jax.lax.scan(record, carry, groups)
+
+    carry = params, optimizer.init(params)
+    _, losses = jax.lax.scan(epoch, carry, jnp.stack(keys))
+    return jnp.concatenate([squared_loss(params, data)[None], losses.ravel()])

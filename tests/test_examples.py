@@ -24,6 +24,13 @@ def as_a_script(monkeypatch, standard_promotion):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
+def look_at(picture):
+    """A picture has a size and content."""
+    pixels = matplotlib.image.imread(picture)
+    assert min(pixels.shape[:2]) > 400
+    assert pixels[..., :3].std() > 0.05
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     """Run a script; what it printed, its picture looked at for having content."""
@@ -34,9 +41,7 @@ def run(monkeypatch, capsys, tmp_path):
         argv = [str(script), "--output", str(picture), *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         runpy.run_path(str(script), run_name="__main__")
-        pixels = matplotlib.image.imread(picture)
-        assert min(pixels.shape[:2]) > 400
-        assert pixels[..., :3].std() > 0.05
+        look_at(picture)
         return capsys.readouterr().out
 
     return run
@@ -164,7 +169,7 @@ def test_dqn(monkeypatch, capsys, tmp_path):
     first = {name: float(row.split()[0]) for name, row in rows.items() if name in few}
     assert first["nature_dqn on a mean"] < first["nature_dqn"] / 2
     assert first["nature_dqn"] > 100
-    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
+    look_at(picture)
 
 
 def test_dqn_without_gymnax(monkeypatch):
@@ -185,6 +190,18 @@ def test_eps_and_the_loss(run):
     assert float(accuracy) > 90 > float(worse)
     assert int(share) < 60
     assert int(all_of_it) == 100
+
+
+def test_the_regression_is_one_program():
+    airfoil_or_skip()
+    common = importlib.import_module("common")
+    import jax
+
+    from jax_rmsprop import rmsprop
+
+    data, program = common.airfoil(), jax.jit(common.regression, static_argnums=2)
+    compiled = program.lower(0, data, rmsprop(0.01, 0.9)).compile()
+    assert compiled(0, data).shape == (31,)
 
 
 def test_data_that_is_nowhere(monkeypatch, tmp_path):
@@ -340,7 +357,7 @@ def test_successive_halving(monkeypatch, capsys, tmp_path):
     picture = str(tmp_path / "halving.png")
     monkeypatch.setattr(sys, "argv", ["successive_halving.py", "--output", picture])
     example.main()
-    assert matplotlib.image.imread(picture)[..., :3].std() > 0.05
+    look_at(picture)
     printed = capsys.readouterr().out
     share = int(re.search(r"(\d+)% of the grid's steps", printed).group(1))
     ours = float(re.search(r"halving: loss ([\d.]+)", printed).group(1))

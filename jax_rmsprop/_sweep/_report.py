@@ -295,9 +295,13 @@ def resolve_output(curves: xr.Dataset, output: str | None) -> str:
 
 def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
     """The last value along the output's own leading axis."""
-    values = curves[output]
-    own = [d for d in values.dims if d not in curves["finished"].dims]
-    return values.isel({own[0]: -1}) if own else values
+    own = own_axes(curves, output)
+    return curves[output].isel({own[0]: -1}) if own else curves[output]
+
+
+def own_axes(curves: xr.Dataset, output: str) -> list[str]:
+    """The axes that an output has beside those of the members."""
+    return [str(d) for d in curves[output].dims if d not in curves["finished"].dims]
 
 
 def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Scores:

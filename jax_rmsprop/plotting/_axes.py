@@ -12,6 +12,7 @@ from jax_rmsprop._sweep._report import (
     Scores,
     best_index,
     ordered,
+    own_axes,
     reduce_seeds,
     resolve_output,
 )
@@ -223,7 +224,7 @@ def best_curves(
     check_int("top_k", top_k, low=1)
     output, found, _, _ = select_scores(curves, output, seed_dim, maximize)
     values = curves[output]
-    own = [d for d in values.dims if d not in curves["finished"].dims]
+    own = own_axes(curves, output)
     if len(own) != 1:
         raise ValueError(
             f"`output` must have one axis of its own, but {output} has {len(own)}"
@@ -497,6 +498,13 @@ def _worst_shown(values: np.ndarray, maximize: bool) -> float:
 
 def _beyond(values: np.ndarray, worst: float, maximize: bool) -> np.ndarray:
     return np.asarray(values < worst if maximize else values > worst)
+
+
+def spacing(values: np.ndarray) -> str:
+    """How finite numbers are spaced on an axis: "short of 1", "log" or "linear"."""
+    if values.min() >= 0 and 0.9 < values.max() < 1:
+        return "short of 1"
+    return "log" if spans_decades(values) else "linear"
 
 
 def spans_decades(values: np.ndarray) -> bool:

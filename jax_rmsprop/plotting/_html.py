@@ -11,12 +11,13 @@ import numpy as np
 from jax_rmsprop._sweep._report import (
     ordered,
     outputs,
+    own_axes,
     resolve_output,
     summary,
     to_dataframe,
 )
 from jax_rmsprop._validate import check_int, require_extra
-from jax_rmsprop.plotting._axes import COLOURS, label_of, spans_decades
+from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -125,7 +126,7 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
     options: dict[str, Any] = {"x_axis_label": axis, **_axis_of("y", shown)}
     if x.dtype.kind not in "iuf":
         options["x_range"] = list(dict.fromkeys(x.astype(str)))
-    elif x.min() >= 0 and 0.9 < x.max() < 1:
+    elif spacing(x.to_numpy(float)) == "short of 1":
         short_of_1, where = True, f"_short_{axis}"
         source.data[where] = 1 - x.to_numpy(float)
         options |= _axis_of("x", source.data[where])
@@ -172,7 +173,7 @@ def _best(
     curves: xr.Dataset, output: str, members: Any, top_k: int
 ) -> dict[str, Any] | None:
     """The curves of the best members, if the output has one axis of its own."""
-    own = [d for d in curves[output].dims if d not in curves["finished"].dims]
+    own = own_axes(curves, output)
     if len(own) != 1:
         return None
     lines = curves[output].transpose(*curves["finished"].dims, own[0]).values

@@ -20,12 +20,19 @@ from jax_rmsprop.plotting._axes import (
     label_of,
     new_axes,
     short,
-    spans_decades,
+    spacing,
 )
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+
+# Where numbers stand on an axis that is spaced so.
+_SCALES: dict[str, Any] = {
+    "short of 1": lambda x: -np.log(1 - np.asarray(x, float)),
+    "log": lambda x: np.log(np.asarray(x, float)),
+    "linear": lambda x: np.asarray(x, float),
+}
 
 
 def parallel_coordinates(
@@ -284,7 +291,7 @@ def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
         marks = [(float(y), text) for y, text in zip(at, labels, strict=True)]
         return at[[labels.index(text) for text in texts]], marks
     labels = np.unique(values[np.isfinite(values)]).astype(float)
-    scale = _scale(labels)
+    scale = _SCALES[spacing(labels)]
     low, high = scale(labels[0]), scale(labels[-1])
     span = (high - low) or 1.0
     heights = (scale(labels) - low) / span
@@ -294,12 +301,3 @@ def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
         shown = sorted({int(abs(heights - y).argmin()) for y in even})
     marks = [(float(heights[i]), short(float(labels[i]))) for i in shown]
     return (scale(values) - low) / span, marks
-
-
-def _scale(labels: np.ndarray) -> Any:
-    """How numbers are spaced: by their logarithm, by that of 1 - x, or as they are."""
-    if 0 <= labels[0] and 0.9 < labels[-1] < 1:
-        return lambda x: -np.log(1 - np.asarray(x, float))
-    if labels[0] > 0 and spans_decades(labels):
-        return lambda x: np.log(np.asarray(x, float))
-    return lambda x: np.asarray(x, float)
