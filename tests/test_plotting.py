@@ -328,6 +328,26 @@ def test_parallel_coordinates_of_python_values():
     assert {"True", "False", "0.5", "0.9"} <= set(texts)
 
 
+def test_python_values_of_every_kind(tmp_path):
+    """Such as have no order among themselves, or are no text for HTML."""
+    members = {
+        "kind": np.array(["<mean>", None, True] * 4, object),
+        "gamma": np.linspace(0.5, 0.99, 12),
+    }
+
+    def train(kind, gamma):
+        return {"loss": gamma + (1.0 if kind else 0.0)}
+
+    curves = sweep(train, members, zipped=True, batch_size=4, progress=False)
+    shares = plotting._members.explained(curves, "loss", False)
+    assert shares["kind"][0] > shares["gamma"][0]
+    plotting.parallel_coordinates(curves)
+    curves = curves.isel(member=curves.kind.values == "<mean>")
+    page = plotting.report(curves, tmp_path / "sweep.html").read_text()
+    # Escaped for the page's JSON, and once more where it is text.
+    assert "kind &amp;lt;mean&amp;gt;" in page
+
+
 def test_a_report_is_one_file_with_everything_in_it(curves, tmp_path):
     path = plotting.report(curves, tmp_path / "sweep.html", "loss")
     page = path.read_text()

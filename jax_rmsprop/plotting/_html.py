@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +102,8 @@ def report(
         "value", CustomJS(args={"figures": figures, "names": axes}, code=code)
     )
     parts = [
-        Div(text=f"<h1>{output} of {len(table):,} members</h1>"),
-        Div(text=f"<pre>{found}</pre>", styles={"overflow-x": "auto"}),
+        Div(text=f"<h1>{escape(output)} of {len(table):,} members</h1>"),
+        Div(text=f"<pre>{escape(str(found))}</pre>", styles={"overflow-x": "auto"}),
         select,
         *figures,
     ]

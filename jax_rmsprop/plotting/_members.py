@@ -267,6 +267,8 @@ def _variance_of_means(ranks: xr.DataArray, axis: str) -> float:
 def _binned(x: np.ndarray, y: np.ndarray) -> float:
     """Kelley's epsilon^2 of values in bins of equal counts, or in groups if few."""
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if x.dtype.kind not in "iuf":
+        x = x.astype(str)  # Python's values of several types have no order
     groups, place = np.unique(x, return_inverse=True)
     bins = round(len(y) ** 0.5)
     if len(groups) > bins and groups.dtype.kind in "iuf":
