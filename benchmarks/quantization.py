@@ -11,7 +11,13 @@ import optax
 from benchmarks.timing import medians, table
 from benchmarks.update import carried
 from jax_rmsprop import rmsprop
-from jax_rmsprop.quantization import bfloat16, dither, quantize_state, uint8
+from jax_rmsprop.quantization import (
+    bfloat16,
+    dither,
+    dither_starts,
+    quantize_state,
+    uint8,
+)
 
 try:
     import bitsandbytes
@@ -24,14 +30,15 @@ BYTES = {"full": 20, "bfloat16": 16, "uint8": 14}
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
-def _by_hand(params, codes, count, gradient):
+def _by_hand(params, kept, count, gradient):
     """What `quantize_state(rmsprop(1e-3), {"nu": uint8()})` does, as one function."""
-    kept, g = uint8(), gradient
-    noise = dither(g.shape, 0, count, 0)
-    nu = jnp.zeros_like(g) if codes is None else kept.decode(codes)
+    codec, g, (codes, base) = uint8(), gradient, kept
+    noise = dither(g.shape, dither_starts(1, count, 0)[0], count)
+    nu = codec.decode(codes, base)
     nu = nu + jnp.float32(0.1) * (g * g - nu)
     params = params - jnp.float32(1e-3) * g / jnp.sqrt(nu + jnp.float32(1e-6))
-    return params, kept.encode(nu, noise, codes), count + 1
+    base = codec.next_base(codes.max().astype(jnp.int32), base)
+    return params, (codec.encode(nu, noise, base), base), count + 1
 
 
 def quantization(size=2**24, rounds=40):
@@ -57,8 +64,9 @@ def quantization(size=2**24, rounds=40):
         cost = step.lower(*carry, gradient).compile().cost_analysis()
         moved[name] = cost.get("bytes accessed", float("nan")) / size
         calls[name] = carried(lambda c, step=step: step(*c, gradient), carry)
+    nothing = jnp.zeros(size, jnp.uint8), jnp.int32(uint8().first_base)
     calls["by hand"] = carried(
-        lambda c: _by_hand(*c, gradient), (fresh(), None, jnp.int32(0))
+        lambda c: _by_hand(*c, gradient), (fresh(), nothing, jnp.int32(0))
     )
     # Eight bytes a number: read it, write it.
     calls["copy"] = carried(

@@ -1,18 +1,38 @@
 """Which code for an average of squares: the errors of four, on the same gradients.
 
-Each is a `Codec` with the same dither, so they differ in the code alone.
+All round by the same dither, so they differ in the code alone.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import table
-from jax_rmsprop.quantization import Codec, Quantized, bfloat16, dither, uint8
+from jax_rmsprop.quantization import bfloat16, dither, dither_starts, uint8
 
 ELEMENTS, BLOCK = 65_536, 256
+
+
+class Scheme(NamedTuple):
+    """To what is kept, and back: `encode(x, noise, kept before)` and `decode(kept)`."""
+
+    encode: object
+    decode: object
+
+
+def of_codec(codec):
+    """A codec as a scheme: it keeps the codes and their base."""
+
+    def encode(x, noise, kept):
+        base = jnp.int32(codec.first_base)
+        if kept is not None and codec.next_base is not None:
+            base = codec.next_base(kept[0].max().astype(jnp.int32), kept[1])
+        return codec.encode(x, noise, base), base
+
+    return Scheme(encode, lambda kept: codec.decode(*kept))
 
 
 def _uniform(noise):
@@ -22,19 +42,18 @@ def _uniform(noise):
 def _in_blocks(scaled, unscaled):
     """A code of what is left of x when its block's largest is divided out."""
 
-    def encode(x, noise, previous):
-        del previous
+    def encode(x, noise, kept):
+        del kept
         blocks = x.reshape(-1, BLOCK)
         largest = jnp.maximum(blocks.max(1, keepdims=True), 1e-38)
         codes = scaled(blocks / largest, _uniform(noise).reshape(-1, BLOCK))
-        return Quantized(codes.astype(jnp.uint8).reshape(x.shape), largest)
+        return codes.astype(jnp.uint8), largest
 
-    def decode(x):
-        codes = x.codes
-        blocks = unscaled(codes.reshape(-1, BLOCK)) * x.base
-        return blocks.reshape(codes.shape)
+    def decode(kept):
+        codes, largest = kept
+        return (unscaled(codes) * largest).reshape(-1)
 
-    return Codec(encode, decode)
+    return Scheme(encode, decode)
 
 
 def square_root():
@@ -74,47 +93,50 @@ def logarithm(decades=9.6):
     def value(k, largest):
         return largest * jnp.exp((k - 255) * step)
 
-    def encode(x, noise, previous):
-        del previous
+    def encode(x, noise, kept):
+        del kept
         largest = jnp.maximum(x.max(), 1e-38)
         y = jnp.maximum(x, 1e-38)
         k = jnp.floor(jnp.log(y / largest) / step + 255)
         low, high = value(k, largest), value(k + 1, largest)
         k += x - low > _uniform(noise) * (high - low)
-        return Quantized(jnp.clip(k, 0, 255).astype(jnp.uint8), largest)
+        return jnp.clip(k, 0, 255).astype(jnp.uint8), largest
 
-    return Codec(encode, lambda x: value(x.codes.astype(jnp.float32), x.base))
+    return Scheme(encode, lambda kept: value(kept[0].astype(jnp.float32), kept[1]))
 
 
 SCHEMES = {
-    "`bfloat16`": bfloat16,
-    "`uint8`: 5 bits of exponent, 3 of mantissa, a window that moves": uint8,
+    "`bfloat16`": lambda: of_codec(bfloat16()),
+    "`uint8`: 5 bits of exponent, 3 of mantissa, a window that moves": lambda: of_codec(
+        uint8()
+    ),
     "255 steps of the logarithm over 9.6 decades": logarithm,
     "bitsandbytes' dynamic map, unsigned, in blocks of 256": dynamic_map,
     "255 steps of the root, in blocks of 256": square_root,
 }
 
 
-@partial(jax.jit, static_argnames=("codec", "steps"))
-def _error(codec, gamma, steps=3000):
+@partial(jax.jit, static_argnames=("scheme", "steps"))
+def _error(scheme, gamma, steps=3000):
     """The mean error and the mean bias of nu, relative to itself."""
     rms = 10 ** jax.random.uniform(jax.random.key(0), (ELEMENTS,), minval=-3, maxval=0)
 
-    def encoded(nu, t, codes):
-        return codec.encode(nu, dither(nu.shape, 0, t, 0), codes)
+    def encoded(nu, t, kept):
+        noise = dither(nu.shape, dither_starts(1, t, 0)[0], t)
+        return scheme.encode(nu, noise, kept)
 
     def step(carry, t):
-        codes, exact = carry
+        kept, exact = carry
         key = jax.random.fold_in(jax.random.key(1), t)
         square = (rms * jax.random.normal(key, (ELEMENTS,))) ** 2
-        nu = codec.decode(codes)
-        codes = encoded(nu + (1 - gamma) * (square - nu), t + 1, codes)
-        return (codes, exact + (1 - gamma) * (square - exact)), None
+        nu = scheme.decode(kept)
+        kept = encoded(nu + (1 - gamma) * (square - nu), t + 1, kept)
+        return (kept, exact + (1 - gamma) * (square - exact)), None
 
     zero = jnp.zeros(ELEMENTS)
     carry = step((encoded(zero, 0, None), zero), 0)[0]
-    (codes, exact), _ = jax.lax.scan(step, carry, jnp.arange(1, steps))
-    relative = codec.decode(codes) / exact - 1
+    (kept, exact), _ = jax.lax.scan(step, carry, jnp.arange(1, steps))
+    relative = scheme.decode(kept) / exact - 1
     return jnp.abs(relative).mean(), relative.mean()
 
 
@@ -122,10 +144,10 @@ def schemes():
     """Noisy gradients, rms over three decades in the leaf, 3,000 steps."""
     rows = []
     for name, make in SCHEMES.items():
-        codec = make()
+        scheme = make()
         cells = []
         for gamma in (0.9, 0.99, 0.999):
-            error, bias = _error(codec, gamma)
+            error, bias = _error(scheme, gamma)
             cells.append(f"{error:.4f} ({bias:+.4f})")
         rows.append((name, ", ".join(cells), ""))
     title = "Error (and bias) of nu, relative to itself, at gamma 0.9, 0.99, 0.999"

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from jax_rmsprop import rmsprop
 from jax_rmsprop.quantization import (
     Codec,
-    Quantized,
     bfloat16,
     dequantize_state,
     memory_report,
@@ -39,8 +38,8 @@ from jax_rmsprop.quantization import (
 
 GAMMA, EPOCHS, SEEDS = 0.999, 200, 4
 NAIVE = Codec(
-    lambda x, dither, previous: Quantized(x.astype(jnp.bfloat16), None),
-    lambda x: x.codes.astype(jnp.float32),
+    lambda x, dither, base: x.astype(jnp.bfloat16),
+    lambda codes, base: codes.astype(jnp.float32),
 )
 KEPT = {
     "full, float32": ({}, "-"),

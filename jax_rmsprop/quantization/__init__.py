@@ -25,13 +25,12 @@ steps.
 
 from jax_rmsprop.quantization._codecs import (
     Codec,
-    Quantized,
     StateCodecs,
     bfloat16,
     int8,
     uint8,
 )
-from jax_rmsprop.quantization._dither import dither
+from jax_rmsprop.quantization._dither import dither, dither_starts
 from jax_rmsprop.quantization._memory import MemoryReport, memory_report
 from jax_rmsprop.quantization._quantize import (
     QuantizedState,
@@ -42,12 +41,12 @@ from jax_rmsprop.quantization._quantize import (
 __all__ = [
     "Codec",
     "MemoryReport",
-    "Quantized",
     "QuantizedState",
     "StateCodecs",
     "bfloat16",
     "dequantize_state",
     "dither",
+    "dither_starts",
     "int8",
     "memory_report",
     "quantize_state",

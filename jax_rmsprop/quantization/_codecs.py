@@ -1,11 +1,11 @@
-"""The ways to keep an array in fewer bits: each two functions, to codes and back."""
+"""The ways to keep an array in fewer bits: to codes, back, and what codes share."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +14,28 @@ from jax import lax
 from jax_rmsprop import _validate
 
 
-class Quantized(NamedTuple):
-    """An array as a codec keeps it.
-
-    Attributes:
-      codes: of the array's shape, in fewer bits; of one dtype, which is not float32.
-      base: what the whole array shares, int32 of shape (); None if nothing.
-    """
-
-    codes: Any
-    base: Any
-
-
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """A way to keep an array between steps: two pure functions, and a least size.
+    """A way to keep an array between steps: to codes, back, and what the codes share.
 
     Attributes:
-      encode: (x, dither, previous) -> Quantized. `x` is a float32 array; `dither` are
-        uint32 numbers of its shape, all equally likely, by which to round; `previous`
-        is the `Quantized` that the new one replaces, None at first.
-      decode: Quantized -> x.
+      encode: (x, dither, base) -> codes. `x` is a float32 array; `dither` are uint32
+        numbers of its shape, all equally likely, by which to round; `base` is what the
+        whole array shares, int32 of shape (). Codes have the array's shape, in fewer
+        bits, and one dtype, which is not float32.
+      decode: (codes, base) -> x, with the base that they were encoded with.
+      next_base: (largest, base) -> base, element by element: what an array is encoded
+        with whose codes before, of that base, have this largest magnitude. None: an
+        array shares nothing, and its base is the first one.
+      first_base: what an array is encoded with at first.
       min_size: an array with fewer elements is kept as it is. So is one that is not
         float32, such as the mean of complex gradients.
     """
 
-    encode: Callable[[jax.Array, jax.Array, Quantized | None], Quantized]
-    decode: Callable[[Quantized], jax.Array]
+    encode: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    decode: Callable[[jax.Array, jax.Array], jax.Array]
+    next_base: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    first_base: int = 0
     min_size: int = 0
 
 
@@ -67,24 +62,25 @@ def bfloat16(min_size: int = 0) -> Codec:
       dtype(bfloat16)
     """
     size = _validate.check_int("min_size", min_size, low=0)
-    return Codec(_encode_bfloat16, _decode_bfloat16, size)
+    return Codec(_encode_bfloat16, _decode_bfloat16, min_size=size)
 
 
-def _encode_bfloat16(
-    x: jax.Array, dither: jax.Array, previous: Quantized | None
-) -> Quantized:
-    del previous
+def _encode_bfloat16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
+    del base
     # To add a fraction of the last bit kept, and to cut, is to round up with the right
     # probability, whatever the sign; a carry goes into the exponent, as it should.
     bits = (_bits(x) + _dither_bits(dither, 16)) & -(2**16)
     # A float32 that a bfloat16 holds: of a step that ends in a conversion of float32 a
     # TPU's compiler makes one loop, of one that ends in bits two.
-    kept = lax.bitcast_convert_type(bits, jnp.float32)
-    return Quantized(kept.astype(jnp.bfloat16), None)
+    return lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
 
 
-def _decode_bfloat16(x: Quantized) -> jax.Array:
-    return x.codes.astype(jnp.float32)
+def _decode_bfloat16(codes: jax.Array, base: jax.Array) -> jax.Array:
+    # The base is 0. Where all that is made of a leaf depends on the array of bases, a
+    # GPU's compiler merges the loops of many leaves; else it splits those of some.
+    return lax.bitcast_convert_type(
+        _bits(codes.astype(jnp.float32)) + base, jnp.float32
+    )
 
 
 # In one byte a code is the upper bits of a float32, its exponent and three bits of its
@@ -143,7 +139,7 @@ def uint8(min_size: int = 4096) -> Codec:
       dtype('uint8')
     """
     size = _validate.check_int("min_size", min_size, low=0)
-    return Codec(_ENCODE_UNSIGNED, _DECODE_UNSIGNED, size)
+    return dataclasses.replace(_UINT8, min_size=size)
 
 
 def int8(min_size: int = 4096) -> Codec:
@@ -168,13 +164,12 @@ def int8(min_size: int = 4096) -> Codec:
       dtype('int8')
     """
     size = _validate.check_int("min_size", min_size, low=0)
-    return Codec(_ENCODE_SIGNED, _DECODE_SIGNED, size)
+    return dataclasses.replace(_INT8, min_size=size)
 
 
 def _encode_byte(
-    fmt: _ByteFormat, x: jax.Array, dither: jax.Array, previous: Quantized | None
-) -> Quantized:
-    base = _first_base(x) if previous is None else _next_base(fmt, previous)
+    fmt: _ByteFormat, x: jax.Array, dither: jax.Array, base: jax.Array
+) -> jax.Array:
     shift = _mantissa_shift(fmt, base)
     size = jnp.abs(x) if fmt.signed else x
     codes = ((_bits(size) + _dither_bits(dither, shift)) >> shift) - _window_start(base)
@@ -187,63 +182,44 @@ def _encode_byte(
         codes = jnp.where(x < 0, -codes, codes)
     else:
         codes = jnp.where(size > 0, jnp.clip(codes, 1, fmt.largest), 0)
-    return Quantized(codes.astype(jnp.int8 if fmt.signed else jnp.uint8), base)
+    return codes.astype(jnp.int8 if fmt.signed else jnp.uint8)
 
 
-def _decode_byte(fmt: _ByteFormat, x: Quantized) -> jax.Array:
-    codes = x.codes.astype(jnp.int32)
-    value = _decode_magnitude(fmt, jnp.abs(codes), x.base)
-    return jnp.where(codes < 0, -value, value) if fmt.signed else value
+def _decode_byte(fmt: _ByteFormat, codes: jax.Array, base: jax.Array) -> jax.Array:
+    signed = codes.astype(jnp.int32)
+    value = _decode_magnitude(fmt, jnp.abs(signed), base)
+    return jnp.where(signed < 0, -value, value) if fmt.signed else value
 
 
-# Made once, so that two codecs with the same settings are equal.
-_ENCODE_UNSIGNED = functools.partial(_encode_byte, _UNSIGNED)
-_DECODE_UNSIGNED = functools.partial(_decode_byte, _UNSIGNED)
-_ENCODE_SIGNED = functools.partial(_encode_byte, _SIGNED)
-_DECODE_SIGNED = functools.partial(_decode_byte, _SIGNED)
-
-
-def _decode_magnitude(fmt: _ByteFormat, codes: jax.Array, base: Any) -> jax.Array:
+def _decode_magnitude(fmt: _ByteFormat, codes: jax.Array, base: jax.Array) -> jax.Array:
     bits = (codes + _window_start(base)) << _mantissa_shift(fmt, base)
     return jnp.where(codes > 0, lax.bitcast_convert_type(bits, jnp.float32), 0)
 
 
-def _first_base(x: jax.Array) -> jax.Array:
-    """A constant, to which a sum of no elements gives the type of what varies with x.
-
-    `shard_map` takes it for the carry of a scan, which later bases come from.
-    """
-    return _SCALE_UNKNOWN + jnp.sum(x[None][:0]).astype(jnp.int32)
-
-
-def _next_base(fmt: _ByteFormat, previous: Quantized) -> jax.Array:
+def _next_base(fmt: _ByteFormat, largest: jax.Array, base: jax.Array) -> jax.Array:
     """The start of the next codes' window, by the largest of these."""
-    # Without the barrier a GPU's compiler splits the loop of the step, which reads the
-    # codes too. To compare them a TPU's copies bytes of two dimensions, and a CPU's
-    # copies integers of 32 bits.
-    codes = lax.optimization_barrier(previous.codes)
-    largest = lax.platform_dependent(
-        codes,
-        cpu=functools.partial(_largest, fmt),
-        default=lambda codes: _largest(fmt, codes.astype(jnp.int32)),
-    )
-    wide = previous.base < 0
     above = (largest + 1) << (fmt.wide_shift - _SHIFT)
-    top = jnp.where(wide, above, largest + previous.base)
-    base = jnp.maximum(top + fmt.headroom - fmt.largest, 0)
-    return jnp.where(largest == 0, _SCALE_UNKNOWN, base)
+    top = jnp.where(base < 0, above, largest + base)
+    start = jnp.maximum(top + fmt.headroom - fmt.largest, 0)
+    return jnp.where(largest == 0, _SCALE_UNKNOWN, start)
 
 
-def _largest(fmt: _ByteFormat, codes: jax.Array) -> jax.Array:
-    largest = jnp.maximum(codes.max(), -codes.min()) if fmt.signed else codes.max()
-    return largest.astype(jnp.int32)
+def _byte_codec(fmt: _ByteFormat) -> Codec:
+    encode, decode, next_base = (
+        functools.partial(f, fmt) for f in (_encode_byte, _decode_byte, _next_base)
+    )
+    return Codec(encode, decode, next_base, first_base=_SCALE_UNKNOWN)
 
 
-def _window_start(base: Any) -> jax.Array:
+# Made once, so that two codecs with the same settings are equal.
+_UINT8, _INT8 = _byte_codec(_UNSIGNED), _byte_codec(_SIGNED)
+
+
+def _window_start(base: jax.Array) -> jax.Array:
     return jnp.maximum(base, 0)
 
 
-def _mantissa_shift(fmt: _ByteFormat, base: Any) -> jax.Array:
+def _mantissa_shift(fmt: _ByteFormat, base: jax.Array) -> jax.Array:
     return jnp.where(base < 0, fmt.wide_shift, _SHIFT)
 
 
@@ -251,7 +227,7 @@ def _bits(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _dither_bits(dither: jax.Array, shift: Any) -> jax.Array:
+def _dither_bits(dither: jax.Array, shift: jax.typing.ArrayLike) -> jax.Array:
     """The dither's upper `shift` bits."""
     return (dither >> jnp.asarray(32 - shift, jnp.uint32)).astype(jnp.int32)
 

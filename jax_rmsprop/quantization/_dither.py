@@ -15,11 +15,27 @@ from jax.typing import ArrayLike
 _DITHER_PERIOD = np.uint32(32)
 
 
+def dither_starts(leaves: int, count: ArrayLike, seed: ArrayLike) -> jax.Array:
+    """Hash the number of each leaf at a step: uint32, of shape (leaves,).
+
+    Args:
+      leaves: how many.
+      count: the step.
+      seed: as for `quantize_state`.
+    """
+    shared = jnp.asarray(seed).astype(jnp.uint32)
+    for number in (
+        jnp.arange(leaves, dtype=jnp.uint32),
+        _step(count) // _DITHER_PERIOD,
+    ):
+        shared = _hash(shared) + number
+    return _hash(shared)
+
+
 def dither(
     shape: tuple[int, ...],
-    leaf: int,
+    start: jax.Array,
     count: ArrayLike,
-    seed: ArrayLike,
     *,
     out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
@@ -27,30 +43,29 @@ def dither(
 
     Args:
       shape: the array's.
-      leaf: its number in the state.
+      start: its leaf's, of `dither_starts`.
       count: the step.
-      seed: as for `quantize_state`.
       out_sharding: the array's, on a mesh with explicit axes.
 
     Returns:
       uint32 numbers of that shape, all equally likely, in units of 2^-32.
 
     Example:
-      >>> dither((3,), 0, 0, 0).dtype
+      >>> dither((3,), dither_starts(1, 0, 0)[0], 0).dtype
       dtype('uint32')
     """
-    step = jnp.asarray(count).astype(jnp.uint32)
-    shared = jnp.asarray(seed).astype(jnp.uint32)
-    for number in (jnp.uint32(leaf), step // _DITHER_PERIOD):
-        shared = _hash(shared) + number
     # The element's position is added axis by axis: summed up by itself, it is an array
     # that two leaves share, and a TPU's compiler does not merge their loops then.
-    position = _hash(shared)
+    position = start
     for axis in range(len(shape)):
         index = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out_sharding)
         position += index * jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
     # 2^32 divided by the golden ratio.
-    return _hash(position) + step * jnp.uint32(0x9E3779B9)
+    return _hash(position) + _step(count) * jnp.uint32(0x9E3779B9)
+
+
+def _step(count: ArrayLike) -> jax.Array:
+    return jnp.asarray(count).astype(jnp.uint32)
 
 
 def _hash(x: jax.Array) -> jax.Array:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from jax_rmsprop import _validate
 from jax_rmsprop._sharding import on_explicit_mesh
-from jax_rmsprop.quantization._codecs import Codec, Quantized, StateCodecs
-from jax_rmsprop.quantization._dither import dither
+from jax_rmsprop.quantization._codecs import Codec, StateCodecs
+from jax_rmsprop.quantization._dither import dither, dither_starts
+from jax_rmsprop.quantization._largest import largest_codes
 
 
 class QuantizedState(NamedTuple):
@@ -115,7 +118,19 @@ def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptSta
       >>> state.inner_state.nu.dtype, dequantize_state(state, codecs).nu
       (dtype(bfloat16), Array([0.5, 0.5], dtype=float32))
     """
-    return _decode_state(codecs, state, _quantized_leaves(codecs, state))
+    return _decode(codecs, state)
+
+
+class _Leaf(NamedTuple):
+    """A leaf of the inner state: in full or as codes.
+
+    `codec` is what keeps it, None if it is kept as it is. `parameter` is where it lies
+    within its field, which tells to which parameter it belongs.
+    """
+
+    x: jax.Array
+    codec: Codec | None
+    parameter: Any
 
 
 def _init(
@@ -125,7 +140,6 @@ def _init(
     params: optax.Params,
 ) -> QuantizedState:
     state, count = inner.init(params), jnp.zeros([], jnp.int32)
-    leaves, tree = jax.tree.flatten(state)
     if jax.tree.leaves(params):
         fields = {k.name for path, _ in path_leaves(state) for k in path if is_field(k)}
         for name in codecs:
@@ -134,8 +148,11 @@ def _init(
                     f"`codecs` has {name!r}, of which the state has no array; it has "
                     f"{', '.join(sorted(fields))}"
                 )
-    encoded = _encode_state(codecs, state, [None] * len(leaves), count, seed)
-    return _rebuild(tree, encoded, [jnp.int32(0)] * len(leaves), count)
+    leaves = _full_leaves(codecs, state)
+    bases = _first_bases(leaves)
+    starts = dither_starts(len(leaves), count, seed)
+    codes = _encode(leaves, bases, starts, count)
+    return QuantizedState(count, jax.tree.structure(state).unflatten(codes), bases)
 
 
 def _update(
@@ -147,99 +164,117 @@ def _update(
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, QuantizedState]:
-    previous = _quantized_leaves(codecs, state)
-    before = _decode_state(codecs, state, previous)
-    updates, after = inner.update(updates, before, params, **extra_args)
     count = optax.safe_increment(state.count)
-    encoded = _encode_state(codecs, after, previous, count, seed)
-    tree = jax.tree.structure(after)
-    return updates, _rebuild(tree, encoded, list(state.bases), count)
+    starts = dither_starts(len(state.bases), count, seed)
+    # The scalars of all leaves in one array: else a GPU's compiler makes a kernel or
+    # more of those of each leaf, and merges the leaves' loops less.
+    scalars = [
+        state.bases,
+        _next_bases(_stored_leaves(codecs, state), state.bases),
+        lax.bitcast_convert_type(starts, jnp.int32),
+    ]
+    bases, next_bases, starts = lax.optimization_barrier(jnp.stack(scalars))
+    before = _decode(codecs, state._replace(bases=bases))
+    updates, after = inner.update(updates, before, params, **extra_args)
+    starts = lax.bitcast_convert_type(starts, jnp.uint32)
+    codes = _encode(_full_leaves(codecs, after), next_bases, starts, count)
+    after = jax.tree.structure(after).unflatten(codes)
+    return updates, QuantizedState(count, after, next_bases)
 
 
-def _quantized_leaves(
-    codecs: StateCodecs, state: QuantizedState
-) -> list[Quantized | None]:
-    """The inner state's leaves that are codes, in order; None for the others."""
-    leaves: list[Quantized | None] = []
-    for i, (path, x) in enumerate(path_leaves(state.inner_state)):
-        codec = _codec_for(codecs, path)
-        kept = codec is not None and _keeps(codec, x, _code_dtype(codec))
-        leaves.append(Quantized(x, state.bases[i]) if kept else None)
-    return leaves
-
-
-def _decode_state(
-    codecs: StateCodecs, state: QuantizedState, quantized: list[Quantized | None]
-) -> optax.OptState:
-    def decode(path: Any, x: jax.Array, codes: Quantized | None) -> jax.Array:
-        codec = _codec_for(codecs, path)
-        return x if codec is None or codes is None else codec.decode(codes)
-
-    leaves = zip(path_leaves(state.inner_state), quantized, strict=True)
-    full = [decode(path, x, codes) for (path, x), codes in leaves]
+def _decode(codecs: StateCodecs, state: QuantizedState) -> optax.OptState:
+    full = [
+        leaf.x if leaf.codec is None else leaf.codec.decode(leaf.x, state.bases[i])
+        for i, leaf in enumerate(_stored_leaves(codecs, state))
+    ]
     return jax.tree.structure(state.inner_state).unflatten(full)
 
 
-def _encode_state(
-    codecs: StateCodecs,
-    state: optax.OptState,
-    previous: list[Quantized | None],
-    count: ArrayLike,
-    seed: ArrayLike,
-) -> list[Quantized]:
-    """The leaves of the state, as codes or as they are; `previous` they replace."""
-
-    def encode(i: int, path: Any, x: jax.Array, codes: Quantized | None) -> Quantized:
-        codec = _codec_for(codecs, path)
-        if codec is None or not _keeps(codec, x, jnp.float32):
-            return Quantized(x, None)
+def _encode(
+    leaves: list[_Leaf], bases: jax.Array, starts: jax.Array, count: ArrayLike
+) -> list[jax.Array]:
+    def encode(i: int, x: jax.Array, codec: Codec | None) -> jax.Array:
+        if codec is None:
+            return x
         # Else each device would make the numbers of all.
         where = jax.typeof(x).sharding if on_explicit_mesh(x) else None
-        noise = dither(x.shape, i, count, seed, out_sharding=where)
-        return codec.encode(x, noise, codes)
+        noise = dither(x.shape, starts[i], count, out_sharding=where)
+        return codec.encode(x, noise, bases[i])
 
-    leaves = enumerate(zip(path_leaves(state), previous, strict=True))
-    return [encode(i, path, x, codes) for i, ((path, x), codes) in leaves]
-
-
-def _rebuild(
-    tree: Any, encoded: list[Quantized], bases: list[Any], count: ArrayLike
-) -> QuantizedState:
-    """The state; `bases` are what stays where codes share nothing."""
-    shared = [
-        base if x.base is None else x.base
-        for x, base in zip(encoded, bases, strict=True)
-    ]
-    return QuantizedState(
-        count,
-        tree.unflatten([x.codes for x in encoded]),
-        jnp.stack(shared) if shared else jnp.zeros(0, jnp.int32),
-    )
+    return [encode(i, leaf.x, leaf.codec) for i, leaf in enumerate(leaves)]
 
 
-def _keeps(codec: Codec, x: jax.Array, dtype: Any) -> bool:
-    """Tell whether a codec keeps an array, which has this dtype while it does.
+def _first_bases(leaves: list[_Leaf]) -> jax.Array:
+    """Constants, to which a sum of no elements gives the type of what varies with x.
 
-    In a step float32, between two that of its codes: whoever rebuilds a state leaves
-    the dtypes as they are.
+    `shard_map` takes it for the carry of a scan, which later bases come from.
     """
-    return x.dtype == dtype and x.size >= max(1, codec.min_size)
+
+    def first(leaf: _Leaf) -> jax.Array:
+        if leaf.codec is None:
+            return jnp.int32(0)
+        return leaf.codec.first_base + jnp.sum(leaf.x[None][:0]).astype(jnp.int32)
+
+    if not leaves:
+        return jnp.zeros(0, jnp.int32)
+    return jnp.stack([first(leaf) for leaf in leaves])
+
+
+def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
+    """What each leaf is encoded with next, by the largest of its codes."""
+    functions = [leaf.codec.next_base if leaf.codec else None for leaf in leaves]
+    sharing = [i for i, function in enumerate(functions) if function is not None]
+    found = largest_codes(
+        [leaves[i].x for i in sharing], [leaves[i].parameter for i in sharing]
+    )
+    largest = [jnp.int32(0)] * len(leaves)
+    for place, i in enumerate(sharing):
+        largest[i] = found[place]
+    result = bases
+    for function in dict.fromkeys(f for f in functions if f is not None):
+        its = np.array([f is function for f in functions])
+        result = jnp.where(its, function(jnp.stack(largest), bases), result)
+    return result
+
+
+def _full_leaves(codecs: StateCodecs, state: optax.OptState) -> list[_Leaf]:
+    """The leaves of a state in full: what a codec would keep is float32."""
+    return _leaves(codecs, state, lambda codec: jnp.float32)
+
+
+def _stored_leaves(codecs: StateCodecs, state: QuantizedState) -> list[_Leaf]:
+    """The leaves of the inner state: what a codec keeps has the dtype of its codes."""
+    return _leaves(codecs, state.inner_state, _code_dtype)
+
+
+def _leaves(
+    codecs: StateCodecs, state: optax.OptState, dtype: Callable[[Codec], Any]
+) -> list[_Leaf]:
+    """The leaves of a state in order.
+
+    A codec keeps what has this dtype: whoever rebuilds a state leaves the dtypes as
+    they are.
+    """
+
+    def leaf(path: Any, x: jax.Array) -> _Leaf:
+        for i, key in enumerate(path):
+            if is_field(key) and key.name in codecs:
+                codec = codecs[key.name]
+                kept = x.dtype == dtype(codec) and x.size >= max(1, codec.min_size)
+                return _Leaf(x, codec if kept else None, path[i + 1 :])
+        return _Leaf(x, None, path)
+
+    return [leaf(path, x) for path, x in path_leaves(state)]
 
 
 @functools.cache
 def _code_dtype(codec: Codec) -> Any:
     """The dtype of a codec's codes."""
-    x, noise = (jax.ShapeDtypeStruct((1,), t) for t in ("float32", "uint32"))
-    return jax.eval_shape(
-        lambda x, noise: codec.encode(x, noise, None).codes, x, noise
-    ).dtype
-
-
-def _codec_for(codecs: StateCodecs, path: Any) -> Codec | None:
-    for key in path:
-        if is_field(key) and key.name in codecs:
-            return codecs[key.name]
-    return None
+    x, noise, base = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((1,), "float32"), ((1,), "uint32"), ((), "int32"))
+    )
+    return jax.eval_shape(codec.encode, x, noise, base).dtype
 
 
 def is_field(key: Any) -> bool:
