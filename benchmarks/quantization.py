@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import medians, table
+from benchmarks import block
+from benchmarks.timing import medians, on_cpu, table
 from benchmarks.update import carried
 from jax_rmsprop import rmsprop
 from jax_rmsprop.quantization import (
     bfloat16,
     dither,
     dither_starts,
+    int8,
     quantize_state,
     uint8,
 )
@@ -29,6 +31,21 @@ except ImportError:
 BYTES = {"full": 20, "bfloat16": 16, "uint8": 14}
 
 
+MAKES = {
+    "full": lambda: rmsprop(1e-3),
+    "bfloat16": lambda: quantize_state(rmsprop(1e-3), {"nu": bfloat16()}),
+    "uint8": lambda: quantize_state(rmsprop(1e-3), {"nu": uint8()}),
+    "optax": lambda: optax.rmsprop(1e-3),
+}
+MOMENTA = {
+    "full": lambda: rmsprop(1e-3, momentum=0.9),
+    "uint8 and int8": lambda: quantize_state(
+        rmsprop(1e-3, momentum=0.9), {"nu": uint8(), "trace": int8()}
+    ),
+    "optax": lambda: optax.rmsprop(1e-3, momentum=0.9),
+}
+
+
 @partial(jax.jit, donate_argnums=(0, 1))
 def _by_hand(params, kept, count, gradient):
     """What `quantize_state(rmsprop(1e-3), {"nu": uint8()})` does, as one function."""
@@ -41,27 +58,60 @@ def _by_hand(params, kept, count, gradient):
     return params, (codec.encode(nu, noise, base), base), count + 1
 
 
-def quantization(size=2**24, rounds=40):
-    """Update and apply, jitted with donation, one array of 16M float32 numbers."""
+def training_step(optimizer, gradients):
+    """Update and apply, compiled with donation, and what it begins with."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, gradients):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.copy, gradients)
+    carry = params, optimizer.init(params)
+    return step.lower(*carry, gradients).compile(), carry
+
+
+def leaves(rounds=15, steps=5):
+    """The same over 36 arrays, those of six blocks of a transformer."""
     rng = np.random.default_rng(0)
-    fresh = lambda: jnp.asarray(rng.standard_normal(size, "float32"))  # noqa: E731
+    gradients = [
+        {k: jnp.asarray(rng.standard_normal(s, "float32")) for k, s in shapes.items()}
+        for shapes in 6 * [block.shapes(1024)]
+    ]
+    calls = {}
+    for kind, makes in (("", MAKES), (" momentum", MOMENTA)):
+        for name, make in makes.items():
+            step, carry = training_step(make(), gradients)
+
+            def several(carry, step=step):
+                for _ in range(steps):
+                    carry = step(*carry, gradients)
+                return carry
+
+            calls[name + kind] = carried(several, carry)
+    seconds = medians(calls, rounds)
+
+    def row(name, kind=""):
+        ratio = seconds[name + kind] / seconds["optax" + kind]
+        return f"time of{kind} {name} / `optax.rmsprop`'s", f"{ratio:.3f}", ""
+
+    size = sum(x.size for x in jax.tree.leaves(gradients))
+    rows = [row(name) for name in ("full", "bfloat16", "uint8")]
+    rows += [row(name, " momentum") for name in ("full", "uint8 and int8")]
+    milliseconds = 1e3 * seconds["optax"] / steps
+    rows.append(("milliseconds of `optax.rmsprop`", f"{milliseconds:.2f}", ""))
+    return table(f"36 arrays, {size:,} float32 parameters", rows)
+
+
+def quantization(rounds=40):
+    """Update and apply, jitted with donation, one array of float32 numbers."""
+    size = 2**24 if on_cpu() else 2**28
+    fresh = partial(jax.random.normal, jax.random.key(0), (size,))
     gradient = fresh()
-    makes = {
-        "full": rmsprop(1e-3),
-        "bfloat16": quantize_state(rmsprop(1e-3), {"nu": bfloat16()}),
-        "uint8": quantize_state(rmsprop(1e-3), {"nu": uint8()}),
-        "optax": optax.rmsprop(1e-3),
-    }
     calls, moved = {}, {}
-    for name, optimizer in makes.items():
-
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def step(params, state, gradient, optimizer=optimizer):
-            updates, state = optimizer.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state
-
-        carry = fresh(), optimizer.init(gradient)
-        cost = step.lower(*carry, gradient).compile().cost_analysis()
+    for name, make in MAKES.items():
+        step, carry = training_step(make(), gradient)
+        cost = step.cost_analysis()
         moved[name] = cost.get("bytes accessed", float("nan")) / size
         calls[name] = carried(lambda c, step=step: step(*c, gradient), carry)
     nothing = jnp.zeros(size, jnp.uint8), jnp.int32(uint8().first_base)

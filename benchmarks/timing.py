@@ -63,3 +63,8 @@ def table(title: str, rows: list[tuple[str, str, str]]) -> str:
     """A Markdown table of what was measured, the figure, and the goal."""
     lines = [f"### {title}", "", "| measured | figure | goal |", "|---|---|---|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def on_cpu() -> bool:
+    """Tell whether a CPU is measured; a GPU needs more to do."""
+    return (jax.config.jax_default_device or jax.devices()[0]).platform == "cpu"

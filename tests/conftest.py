@@ -79,8 +79,15 @@ def flag(name, value):
         jax.config.update(name, before)
 
 
+def mesh_of_four(kind=AxisType.Auto):
+    """Four devices along an axis "d": CPUs, or as many GPUs if the machine has them."""
+    if len(jax.devices()) < 4:
+        pytest.skip(f"there is one {jax.default_backend()}, or two or three")
+    return jax.make_mesh((4,), ("d",), (kind,))
+
+
 def _mesh(kind):
-    return jax.set_mesh(jax.make_mesh((4,), ("d",), (kind,)))
+    return jax.set_mesh(mesh_of_four(kind))
 
 
 # JAX's own, which people throw over whole programs.

@@ -7,6 +7,8 @@ memory beforehand counts once, where it is read.
 """
 
 import functools
+import itertools
+import os
 import re
 
 import jax
@@ -17,6 +19,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import block
 from jax_rmsprop import rmsprop
 from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
 
@@ -208,23 +211,10 @@ def test_many_devices(kind, name, shape, spec, axis):
     assert collectives == ["all-reduce"] * (name in ("uint8", "momentum, one byte"))
 
 
-def transformer(blocks, width=1024):
-    """The shapes of so many blocks' parameters, six each."""
-    block = {
-        "attention": (width, 3 * width),
-        "output": (width, width),
-        "up": (width, 4 * width),
-        "down": (4 * width, width),
-        "scale": (width,),
-        "bias": (width,),
-    }
-    return {f"{n} {i}": shape for i in range(blocks) for n, shape in block.items()}
-
-
 # By the kernels a leaf that each may take. Leaves of one shape are merged; of 36 shapes
 # each takes a step, its rows' largest, and the largest of these.
 LEAVES = {
-    "6 blocks": (1.4, transformer(6)),
+    "6 blocks": (1.4, [block.shapes(1024)] * 6),
     "36 alike": (1.4, {f"{i}": (1024, 1024) for i in range(36)}),
     "36 shapes": (3.2, {f"{i}": (512 + 32 * i, 1024) for i in range(36)}),
 }
@@ -244,3 +234,74 @@ def test_many_leaves(name, leaves):
     # In one case of these the compiler splits the loop of one leaf of 36.
     assert traffic(program, 2**10)[0] <= 1.03 * WANTED[name][0] * size
     assert program.memory_analysis().temp_size_in_bytes < 0.1 * size
+
+
+# Where a step's arrays are, and where its batch.
+PLACES = {
+    "one device": (1, P(), P()),
+    "data parallel": (4, P(), P("d")),
+    "sharded": (4, P("d"), P("d")),
+}
+# A step takes some twenty seconds to compile: EVERY_STEP=1 has all.
+STEPS = [("one device", "uint8")]
+if os.environ.get("EVERY_STEP"):
+    STEPS = list(itertools.product(PLACES, [*WANTED, "optax.adamw"]))
+
+
+def step_of_training(place, name):
+    """A block's training step on v5e, compiled, and its parameters on each device.
+
+    Without a name, the gradients alone.
+    """
+    count, arrays, batch = PLACES[place]
+    mesh = Mesh(np.array(devices("v5e:2x2")[:count]), "d")
+    shapes = block.shapes(4096)
+
+    def placed(x):
+        spec = arrays if x.shape in shapes.values() else P()
+        where = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    params = {k: placed(jax.ShapeDtypeStruct(s, "float32")) for k, s in shapes.items()}
+    x = jax.ShapeDtypeStruct(
+        (4 * count, 2048, 4096), jnp.bfloat16, sharding=NamedSharding(mesh, batch)
+    )
+    if name is None:
+        step, carry = functools.partial(jax.grad(block.loss), heads=32), (params,)
+    else:
+        optimizer = (MAKES | {"optax.adamw": lambda: optax.adamw(1e-3)})[name]()
+        state = jax.tree.map(placed, jax.eval_shape(optimizer.init, params))
+        step, carry = block.training_step(optimizer, 32), (params, state)
+    jitted = jax.jit(
+        step,
+        donate_argnums=tuple(range(len(carry))),
+        out_shardings=jax.tree.map(
+            lambda x: x.sharding, carry if name is not None else params
+        ),
+    )
+    with jax.set_mesh(mesh):
+        program = jitted.lower(*carry, x).compile()
+    size = sum(p.size for p in params.values())
+    return program, size / (1 if arrays == P() else count)
+
+
+@functools.cache
+def gradients_alone(place):
+    """The bytes a parameter that a block's gradients take."""
+    program, size = step_of_training(place, None)
+    return traffic(program, size // 2**12)[0] / size
+
+
+@pytest.mark.parametrize(("place", "name"), STEPS)
+def test_a_training_step(place, name):
+    """On a TPU an update stays part of the product that makes its gradient.
+
+    Then a step of training neither writes nor reads the gradients, and an update adds
+    what it moves itself, less these eight bytes.
+    """
+    program, size = step_of_training(place, name)
+    added = traffic(program, size // 2**12)[0] / size - gradients_alone(place)
+    memory = program.memory_analysis().temp_size_in_bytes
+    print(f"{place}, {name}: {added:.1f} bytes, {memory / 2**20:.0f} MB of memory")
+    wanted = (WANTED | {"optax.adamw": (28, 1)})[name][0]
+    assert added <= wanted - 8 + (0.7 if place != "data parallel" else 1.7)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_rmsprop import (
     conventions,
@@ -22,7 +22,7 @@ from jax_rmsprop import (
     sweep,
 )
 from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
-from tests.conftest import SWITCHES, tolerance
+from tests.conftest import SWITCHES, mesh_of_four, tolerance
 from tests.frameworks import quietly
 
 with warnings.catch_warnings():
@@ -92,7 +92,7 @@ def test_init_of_shapes(make):
 
 @make
 def test_init_of_shapes_with_a_sharding(make):
-    mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,))
+    mesh = mesh_of_four()
     where = NamedSharding(mesh, PartitionSpec("d"))
     state = make().init({"w": jax.ShapeDtypeStruct((8, 3), "float32", sharding=where)})
     nu = optax.tree.get(state, "nu")["w"]
@@ -248,7 +248,7 @@ def test_equinox_serialization(make):
 
 @make
 def test_orbax_onto_another_sharding(make, tmp_path):
-    mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,))
+    mesh = mesh_of_four()
     where = NamedSharding(mesh, PartitionSpec("d"))
     optimizer = make()
     x = {"w": jnp.arange(24.0).reshape(8, 3)}
@@ -719,7 +719,7 @@ def test_shard_map_checks_what_varies(make):
     """With a state that is made inside and carried through a scan."""
     optimizer = make()
     x = jnp.arange(24.0).reshape(8, 3)
-    on = jax.make_mesh((4,), ("d",), (AxisType.Auto,))
+    on = mesh_of_four()
     spec = PartitionSpec("d")
 
     @jax.jit

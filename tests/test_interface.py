@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jax_rmsprop import ScaleByRMSPropState, rmsprop, scale_by_rmsprop
-from tests.conftest import not_under, tolerance
+from tests.conftest import mesh_of_four, not_under, tolerance
 
 MAKES = {
     "scale_by_rmsprop": scale_by_rmsprop,
@@ -544,7 +544,7 @@ def test_one_state_class():
 @make
 def test_sharding(make, axis_type, standard_promotion):
     kind = getattr(jax.sharding.AxisType, axis_type)
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
+    mesh = mesh_of_four(kind)
     spec = jax.sharding.PartitionSpec
     with jax.set_mesh(mesh):
         sharded = jax.sharding.NamedSharding(mesh, spec("d"))

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
+from tests.conftest import mesh_of_four
 from tests.frameworks import FRAMEWORKS, quietly
 from tests.test_conventions import (
     CENTERED,
@@ -419,7 +420,7 @@ def test_a_variance_that_rounding_made_negative():
 
 
 def test_the_state_is_where_the_parameters_are():
-    mesh = jax.make_mesh((4,), ("d",))
+    mesh = mesh_of_four()
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
     params = {"w": jax.device_put(jnp.ones((8, 2)), where)}
     entries = {"step": 1.0, "square_avg": np.arange(16.0).reshape(2, 8)}

@@ -26,7 +26,7 @@ from jax_rmsprop.quantization import (
     quantize_state,
     uint8,
 )
-from tests.conftest import airfoil_or_skip
+from tests.conftest import airfoil_or_skip, mesh_of_four
 
 ELEMENTS = 65_536
 BOTH = {"bfloat16": bfloat16(), "uint8": uint8()}
@@ -368,7 +368,7 @@ def test_members_of_a_sweep_round_by_their_seeds():
 
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")])
 def test_the_same_bits_on_every_sharding(spec):
-    mesh = jax.make_mesh((4,), ("d",))
+    mesh = mesh_of_four()
     where = NamedSharding(mesh, spec)
     g = jnp.asarray(np.random.default_rng(0).normal(size=(64, 128)), "float32")
     runs = []
