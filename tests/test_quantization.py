@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
 from jax_rmsprop.quantization import (
     Codec,
+    _largest,
     bfloat16,
     dequantize_state,
     int8,
@@ -524,6 +525,45 @@ def test_a_codec_of_ones_own():
     assert state.inner_state.nu.dtype == jnp.float16
     expected, _ = scale_by_rmsprop().update(g, scale_by_rmsprop().init(g))
     np.testing.assert_array_equal(updates, expected)
+
+
+def test_a_codec_of_ones_own_with_a_base():
+    """Fixed point, whose unit follows the largest number: 2^base."""
+
+    def unit(base):
+        return jnp.exp2(base.astype("float32"))
+
+    mine = Codec(
+        lambda x, noise, base: jnp.clip(jnp.round(x / unit(base)), 0, 127).astype(
+            "int8"
+        ),
+        lambda codes, base: codes.astype("float32") * unit(base),
+        lambda largest, base: base + jnp.where(largest > 100, 1, 0),
+        first_base=-7,
+    )
+    optimizer = quantize_state(scale_by_rmsprop(0.5), {"nu": mine})
+    g = jnp.full(8, 10.0)
+    state = optimizer.init(g)
+    step = jax.jit(optimizer.update)
+    for _ in range(20):
+        _, state = step(g, state)
+    assert list(state.bases) == [0, 0]  # of the count, and of nu
+    np.testing.assert_array_equal(state.inner_state.nu, 100)
+
+
+@pytest.mark.parametrize("platform", ["_as_they_are", "_as_int32", "_by_rows"])
+def test_every_platform_finds_the_largest_codes(platform, rng):
+    shapes = [(5000,), (64, 128), (64, 128), (3, 3, 32, 64), (100, 2), (1, 40)]
+    codes = [rng.integers(0, 256, shape).astype("uint8") for shape in shapes]
+    codes += [rng.integers(-127, 128, shape).astype("int8") for shape in shapes]
+    codes[2][:] = 0
+    codes[8].flat[77], codes[9].flat[5] = -128, 127
+    expected = [np.abs(x.astype(int)).max() for x in codes]
+    find = getattr(_largest, platform)
+    if platform == "_by_rows":
+        find = functools.partial(find, 2 * list(range(len(shapes))))
+    found = jax.jit(find)(*map(jnp.asarray, codes))
+    np.testing.assert_array_equal(found, expected)
 
 
 # Bad input.

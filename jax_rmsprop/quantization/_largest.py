@@ -46,10 +46,12 @@ def _as_they_are(*codes: jax.Array) -> jax.Array:
     """For a CPU, which copies what it compares as integers of 32 bits."""
 
     def largest(x: jax.Array) -> jax.Array:
-        signed = jnp.issubdtype(x.dtype, jnp.signedinteger)
-        return jnp.maximum(x.max(), -x.min()) if signed else x.max()
+        most = x.max().astype(jnp.int32)
+        if not jnp.issubdtype(x.dtype, jnp.signedinteger):
+            return most
+        return jnp.maximum(most, -x.min().astype(jnp.int32))
 
-    return jnp.stack([largest(x).astype(jnp.int32) for x in codes])
+    return jnp.stack([largest(x) for x in codes])
 
 
 def _as_int32(*codes: jax.Array) -> jax.Array:
