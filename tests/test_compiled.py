@@ -102,7 +102,10 @@ def devices(kind):
 
 
 def compiled(make, shapes, mesh, spec):
-    """A step whose parameters and state are donated, and the bytes of these."""
+    """A step whose parameters and state are donated, and the bytes of these.
+
+    `spec` is that of every array, or of each by its name.
+    """
     optimizer = make()
 
     def step(params, state, gradient):
@@ -116,12 +119,15 @@ def compiled(make, shapes, mesh, spec):
     )
     arrays = {x.shape for x in jax.tree.leaves(params)}
 
-    def place(x):
-        where = NamedSharding(mesh, spec if x.shape in arrays else P())
+    def place(path, x):
+        its = P()
+        if x.shape in arrays:
+            its = spec[path[-1].key] if isinstance(spec, dict) else spec
+        where = NamedSharding(mesh, its)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     state = jax.eval_shape(optimizer.init, params)
-    params, state = jax.tree.map(place, (params, state))
+    params, state = jax.tree_util.tree_map_with_path(place, (params, state))
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=(0, 1))
         program = jitted.lower(params, state, params).compile()
@@ -212,6 +218,26 @@ def test_many_devices(kind, name, shape, spec, axis):
     )
     # Of the largest codes, all at once.
     assert collectives == ["all-reduce"] * (name in ("uint8", "momentum, one byte"))
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", ["v5e:2x2", "H100"])
+def test_leaves_of_one_shape_on_other_devices(kind, axis):
+    """Their codes stay where they are: what is sent are largest codes of rows."""
+    shape = (4096, 8192)
+    specs = {"a": P("d", None), "b": P(None, "d"), "c": P("d", None)}
+    mesh = Mesh(np.array(devices(kind)[:4]), "d", axis_types=(axis,))
+    program, _ = compiled(
+        MAKES["momentum, one byte"], dict.fromkeys(specs, shape), mesh, specs
+    )
+    collectives = re.findall(
+        r" = (.*?) (?:all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(",
+        program.as_text(),
+    )
+    assert collectives
+    for sent in collectives:
+        assert in_main_memory(sent, 1) <= 4 * 4 * shape[0]
+    assert program.memory_analysis().temp_size_in_bytes < shape[0] * shape[1] / 8
 
 
 # By the kernels a leaf that each may take. Leaves of one shape are merged; of 36 shapes

@@ -16,12 +16,19 @@ _DITHER_PERIOD = np.uint32(32)
 
 
 def dither_starts(leaves: int, count: ArrayLike, seed: ArrayLike) -> jax.Array:
-    """Hash the number of each leaf at a step: uint32, of shape (leaves,).
+    """Hash the number of each leaf at a step.
 
     Args:
       leaves: how many.
       count: the step.
       seed: as for `quantize_state`.
+
+    Returns:
+      For each leaf what its `dither` starts from, uint32 of shape (leaves,).
+
+    Example:
+      >>> dither_starts(2, 0, 0).shape
+      (2,)
     """
     shared = jnp.asarray(seed).astype(jnp.uint32)
     for number in (
@@ -43,7 +50,7 @@ def dither(
 
     Args:
       shape: the array's.
-      start: its leaf's, of `dither_starts`.
+      start: that of its leaf, of `dither_starts`, uint32 of shape ().
       count: the step.
       out_sharding: the array's, on a mesh with explicit axes.
 
