@@ -227,7 +227,8 @@ def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
     found = largest_codes(
         [leaves[i].x for i in sharing], [leaves[i].parameter for i in sharing]
     )
-    largest = [jnp.int32(0)] * len(leaves)
+    # Of the others anything, which is as the rest where members have devices.
+    largest = list(bases)
     for place, i in enumerate(sharing):
         largest[i] = found[place]
     result = bases
