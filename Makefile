@@ -23,7 +23,7 @@ test-switches: .venv/ready  ## the interface under each of JAX's own switches
 	$(BIN)/pytest --switches tests/test_interface.py
 
 # JAX reads these before it is imported; TPUs are not asked for, only their compiler.
-# EVERY_STEP=1: also a training step with each optimizer, five minutes more.
+# EVERY_STEP=1: also a training step with each optimizer, eight minutes more.
 accelerators: .venv-accelerators/ready  ## the step as TPUs' and GPUs' compilers make it
 	EVERY_STEP=$(EVERY_STEP) JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
 	  .venv-accelerators/bin/pytest tests/test_compiled.py

@@ -1,6 +1,6 @@
 """A block of a transformer: its arrays, its loss, and the time of its training step."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from benchmarks.timing import medians, on_cpu, table
+from benchmarks.update import carried
 from jax_rmsprop import rmsprop
 from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
 
@@ -72,24 +73,20 @@ def block(rounds=20):
     def fresh(shape, dtype=jnp.float32):
         return jnp.asarray(0.02 * rng.standard_normal(shape, "float32"), dtype)
 
+    def params():
+        return {name: fresh(shape) for name, shape in shapes(width).items()}
+
     x = fresh((*x_shape, width), jnp.bfloat16)
-    calls = {}
+    gradients, kept = jax.jit(partial(jax.grad(loss), heads=heads)), params()
+    calls = {"gradients alone": lambda: gradients(kept, x)}
     for name, make in MAKES.items():
-        params = {name: fresh(shape) for name, shape in shapes(width).items()}
-        optimizer = make()
+        optimizer, start = make(), params()
         step = jax.jit(training_step(optimizer, heads), donate_argnums=(0, 1))
-        carry = [params, optimizer.init(params)]
-
-        def call(step=step, carry=carry):
-            carry[:] = step(*carry, x)
-            return carry
-
-        calls[name] = call
-    params = {name: fresh(shape) for name, shape in shapes(width).items()}
-    gradients = jax.jit(functools.partial(jax.grad(loss), heads=heads))
-    calls["gradients alone"] = lambda: gradients(params, x)
+        calls[name] = carried(
+            lambda c, step=step: step(*c, x), (start, optimizer.init(start))
+        )
     seconds = medians(calls, rounds)
-    size = sum(p.size for p in params.values())
+    size = sum(p.size for p in kept.values())
     rows = [
         (
             f"time with {name} / with `optax.rmsprop`",

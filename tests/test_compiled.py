@@ -152,20 +152,23 @@ INSTRUCTION = re.compile(
 )
 
 
-def instructions(program):
-    """What a program runs, in order: name, result, kind and operands of each."""
+def entry(program):
+    """The instructions of a program: name, result, kind and operands of each."""
     text = program.as_text()
-    found = INSTRUCTION.findall(text[text.index("ENTRY") :])
-    return [x for x in found if x[2] not in FREE and not x[2].endswith("-done")]
+    return INSTRUCTION.findall(text[text.index("ENTRY") :])
+
+
+def launched(instructions):
+    """Those of them that run something."""
+    return [x for x in instructions if x[2] not in FREE and not x[2].endswith("-done")]
 
 
 def traffic(program, least):
     """Bytes that the kernels move, and how many move some."""
-    text = program.as_text()
-    found = INSTRUCTION.findall(text[text.index("ENTRY") :])
-    types = {name: result for name, result, _, _ in found}
+    instructions = entry(program)
+    types = {name: result for name, result, _, _ in instructions}
     moved, kernels = 0, 0
-    for _, result, kind, operands in instructions(program):
+    for _, result, kind, operands in launched(instructions):
         read = [types.get(o, "") for o in re.findall(r"%([\w.-]+)", operands)]
         size = sum(in_main_memory(t, least) for t in read)
         if not kind.endswith("-start"):
@@ -259,7 +262,7 @@ def test_many_leaves(name, leaves):
     params = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
     mesh = Mesh(np.array(devices("H100")[:1]), "d")
     program, _ = compiled(MAKES[name], shapes, mesh, P())
-    assert len(instructions(program)) <= most * len(params)
+    assert len(launched(entry(program))) <= most * len(params)
     size = sum(int(np.prod(shape)) for shape in params)
     # In one case of these the compiler splits the loop of one leaf of 36.
     assert traffic(program, 2**10)[0] <= 1.03 * WANTED[name][0] * size

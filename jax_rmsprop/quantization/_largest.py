@@ -20,7 +20,7 @@ def largest_codes(
     """Find the largest magnitude of each array of codes.
 
     Args:
-      codes: arrays of integers.
+      codes: arrays of integers, one or more.
       parameters: for each array which parameter it belongs to.
 
     Returns:
@@ -29,8 +29,6 @@ def largest_codes(
     Each platform gets what its compiler makes the fewest kernels of, and moves the
     fewest bytes for; the numbers are the same.
     """
-    if not codes:
-        return jnp.zeros(0, jnp.int32)
     # Without the barriers a GPU's compiler splits the loop of the step, which reads the
     # codes too.
     kept = [lax.optimization_barrier(x) for x in codes]

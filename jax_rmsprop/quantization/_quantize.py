@@ -118,7 +118,8 @@ def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptSta
       >>> state.inner_state.nu.dtype, dequantize_state(state, codecs).nu
       (dtype(bfloat16), Array([0.5, 0.5], dtype=float32))
     """
-    return _decode(codecs, state)
+    full = _decode(_stored_leaves(codecs, state), state.bases)
+    return jax.tree.structure(state.inner_state).unflatten(full)
 
 
 class _Leaf(NamedTuple):
@@ -165,16 +166,17 @@ def _update(
     **extra_args: Any,
 ) -> tuple[optax.Updates, QuantizedState]:
     count = optax.safe_increment(state.count)
-    starts = dither_starts(len(state.bases), count, seed)
+    leaves = _stored_leaves(codecs, state)
+    starts = dither_starts(len(leaves), count, seed)
     # The scalars of all leaves in one array: else a GPU's compiler makes a kernel or
     # more of those of each leaf, and merges the leaves' loops less.
     scalars = [
         state.bases,
-        _next_bases(_stored_leaves(codecs, state), state.bases),
+        _next_bases(leaves, state.bases),
         lax.bitcast_convert_type(starts, jnp.int32),
     ]
     bases, next_bases, starts = lax.optimization_barrier(jnp.stack(scalars))
-    before = _decode(codecs, state._replace(bases=bases))
+    before = jax.tree.structure(state.inner_state).unflatten(_decode(leaves, bases))
     updates, after = inner.update(updates, before, params, **extra_args)
     starts = lax.bitcast_convert_type(starts, jnp.uint32)
     codes = _encode(_full_leaves(codecs, after), next_bases, starts, count)
@@ -182,12 +184,11 @@ def _update(
     return updates, QuantizedState(count, after, next_bases)
 
 
-def _decode(codecs: StateCodecs, state: QuantizedState) -> optax.OptState:
-    full = [
-        leaf.x if leaf.codec is None else leaf.codec.decode(leaf.x, state.bases[i])
-        for i, leaf in enumerate(_stored_leaves(codecs, state))
+def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[jax.Array]:
+    return [
+        leaf.x if leaf.codec is None else leaf.codec.decode(leaf.x, bases[i])
+        for i, leaf in enumerate(leaves)
     ]
-    return jax.tree.structure(state.inner_state).unflatten(full)
 
 
 def _encode(
@@ -224,17 +225,19 @@ def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
     """What each leaf is encoded with next, by the largest of its codes."""
     functions = [leaf.codec.next_base if leaf.codec else None for leaf in leaves]
     sharing = [i for i, function in enumerate(functions) if function is not None]
+    if not sharing:
+        return bases
     found = largest_codes(
         [leaves[i].x for i in sharing], [leaves[i].parameter for i in sharing]
     )
     # Of the others anything, which is as the rest where members have devices.
-    largest = list(bases)
+    every = list(bases)
     for place, i in enumerate(sharing):
-        largest[i] = found[place]
-    result = bases
+        every[i] = found[place]
+    largest, result = jnp.stack(every), bases
     for function in dict.fromkeys(f for f in functions if f is not None):
         its = np.array([f is function for f in functions])
-        result = jnp.where(its, function(jnp.stack(largest), bases), result)
+        result = jnp.where(its, function(largest, bases), result)
     return result
 
 
