@@ -41,7 +41,7 @@ def jit_transformation(
     Args:
       make: a module-level function (so that the result can be pickled).
       options: what `make` takes that is known when it is compiled.
-      hyperparameters: numbers, tracers or schedules, "gamma" among them. `make` gets
+      hyperparameters: what `check_scalar` returned, "gamma" among them. `make` gets
         them as scalar arrays, a schedule's value at the state's count in its place,
         and beside them "one_minus_gamma".
       get_count: the step of a state, at which the schedules are evaluated.
@@ -49,11 +49,6 @@ def jit_transformation(
         anything: Equinox's users pass whole models.
     """
     key = (make, tuple(sorted(options.items())))
-    # A partial is hashed by its identity, as jit needs, whatever the schedule is.
-    hyperparameters = {
-        name: functools.partial(x) if callable(x) else x
-        for name, x in hyperparameters.items()
-    }
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, key, hyperparameters),
         functools.partial(_update, key, hyperparameters, get_count, uses_params),
@@ -77,7 +72,6 @@ def _update(
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, optax.OptState]:
-    del extra_args
     try:
         step = get_count(state)
     except (AttributeError, IndexError, KeyError, TypeError):

@@ -12,11 +12,7 @@ from typing import Any
 import jax
 import optax
 
-from jax_rmsprop._hyperparameters import (
-    check_hyperparameters,
-    check_mask,
-    check_options,
-)
+from jax_rmsprop import _hyperparameters
 from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._precision import once_rounded
 from jax_rmsprop._transform import uncompiled_scale_by_rmsprop
@@ -111,7 +107,7 @@ def rmsprop(
       decoupled decay: Loshchilov and Hutter, Decoupled Weight Decay Regularization,
       2019, https://arxiv.org/abs/1711.05101.
     """
-    options = check_options(
+    options = _hyperparameters.check_options(
         eps_in_sqrt=eps_in_sqrt,
         centered=centered,
         bias_correction=bias_correction,
@@ -121,7 +117,7 @@ def rmsprop(
     )
     if nesterov and momentum is None:
         raise ValueError("`nesterov` must be False if `momentum` is None, got True")
-    hyperparameters = check_hyperparameters(
+    hyperparameters = _hyperparameters.check_hyperparameters(
         learning_rate=learning_rate,
         gamma=gamma,
         eps=eps,
@@ -129,15 +125,14 @@ def rmsprop(
         weight_decay=weight_decay,
         **({} if momentum is None else {"momentum": momentum}),
     )
-    decays = not is_zero(hyperparameters["weight_decay"])
-    if not decays:
+    if is_zero(hyperparameters["weight_decay"]):
         del hyperparameters["weight_decay"]
     return jit_transformation(
         _chain,
-        {**options, "mask": check_mask(mask)},
+        {**options, "mask": _hyperparameters.check_mask(mask)},
         hyperparameters,
         get_count=get_count,
-        uses_params=decays,
+        uses_params="weight_decay" in hyperparameters,
     )
 
 
@@ -164,27 +159,19 @@ def _chain(
             add = optax.identity() if rate is None else optax.add_decayed_weights(rate)
             return add if mask is None else optax.masked(add, mask)
 
-        rate, decay = fit(learning_rate), fit(weight_decay)
-        if momentum is None:
-            trace = optax.identity()
-        else:
-            trace = optax.trace(fit(momentum), nesterov=nesterov)
-        if momentum is not None and lr_in_momentum:
-            # The minus comes last: before the buffer it would let the compiler
-            # reorder a sum of products where it knows the learning rate.
-            before, after = optax.scale(rate), optax.scale(-1.0)
-            late_decay = None if decay is None else rate * decay
-        else:
-            before, after = optax.identity(), optax.scale_by_learning_rate(rate)
-            late_decay = decay
+        rate, decay, same = fit(learning_rate), fit(weight_decay), optax.identity()
+        in_buffer = lr_in_momentum and momentum is not None
+        late_decay = rate * decay if in_buffer and decay is not None else decay
         # As many parts whatever the numbers, so that a decay of zero changes no tree.
+        # Where the learning rate is in the buffer, the minus comes last: before it, it
+        # would let the compiler reorder a sum of products if it knows the rate.
         return optax.chain(
             add_decay(None if decoupled_weight_decay else decay),
             uncompiled_scale_by_rmsprop(**average),
-            before,
-            trace,
+            optax.scale(rate) if in_buffer else same,
+            same if momentum is None else optax.trace(fit(momentum), nesterov=nesterov),
             add_decay(late_decay if decoupled_weight_decay else None),
-            after,
+            optax.scale(-1.0) if in_buffer else optax.scale_by_learning_rate(rate),
         )
 
     return once_rounded(chain, None if weight_decay is None else "weight_decay")

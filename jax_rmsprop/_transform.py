@@ -10,15 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_rmsprop import _validate
-from jax_rmsprop._equations import (
-    Decay,
-    decay,
-    mean_and_variance,
-    mean_square,
-    positive,
-    scaled,
-)
+from jax_rmsprop import _equations, _validate
 from jax_rmsprop._hyperparameters import check_hyperparameters, check_options
 from jax_rmsprop._jit import jit_transformation
 from jax_rmsprop._precision import cast_keeping_complex, state_dtype
@@ -155,14 +147,12 @@ def uncompiled_scale_by_rmsprop(
     def init(params: optax.Params) -> Any:
         _validate.check_inexact_leaves(params)
 
-        def new(p: jax.Array, dtype: Any, value: Any) -> jax.Array:
-            return shard_new_like(jnp.full_like(p, value, dtype), p)
-
         def nu(p: jax.Array) -> jax.Array:
-            return new(p, jnp.finfo(state_dtype(p)).dtype, initial_scale)
+            real = jnp.finfo(state_dtype(p)).dtype
+            return shard_new_like(jnp.full_like(p, initial_scale, real), p)
 
         def mu(p: jax.Array) -> jax.Array:
-            return new(p, state_dtype(p), 0)
+            return shard_new_like(jnp.zeros_like(p, state_dtype(p)), p)
 
         return ScaleByRMSPropState(
             count=jnp.zeros([], jnp.int32),
@@ -175,7 +165,6 @@ def uncompiled_scale_by_rmsprop(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        del params
         _validate.check_inexact_leaves(updates)
         _validate.check_matches_state(updates, state.nu)
         weight = state.weight
@@ -185,10 +174,12 @@ def uncompiled_scale_by_rmsprop(
         @functools.cache
         def scalars(dtype: Any) -> dict[str, Any]:
             # In an array's own type, which they so never change.
+            old, new = gamma.astype(dtype), one_minus_gamma.astype(dtype)
+            total = weight if weight is None else weight.astype(dtype)
             return {
-                "decay": decay(gamma.astype(dtype), one_minus_gamma.astype(dtype)),
-                "eps": positive(eps.astype(dtype)),
-                "weight": None if weight is None else positive(weight.astype(dtype)),
+                "decay": _equations.decay(old, new),
+                "eps": _equations.positive(eps.astype(dtype)),
+                "weight": total if total is None else _equations.positive(total),
             }
 
         g, tree = jax.tree.flatten(updates)
@@ -214,18 +205,18 @@ def _step(
     g: jax.Array,
     nu: jax.Array,
     mu: jax.Array | None,
-    decay: Decay,
+    decay: _equations.Decay,
     eps: jax.Array,
     weight: jax.Array | None,
     *,
     eps_in_sqrt: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The equations on one leaf: the update, the new nu and the new mu."""
-    dtype = g.dtype
-    g = cast_keeping_complex(g, nu.dtype)
+    wide = cast_keeping_complex(g, nu.dtype)
     if mu is None:
-        nu = mean_square(nu, g, decay)
+        nu = _equations.mean_square(nu, wide, decay)
     else:
-        mu, nu = mean_and_variance(mu, nu, g, decay)
+        mu, nu = _equations.mean_and_variance(mu, nu, wide, decay)
     corrected = nu if weight is None else nu / weight
-    return scaled(g, corrected, eps=eps, eps_in_sqrt=eps_in_sqrt).astype(dtype), nu, mu
+    u = _equations.scaled(wide, corrected, eps=eps, eps_in_sqrt=eps_in_sqrt)
+    return u.astype(g.dtype), nu, mu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import math
@@ -36,8 +37,8 @@ def check_scalar(
       schedule: whether a function step -> number is allowed too.
 
     Returns:
-      A Python float for a concrete value, in whatever type it came; a tracer or a
-      schedule as it is, since neither has a value yet.
+      A Python float for a concrete value, in whatever type it came; a tracer as it
+      is; a schedule as a partial, which whatever it is has a hash, as jit needs.
 
     Raises:
       TypeError: not a scalar number (nor a schedule, where one is allowed).
@@ -48,7 +49,7 @@ def check_scalar(
         allowed += " or a schedule (a function from step to number)"
     if schedule and callable(value):
         _takes_a_step(name, value)
-        return value
+        return functools.partial(value)
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if is_array and value.shape != () and _is_real(value.dtype):
         raise TypeError(

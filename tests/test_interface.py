@@ -1,5 +1,6 @@
 """What every Optax transformation promises, tested as Optax tests its own."""
 
+import dataclasses
 import functools
 import pickle
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_rmsprop import ScaleByRMSPropState, rmsprop, scale_by_rmsprop
+from jax_rmsprop import ScaleByRMSPropState, conventions, rmsprop, scale_by_rmsprop
 from tests.conftest import mesh_of_four, not_under, tolerance
 
 MAKES = {
@@ -369,6 +370,24 @@ def test_pickling(make, standard_promotion):
 
 def rate_schedule(step):
     return 0.1 / (step + 1.0)
+
+
+@dataclasses.dataclass
+class Halving:
+    """A schedule that has no hash, as no dataclass has one unless it is frozen."""
+
+    start: float
+
+    def __call__(self, step):
+        return self.start * 0.5**step
+
+
+@pytest.mark.parametrize("make", [rmsprop, conventions.laprop, conventions.dreamer_v3])
+def test_a_schedule_without_a_hash(make, standard_promotion):
+    unhashable, plain = make(Halving(0.1)), make(lambda step: 0.1 * 0.5**step)
+    x = params()
+    found, expected = (o.update(x, o.init(x), x)[0] for o in (unhashable, plain))
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_pickling_with_a_schedule(standard_promotion):

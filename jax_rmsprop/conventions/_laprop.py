@@ -242,7 +242,6 @@ def _average_of_steps(rate: jax.Array, beta: jax.Array) -> optax.GradientTransfo
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        del params
         steps = jax.tree.map(lambda u: rate * u, updates)
         new: Any = average.update((steps, rate), state)
         (steps, mean), state = new

@@ -100,7 +100,6 @@ def _clip_each_norm(bound: Any) -> optax.GradientTransformation:
     """Clip the norm of each leaf by itself."""
 
     def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        del params
         ball = optax.projections.projection_l2_ball
         return jax.tree.map(lambda g: ball(g, bound), updates)
 
