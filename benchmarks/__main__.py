@@ -60,10 +60,9 @@ def machine():
 def run(name):
     """The table of a benchmark, or what it misses."""
     try:
-        module = importlib.import_module(f"benchmarks.{PARTS[name]}")
+        return getattr(importlib.import_module(f"benchmarks.{PARTS[name]}"), name)()
     except ModuleNotFoundError as error:
         return f"### {name} needs {error.name}, which is not installed\n"
-    return getattr(module, name)()
 
 
 def devices():

@@ -5,16 +5,12 @@ import subprocess
 import sys
 import time
 
+import distributed
 import jax.numpy as jnp
 
 from benchmarks.sweeps import grid, problems
 from benchmarks.timing import table
 from jax_rmsprop import sweep
-
-try:
-    import distributed
-except ImportError:
-    distributed = None
 
 MEMBERS = 1024
 
@@ -44,8 +40,6 @@ def two_devices(members, repeats=3):
 
 def cluster():
     """Two workers of one thread; what a task costs, how long the first one takes."""
-    if distributed is None:
-        return table("A cluster", [("dask.distributed is not installed", "", "")])
     train, points = problems()["network, digits"], grid(MEMBERS)
     options = {"zipped": True, "progress": False}
 

@@ -22,11 +22,6 @@ from common import (  # isort: skip
     train_step,
 )
 
-try:
-    import hyperoptax
-except ImportError:
-    hyperoptax = None
-
 MEMBERS = 128  # a batch of what "auto" runs at most on a CPU
 
 
@@ -237,8 +232,8 @@ def against_torch(members=512):
 
 def against_hyperoptax(members=MEMBERS):
     """Hyperoptax's GridSearch on the same function and grid, all in all."""
-    if hyperoptax is None:
-        return table("Against hyperoptax", [("hyperoptax is not installed", "", "")])
+    import hyperoptax  # the other benchmarks of this module do without
+
     gammas = np.linspace(0.5, 0.999, members, dtype="float32")
     rows = []
     for name, train in problems().items():
