@@ -41,6 +41,9 @@ lint: .venv/ready  ## style, types, spelling, and who imports whom
 types-newest: .venv-newest/ready  ## types, as the newest libraries declare them
 	.venv-newest/bin/pyright --pythonpath .venv-newest/bin/python
 
+types-lowest: .venv-lowest/ready  ## types, as the oldest libraries declare them
+	.venv-lowest/bin/pyright --pythonpath .venv-lowest/bin/python
+
 docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
 	rm -rf docs/_build
 	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
@@ -97,4 +100,4 @@ clean:
 	touch $@
 
 .PHONY: demo test frameworks accelerators test-lowest test-newest test-switches bench lint docs \
-  package pictures types-newest clean
+  package pictures types-lowest types-newest clean

@@ -131,8 +131,8 @@ def _window(gamma: Any, count: Any) -> jax.Array:
     """(1 - gamma^t) / (1 - gamma), which is t where gamma is 1."""
     gamma = jnp.asarray(gamma, jnp.float32)
     steps = jnp.asarray(count, jnp.float32)
-    rest = 1 - jnp.where(gamma == 1, 0, gamma)
-    return jnp.where(gamma == 1, steps, (1 - gamma**steps) / rest)
+    geometric = (1 - gamma**steps) / positive(1 - gamma)
+    return jnp.select([gamma == 1], [steps], geometric)
 
 
 def _largest_step(

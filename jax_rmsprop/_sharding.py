@@ -23,7 +23,7 @@ def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
     if on_explicit_mesh(p):  # JAX 0.8 cannot batch a select there
         x = reshard(x, jax.typeof(p).sharding)
         return lax.optimization_barrier((x, p))[0]
-    return jnp.where(p != p, lax.optimization_barrier(x), x)
+    return lax.select(p != p, lax.optimization_barrier(x), x)
 
 
 def on_explicit_mesh(p: jax.Array) -> bool:

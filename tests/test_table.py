@@ -254,24 +254,27 @@ def test_a_full_disk(tmp_path):
 
 
 def test_100_000_members_in_bounded_memory(tmp_path):
-    """200 megabytes of results, of which the process never holds a quarter."""
+    """400 megabytes of results, of which the process never holds a quarter.
+
+    What it holds are the members themselves, and what it appends at once, some times.
+    """
     code = (
         "import resource, sys, jax.numpy as jnp\n"
         "from jax_rmsprop import sweep\n"
         "from jax_rmsprop._sweep import _sweep\n"
         "_sweep.free_memory = lambda: 0\n"
         "def train(x):\n"
-        "    return {'loss': x + jnp.arange(500.0), 'last': x}\n"
+        "    return {'loss': x + jnp.arange(1000.0), 'last': x}\n"
         "def peak():\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "def run(n, store):\n"
-        "    return sweep(train, {'x': jnp.arange(float(n))}, batch_size=1000,"
+        "    return sweep(train, {'x': jnp.arange(float(n))}, batch_size=500,"
         " store=store, progress=False)\n"
         "run(2000, sys.argv[1] + '/small').last.sum().compute()\n"
         "before = peak()\n"
         "curves = run(100_000, sys.argv[1] + '/large')\n"
-        "assert curves.loss.shape == (100_000, 500)\n"
-        "assert float(curves.loss[99_999, 499]) == 99_999 + 499\n"
+        "assert curves.loss.shape == (100_000, 1000)\n"
+        "assert float(curves.loss[99_999, 999]) == 99_999 + 999\n"
         "assert (curves.last == curves.x).all().compute()\n"
         "print(peak() - before)"
     )
@@ -281,7 +284,7 @@ def test_100_000_members_in_bounded_memory(tmp_path):
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 50, done.stdout
+    assert float(done.stdout) < 100, done.stdout
 
 
 # It grows

@@ -115,8 +115,9 @@ def _array_bytes(jaxprs: Any) -> Generator[int]:
     for inner in inner_jaxprs(jaxprs):
         for equation in inner.eqns:
             for variable in equation.outvars:
+                array = variable.aval
                 if isinstance(variable.aval, jax.core.ShapedArray):
-                    yield variable.aval.size * variable.aval.dtype.itemsize
+                    yield array.size * array.dtype.itemsize
 
 
 def _convolution_groups(jaxprs: Any) -> Generator[int]:

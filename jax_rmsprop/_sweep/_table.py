@@ -246,13 +246,16 @@ class Store:
     def _filled_up(self, block: Block) -> Rows:
         """A block's arrays: its members that are new, and what fills it up."""
         assert block.rows is not None
-        new = ~self.finished[block.members]
-        rows = {name: x[new] for name, x in block.rows.items()}
+        new = np.flatnonzero(~self.finished[block.members])
+        rows, absent = block.rows, self._size - len(new)
+        if len(new) < len(block.members):
+            rows = {name: x[new] for name, x in rows.items()}
         columns = self._members.columns
         rows |= {name: x[block.members[new]] for name, x in columns.items()}
         rows["checksum"] = checksums(rows)
-        rows["finished"] = np.ones(new.sum(), bool)
-        absent = self._size - int(new.sum())
+        rows["finished"] = np.ones(len(new), bool)
+        if not absent:
+            return rows
         return {
             name: np.concatenate([x, _fill((absent, *x.shape[1:]), x.dtype)])
             for name, x in rows.items()
@@ -473,8 +476,12 @@ def select_rows(
     if bytes_each * len(position) > memory:
         block = _array(group, "checksum").chunks[0]
         chunks = {"member": block * max(1, _BYTES_AT_ONCE // (bytes_each * block))}
-    rows = xr.open_zarr(
-        at.target, chunks=chunks, consolidated=True, mask_and_scale=False
+    rows = xr.open_dataset(
+        at.target,
+        engine="zarr",
+        chunks=chunks,
+        consolidated=True,
+        mask_and_scale=False,
     )
     rows = rows[names].drop_vars(
         [name for name in rows.coords if name != "output"], errors="ignore"

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._hyperparameters import check_hyperparameters
@@ -232,7 +233,7 @@ def _clip_by_leaf(clipping: jax.Array, least: float) -> optax.GradientTransforma
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates, params))
 
 
-def _average_of_steps(rate: jax.Array, beta: jax.Array) -> optax.GradientTransformation:
+def _average_of_steps(rate: jax.Array, beta: Any) -> optax.GradientTransformation:
     """The average of what the rates have scaled, divided by that of the rates."""
     average = optax.ema(beta, debias=False)
 
@@ -246,7 +247,7 @@ def _average_of_steps(rate: jax.Array, beta: jax.Array) -> optax.GradientTransfo
         new: Any = average.update((steps, rate), state)
         (steps, mean), state = new
         # Where the rate was 0 all along there is no step.
-        factor = -rate / jnp.where(mean > 0, mean, 1)
+        factor = -rate / lax.select(mean > 0, mean, jnp.ones_like(mean))
         return jax.tree.map(lambda b: factor * b, steps), state
 
     return optax.GradientTransformation(init, update)
