@@ -115,7 +115,7 @@ def _array_bytes(jaxprs: Any) -> Generator[int]:
     for inner in inner_jaxprs(jaxprs):
         for equation in inner.eqns:
             for variable in equation.outvars:
-                array = variable.aval
+                array = variable.aval  # untyped: in JAX 0.8 not all have an itemsize
                 if isinstance(variable.aval, jax.core.ShapedArray):
                     yield array.size * array.dtype.itemsize
 

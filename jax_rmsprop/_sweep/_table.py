@@ -251,7 +251,7 @@ class Store:
         if len(new) < len(block.members):
             rows = {name: x[new] for name, x in rows.items()}
         columns = self._members.columns
-        rows |= {name: x[block.members[new]] for name, x in columns.items()}
+        rows = rows | {name: x[block.members[new]] for name, x in columns.items()}
         rows["checksum"] = checksums(rows)
         rows["finished"] = np.ones(len(new), bool)
         if not absent:
