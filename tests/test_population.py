@@ -1,5 +1,7 @@
 """A population: each member is a training of its own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +34,20 @@ def gradients(params, batch=1.0):
     return jax.vmap(jax.grad(loss), (0, None))(params, batch)
 
 
+def scanned(optimizer, gradients, params, state, n):
+    """Parameters and state after n steps, of which each has its batch."""
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = optimizer.update(gradients(params, batch), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, state), jnp.arange(1.0, n + 1))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def steps(optimizer, params, state, n):
-    for i in range(n):
-        updates, state = optimizer.update(gradients(params, i + 1.0), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    return scanned(optimizer, gradients, params, state, n)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +67,15 @@ def test_each_member_is_its_own_training(params, make, standard_promotion):
     optimizer = population(make, GRID)
     after, state = steps(optimizer, params, optimizer.init(params), 20)
     assert isinstance(state, PopulationState)
+
+    @jax.jit
+    def alone(gamma, rate, p):
+        one = make(gamma=gamma, learning_rate=rate)
+        return scanned(one, jax.grad(loss), p, one.init(p), 20)[0]
+
     for m, (gamma, rate) in enumerate(POINTS):
-        alone = make(gamma=jnp.float32(gamma), learning_rate=jnp.float32(rate))
-        p = jax.tree.map(lambda x, m=m: x[m], params)
-        s = alone.init(p)
-        for i in range(20):
-            updates, s = alone.update(jax.grad(loss)(p, i + 1.0), s, p)
-            p = optax.apply_updates(p, updates)
+        member = jax.tree.map(lambda x, m=m: x[m], params)
+        p = alone(jnp.float32(gamma), jnp.float32(rate), member)
         for name in p:
             np.testing.assert_allclose(
                 after[name][m],
