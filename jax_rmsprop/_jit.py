@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from jax_rmsprop import _validate
+from jax_rmsprop._dispatch import one_dispatch
 from jax_rmsprop._hyperparameters import evaluate_hyperparameters
 from jax_rmsprop._sharding import zeros_for_shapes
 from jax_rmsprop._validate import NumberOrSchedule
@@ -86,22 +87,14 @@ def _update(
 
 
 def _dispatch(key: _Key, values: dict[str, Any], method: str, *args: Any) -> Any:
-    """One dispatch or, where the caller is compiling already, part of what it does.
-
-    There a jit within would be traced, lowered and called as a function of its own, for
-    nothing.
-    """
-    call = _call if _validate.currently_jitting() else _compiled_call
     with _validate.check_array_leaves_on_error(*args):
-        return call(key, values, method, *args)
+        return _call(key, values, method, *args)
 
 
+@functools.partial(one_dispatch, static_argnums=(0, 2))
 def _call(key: _Key, values: dict[str, Any], method: str, *args: Any) -> Any:
     make, options = key
     # What is no array yet: numbers, where the caller is compiling or has switched jit
     # off.
     values, args = jax.tree.map(jnp.asarray, (values, args))
     return getattr(make(**values, **dict(options)), method)(*args)
-
-
-_compiled_call = functools.partial(jax.jit, static_argnums=(0, 2))(_call)

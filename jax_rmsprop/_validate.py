@@ -131,11 +131,6 @@ def check_int(name: str, value: Any, *, low: int) -> int:
     return value
 
 
-def currently_jitting() -> bool:
-    """Tell whether the caller is within a jit or the like: every array is a tracer."""
-    return isinstance(jnp.zeros([]), jax.core.Tracer)
-
-
 def short_repr(value: Any) -> str:
     """Write a value in one line and at most 60 characters."""
     text = " ".join(repr(value).split())

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import chex
 import jax
@@ -380,22 +381,63 @@ def test_members_of_a_sweep_round_by_their_seeds():
     np.testing.assert_array_equal(codes[0], jax.jit(run)(jnp.float32(0.9), 0))
 
 
+@pytest.mark.parametrize("call", [jax.jit, lambda f: f], ids=["jitted", "eager"])
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")])
-def test_the_same_bits_on_every_sharding(spec):
+def test_the_same_bits_on_every_sharding(spec, call):
     mesh = mesh_of_four()
     where = NamedSharding(mesh, spec)
     g = jnp.asarray(np.random.default_rng(0).normal(size=(64, 128)), "float32")
+    optimizer = quantize_state(scale_by_rmsprop(), {"nu": uint8()})
     runs = []
     for x in (g, jax.device_put(g, where)):
-        optimizer = quantize_state(scale_by_rmsprop(), {"nu": uint8()})
-        state = jax.jit(optimizer.init)(x)
+        state = call(optimizer.init)(x)
+        assert state.inner_state.nu.sharding.is_equivalent_to(x.sharding, 2)
         for _ in range(4):
-            _, state = jax.jit(optimizer.update)(x, state)
+            _, state = call(optimizer.update)(x, state)
         runs.append(state.inner_state.nu)
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert runs[1].sharding.is_equivalent_to(where, 2)
-    state = jax.jit(optimizer.init)(jax.device_put(g, where))
-    assert state.inner_state.nu.sharding.is_equivalent_to(where, 2)
+        assert runs[-1].sharding.is_equivalent_to(x.sharding, 2)
+    np.testing.assert_array_equal(*runs)
+
+
+def test_outside_a_jit_leaves_are_not_compiled_one_by_one(caplog):
+    """The usual `optimizer.init(params)` of 8 shapes would be 200 programs."""
+    x = {f"{i}": jnp.ones((2, 3 + i)) for i in range(8)}
+    codecs = {"nu": uint8(0), "mu": bfloat16(), "trace": int8(0)}
+
+    def use(rate):
+        inner = rmsprop(rate, momentum=0.9, centered=True)
+        optimizer = quantize_state(inner, codecs, seed=int(1000 * rate))
+        optimizer.update(x, optimizer.init(x))
+
+    def compiled():
+        messages = (r.getMessage() for r in caplog.records)
+        return [m for m in messages if m.startswith("Compiling ")]
+
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        use(0.1)
+        # Each of the two: rmsprop, what comes before and after it, scalars of its own.
+        assert 0 < len(compiled()) <= 12
+        caplog.clear()
+        use(0.2)
+        assert compiled() == []
+
+
+def test_what_has_no_codec_stays_what_it_is():
+    """Also what is no array."""
+
+    class Named(NamedTuple):
+        nu: jax.Array
+        name: str
+        rate: float
+
+    inner = optax.GradientTransformation(
+        lambda x: Named(x, "a name", 0.5), lambda g, state, params=None: (g, state)
+    )
+    optimizer, x = quantize_state(inner, {"nu": bfloat16()}), jnp.ones(3)
+    _, state = optimizer.update(x, optimizer.init(x))
+    assert state.inner_state[1:] == ("a name", 0.5)
+    assert type(state.inner_state.rate) is float
+    assert dequantize_state(state, {"nu": bfloat16()})[1:] == ("a name", 0.5)
 
 
 def test_export():

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jax_rmsprop._dispatch import currently_jitting
 from jax_rmsprop._sweep._batch_size import auto_batch_size
 from jax_rmsprop._sweep._cluster import check_client, make_job, run_on_cluster
 from jax_rmsprop._sweep._grid import (
@@ -55,12 +56,7 @@ from jax_rmsprop._sweep._trace import (
     fingerprint,
     trace,
 )
-from jax_rmsprop._validate import (
-    check_bool,
-    check_int,
-    currently_jitting,
-    require_extra,
-)
+from jax_rmsprop._validate import check_bool, check_int, require_extra
 
 if TYPE_CHECKING:
     import distributed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.tree_util import GetAttrKey, tree_flatten_with_path
+from jax.tree_util import GetAttrKey, register_dataclass, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from jax_rmsprop import _validate
+from jax_rmsprop._dispatch import one_dispatch
 from jax_rmsprop._sharding import on_explicit_mesh
 from jax_rmsprop.quantization._codecs import Codec, StateCodecs
 from jax_rmsprop.quantization._dither import dither, dither_starts
@@ -56,7 +58,7 @@ def quantize_state(
       A transformation with a `QuantizedState`. Its codes have their arrays' shapes and
       are where they are; all steps are elementwise but the largest code of an array, in
       one byte. Use it in a compiled training step, where decoding, the transformation
-      and encoding become one loop.
+      and encoding become one loop; outside a jit they are a dispatch each.
 
     Raises:
       TypeError: something in `codecs` is no `Codec`.
@@ -118,18 +120,24 @@ def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptSta
       >>> state.inner_state.nu.dtype, dequantize_state(state, codecs).nu
       (dtype(bfloat16), Array([0.5, 0.5], dtype=float32))
     """
-    full = _decode(_stored_leaves(codecs, state), state.bases)
-    return jax.tree.structure(state.inner_state).unflatten(full)
+    return _replace_leaves(
+        state.inner_state, _decode(_stored_leaves(codecs, state), state.bases)
+    )
 
 
-class _Leaf(NamedTuple):
-    """A leaf of the inner state: in full or as codes.
+@functools.partial(
+    register_dataclass, data_fields=["x"], meta_fields=["codec", "parameter"]
+)
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A leaf of the inner state, in full or as codes.
 
-    `codec` is what keeps it, None if it is kept as it is. `parameter` is where it lies
-    within its field, which tells to which parameter it belongs.
+    `codec` is what keeps it. A leaf that stays as it is has none, and its x is None.
+    `parameter` is where it lies within its field, which tells to which parameter it
+    belongs.
     """
 
-    x: jax.Array
+    x: Any
     codec: Codec | None
     parameter: Any
 
@@ -149,11 +157,8 @@ def _init(
                     f"`codecs` has {name!r}, of which the state has no array; it has "
                     f"{', '.join(sorted(fields))}"
                 )
-    leaves = _full_leaves(codecs, state)
-    bases = _first_bases(leaves)
-    starts = dither_starts(len(leaves), count, seed)
-    codes = _encode(leaves, bases, starts, count)
-    return QuantizedState(count, jax.tree.structure(state).unflatten(codes), bases)
+    codes, bases = _encode_first(_full_leaves(codecs, state), count, seed)
+    return QuantizedState(count, _replace_leaves(state, codes), bases)
 
 
 def _update(
@@ -165,44 +170,73 @@ def _update(
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, QuantizedState]:
-    count = optax.safe_increment(state.count)
     leaves = _stored_leaves(codecs, state)
+    full, count, bases, starts = _decode_stored(leaves, state.count, state.bases, seed)
+    before = _replace_leaves(state.inner_state, full)
+    updates, after = inner.update(updates, before, params, **extra_args)
+    codes = _encode(_full_leaves(codecs, after), bases, starts, count)
+    return updates, QuantizedState(count, _replace_leaves(after, codes), bases)
+
+
+# Outside a jit each of these is one dispatch, not a dozen for each leaf.
+
+
+@one_dispatch
+def _encode_first(
+    leaves: list[_Leaf], count: jax.Array, seed: ArrayLike
+) -> tuple[list[Any], jax.Array]:
+    bases = _first_bases(leaves)
     starts = dither_starts(len(leaves), count, seed)
+    return _encode(leaves, bases, starts, count), bases
+
+
+@one_dispatch
+def _decode_stored(
+    leaves: list[_Leaf], count: jax.Array, bases: jax.Array, seed: ArrayLike
+) -> tuple[list[Any], ArrayLike, jax.Array, jax.Array]:
+    """The arrays in full; and the count, bases and starts of the next ones' codes."""
+    next_count = optax.safe_increment(count)
+    starts = dither_starts(len(leaves), next_count, seed)
     # The scalars of all leaves in one array: else a GPU's compiler makes a kernel or
     # more of those of each leaf, and merges the leaves' loops less.
     scalars = [
-        state.bases,
-        _next_bases(leaves, state.bases),
+        bases,
+        _next_bases(leaves, bases),
         lax.bitcast_convert_type(starts, jnp.int32),
     ]
     bases, next_bases, starts = lax.optimization_barrier(jnp.stack(scalars))
-    before = jax.tree.structure(state.inner_state).unflatten(_decode(leaves, bases))
-    updates, after = inner.update(updates, before, params, **extra_args)
     starts = lax.bitcast_convert_type(starts, jnp.uint32)
-    codes = _encode(_full_leaves(codecs, after), next_bases, starts, count)
-    after = jax.tree.structure(after).unflatten(codes)
-    return updates, QuantizedState(count, after, next_bases)
+    return _decode(leaves, bases), next_count, next_bases, starts
 
 
-def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[jax.Array]:
+@one_dispatch
+def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[Any]:
     return [
-        leaf.x if leaf.codec is None else leaf.codec.decode(leaf.x, bases[i])
+        None if leaf.codec is None else leaf.codec.decode(leaf.x, bases[i])
         for i, leaf in enumerate(leaves)
     ]
 
 
+@one_dispatch
 def _encode(
     leaves: list[_Leaf], bases: jax.Array, starts: jax.Array, count: ArrayLike
-) -> list[jax.Array]:
-    def encode(i: int, x: jax.Array, codec: Codec | None) -> jax.Array:
+) -> list[Any]:
+    def encode(i: int, x: Any, codec: Codec | None) -> Any:
         if codec is None:
-            return x
+            return None
         # Else each device would make the numbers of all.
         where = jax.typeof(x).sharding if on_explicit_mesh(x) else None
         noise = dither(x.shape, starts[i], count, out_sharding=where)
         return codec.encode(x, noise, bases[i])
 
     return [encode(i, leaf.x, leaf.codec) for i, leaf in enumerate(leaves)]
+
+
+def _replace_leaves(state: Any, new: list[Any]) -> Any:
+    """A state with new leaves where there are any."""
+    leaves, structure = jax.tree.flatten(state)
+    pairs = zip(leaves, new, strict=True)
+    return structure.unflatten(old if x is None else x for old, x in pairs)
 
 
 def _first_bases(leaves: list[_Leaf]) -> jax.Array:
@@ -264,9 +298,9 @@ def _leaves(
         for i, key in enumerate(path):
             if is_field(key) and key.name in codecs:
                 codec = codecs[key.name]
-                kept = x.dtype == dtype(codec) and x.size >= max(1, codec.min_size)
-                return _Leaf(x, codec if kept else None, path[i + 1 :])
-        return _Leaf(x, None, path)
+                if x.dtype == dtype(codec) and x.size >= max(1, codec.min_size):
+                    return _Leaf(x, codec, path[i + 1 :])
+        return _Leaf(None, None, None)
 
     return [leaf(path, x) for path, x in path_leaves(state)]
 
