@@ -4,11 +4,11 @@ Scheduler and workers are processes of this machine, over loopback.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from tests.sweeps import GRID, bits, network, quiet, raises, square
 distributed = pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parents[1]
-# Of killing; the minute of a whole run is for a machine with nothing else to do.
-SECONDS = float(os.environ.get("SECONDS_OF_KILLING", "10"))
+# How many workers are killed, each when eight more batches have come back.
+KILLS = int(os.environ.get("KILLS", "3"))
 
 
 class Cluster:
@@ -55,6 +55,13 @@ class Cluster:
         worker = self._start("dask_worker", self.address, *options)
         self.workers.append(worker)
         return worker
+
+    def replace_worker(self):
+        """Kill the oldest worker with -9, and start another one."""
+        worker = self.workers.pop(0)
+        worker.kill()
+        worker.wait()
+        self.add_worker()
 
     def close(self):
         """Kill them all."""
@@ -96,7 +103,7 @@ def long_network(gamma, learning_rate, seed):
     return network(gamma, learning_rate, seed, steps=10_000)["loss"][::1000]
 
 
-SEEDS = 20 + 4 * int(SECONDS)
+SEEDS = 5 * (KILLS + 1)  # of 15 members, in batches of eight
 LONG_GRID = GRID | {"seed": range(SEEDS)}
 
 
@@ -126,31 +133,23 @@ def test_what_the_training_closes_over(client):
     assert bits(quiet(train, grid, client=client)) == bits(quiet(train, grid))
 
 
-def killing(cluster, stop):
-    """Kill the oldest worker with -9 every three seconds, and start another one."""
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until and not stop.wait(3):
-        worker = cluster.workers.pop(0)
-        worker.kill()
-        worker.wait()
-        cluster.add_worker()
-
-
-def test_workers_are_killed_and_join(own, tmp_path):
+def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
     cluster, client = own
-    store, stop = tmp_path / "a.zarr", threading.Event()
+    store = tmp_path / "a.zarr"
     cluster.add_worker()  # a third one joins
-    killer = threading.Thread(target=killing, args=(cluster, stop))
-    killer.start()
-    try:
-        curves = quiet(
-            long_network, LONG_GRID, batch_size=8, client=client, store=store
-        )
-    finally:
-        stop.set()
-        killer.join()
+    first = set(cluster.workers)
+    done, batches = _cluster.Progress.done, itertools.count(1)
+
+    def counted(self, *arguments):
+        done(self, *arguments)
+        if next(batches) in range(8, 8 * KILLS + 1, 8):
+            cluster.replace_worker()
+
+    monkeypatch.setattr(_cluster.Progress, "done", counted)
+    curves = quiet(long_network, LONG_GRID, batch_size=8, client=client, store=store)
+    monkeypatch.undo()
     assert curves.finished.all()
-    assert len(cluster.workers) == 3
+    assert len(first - set(cluster.workers)) == min(KILLS, 3)
     assert int(xr.open_zarr(store).finished.sum()) == curves.finished.size  # none twice
     some = {"seed": [0, SEEDS - 1], "gamma": GRID["gamma"][:2]}
     again = quiet(long_network, LONG_GRID | some, store=store)
