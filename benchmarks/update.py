@@ -9,6 +9,7 @@ import optax
 
 from benchmarks.timing import medians, on_cpu, table
 from jax_rmsprop import rmsprop
+from jax_rmsprop.quantization import quantize_state, uint8
 
 try:
     import torch
@@ -29,15 +30,19 @@ def eager():
     """
     params = [jnp.full(64, float(i)) for i in range(100)]
 
-    def calls(count):
+    def calls(count, makes=MAKES):
         def updates(optimizer, state):
             for _ in range(count):
                 jax.block_until_ready(optimizer.update(params, state))
 
-        optimizers = {name: make(1e-3) for name, make in MAKES.items()}
+        optimizers = {name: make(1e-3) for name, make in makes.items()}
         return {n: partial(updates, o, o.init(params)) for n, o in optimizers.items()}
 
-    ten, one = medians(calls(10), rounds=10), medians(calls(1), rounds=50)
+    def in_one_byte(rate):
+        return quantize_state(rmsprop(rate), {"nu": uint8(0)})
+
+    ten = medians(calls(10, MAKES | {"uint8": in_one_byte}), rounds=10)
+    one = medians(calls(1), rounds=50)
 
     heard = []  # by a listener that stays: JAX 0.8 has no public way to take it away
     jax.monitoring.register_event_duration_secs_listener(
@@ -60,6 +65,11 @@ def eager():
                 "times faster, one update in turn with one of Optax's",
                 f"{one['optax'] / one['ours']:.1f}",
                 ">= 10",
+            ),
+            (
+                "times faster, ten updates in a row, with uint8",
+                f"{ten['optax'] / ten['uint8']:.1f}",
+                "",
             ),
             (
                 "programs compiled for 100 gammas and learning rates (init and update)",
