@@ -60,7 +60,7 @@ def _init(
     key: _Key, hyperparameters: Mapping[str, NumberOrSchedule], params: optax.Params
 ) -> optax.OptState:
     values = evaluate_hyperparameters(hyperparameters, np.int32(0))
-    return _dispatch(key, values, "init", zeros_for_shapes(params))
+    return _checked_call(key, values, "init", zeros_for_shapes(params))
 
 
 def _update(
@@ -81,12 +81,12 @@ def _update(
             f"{type(state).__name__}"
         ) from None
     values = evaluate_hyperparameters(hyperparameters, step)
-    return _dispatch(
+    return _checked_call(
         key, values, "update", updates, state, params if uses_params else None
     )
 
 
-def _dispatch(key: _Key, values: dict[str, Any], method: str, *args: Any) -> Any:
+def _checked_call(key: _Key, values: dict[str, Any], method: str, *args: Any) -> Any:
     with _validate.check_array_leaves_on_error(*args):
         return _call(key, values, method, *args)
 

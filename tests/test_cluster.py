@@ -149,6 +149,7 @@ def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
     curves = quiet(long_network, LONG_GRID, batch_size=8, client=client, store=store)
     monkeypatch.undo()
     assert curves.finished.all()
+    assert len(cluster.workers) == 3
     assert len(first - set(cluster.workers)) == min(KILLS, 3)
     assert int(xr.open_zarr(store).finished.sum()) == curves.finished.size  # none twice
     some = {"seed": [0, SEEDS - 1], "gamma": GRID["gamma"][:2]}
