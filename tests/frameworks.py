@@ -17,7 +17,7 @@ import warnings
 
 import numpy as np
 
-from tests.conftest import require
+from tests.helpers import require
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -24,6 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_rmsprop import log_one_minus, rmsprop, sweep
 from jax_rmsprop._sweep import _program, _run
+from tests import cache
 
 DATA = np.random.default_rng(0).standard_normal((20, 5)).astype("float32")
 GRID = {
@@ -115,6 +116,7 @@ def run(
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     _run.SECONDS_BETWEEN_APPENDS = 0
     if die:
+        cache.only_read()
         die_at(die)
     curves = sweep(network, grid, store=store, batch_size=size, progress=False)
     answer.send((bits(curves), int(curves.finished.sum())))

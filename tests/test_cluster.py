@@ -19,7 +19,8 @@ import xarray as xr
 
 from jax_rmsprop import load_sweep
 from jax_rmsprop._sweep import _cluster, _sweep
-from tests.conftest import free_port
+from tests import cache
+from tests.helpers import free_port
 from tests.sweeps import GRID, bits, network, quiet, raises, square
 
 distributed = pytest.importorskip("distributed")
@@ -46,7 +47,7 @@ class Cluster:
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | cache.READ_ONLY | {"PYTHONPATH": str(ROOT)},
         )
 
     def add_worker(self, *words):
@@ -84,11 +85,19 @@ def two_workers():
         cluster.close()
 
 
-@pytest.fixture(scope="module")
-def client():
-    """A client of workers that nobody kills."""
-    with two_workers() as (_, client):
-        yield client
+@pytest.fixture(
+    scope="module",
+    params=["threads", pytest.param("processes", marks=pytest.mark.slow)],
+)
+def client(request):
+    """A client of two workers that nobody kills, in this process or in their own."""
+    if request.param == "processes":
+        with two_workers() as (_, client):
+            yield client
+    else:
+        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+        with distributed.Client(processes=False, **options) as client:
+            yield client
 
 
 @pytest.fixture
@@ -133,6 +142,7 @@ def test_what_the_training_closes_over(client):
     assert bits(quiet(train, grid, client=client)) == bits(quiet(train, grid))
 
 
+@pytest.mark.slow
 def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
     cluster, client = own
     store = tmp_path / "a.zarr"
@@ -158,6 +168,7 @@ def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
     assert bits(again) == bits(quiet(long_network, LONG_GRID | some, batch_size=8))
 
 
+@pytest.mark.slow
 def test_the_caller_is_killed(own, tmp_path):
     """The same call goes on, on the same workers."""
     cluster, client = own
@@ -171,7 +182,9 @@ def test_the_caller_is_killed(own, tmp_path):
         "      client=client, store=sys.argv[2])\n"
     )
     caller = subprocess.Popen(
-        [sys.executable, "-c", code, cluster.address, str(store)], cwd=ROOT
+        [sys.executable, "-c", code, cluster.address, str(store)],
+        cwd=ROOT,
+        env=os.environ | cache.READ_ONLY,
     )
     finished = 0
     while finished == 0:
@@ -232,6 +245,7 @@ def test_a_store_that_is_no_folder(client, together):
     assert load_sweep(url).finished.all()
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_jax(tmp_path):
     script = tmp_path / "older.py"
     script.write_text("import jax\njax.__version__ = '0.0.1'\n")

@@ -1,10 +1,7 @@
 """Each framework's RMSProp is the framework's, and the published recipes are theirs."""
 
 import contextlib
-import dataclasses
-import functools
 import inspect
-import itertools
 import subprocess
 import sys
 
@@ -18,38 +15,26 @@ import pytest
 from jax_rmsprop import conventions
 from tests import reference
 from tests.frameworks import FRAMEWORKS, alone, quietly
+from tests.helpers import axis, few_or_all, flag, train_each
 
-STEPS = 1000
 # Keras and TensorFlow pass some numbers through float32: these survive it.
 DECAY, BOUND = 2.0**-7, 2.0**-1
 # Large enough to see on which side of the root it is.
 EPS = 2.0**-10
 
-
-def axis(name, *values):
-    return [{name: value} for value in values]
-
-
-def every(*axes):
-    """Every combination of one option from each axis."""
-    return [
-        functools.reduce(dict.__or__, options) for options in itertools.product(*axes)
-    ]
-
-
 CENTERED = axis("centered", False, True)
 MOMENTUM = axis("momentum", 0.0, 0.9)
 WEIGHT_DECAY = axis("weight_decay", 0.0, DECAY)
 NORMS = [{}, {"clipnorm": BOUND}, {"global_clipnorm": BOUND}]
-COMBINATIONS = {
-    "pytorch": every(
+OPTIONS = {
+    "pytorch": [
         CENTERED,
         MOMENTUM,
         WEIGHT_DECAY,
         axis("maximize", False, True),
         axis("eps", EPS),
-    ),
-    "keras": every(
+    ],
+    "keras": [
         CENTERED,
         MOMENTUM,
         axis("weight_decay", None, DECAY),
@@ -57,17 +42,17 @@ COMBINATIONS = {
         axis("loss_scale_factor", None, 3.0),
         axis("gradient_accumulation_steps", None, 3),
         axis("epsilon", EPS),
-    ),
-    "tensorflow1": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
-    "tf_keras_v2": every(
+    ],
+    "tensorflow1": [CENTERED, MOMENTUM, axis("epsilon", EPS)],
+    "tf_keras_v2": [
         CENTERED,
         MOMENTUM,
         NORMS,
         axis("clipvalue", None, BOUND),
         axis("decay", 0.0, DECAY),
         axis("epsilon", EPS),
-    ),
-    "timm": every(
+    ],
+    "timm": [
         CENTERED,
         MOMENTUM,
         WEIGHT_DECAY,
@@ -76,32 +61,24 @@ COMBINATIONS = {
         axis("lr_in_momentum", False, True),
         axis("caution", False, True),
         axis("eps", EPS),
-    ),
-    "stable_baselines3": every(CENTERED, MOMENTUM, WEIGHT_DECAY, axis("eps", EPS)),
-    "bitsandbytes": every(WEIGHT_DECAY, axis("eps", EPS)),
-    "sonnet": every(CENTERED, MOMENTUM, axis("epsilon", EPS)),
-    "mlx": every(axis("eps", EPS)),
+    ],
+    "stable_baselines3": [CENTERED, MOMENTUM, WEIGHT_DECAY, axis("eps", EPS)],
+    "bitsandbytes": [WEIGHT_DECAY, axis("eps", EPS)],
+    "sonnet": [CENTERED, MOMENTUM, axis("epsilon", EPS)],
+    "mlx": [axis("eps", EPS)],
     # timm's copy of it; its weight decay is another.
-    "laprop": every(axis("betas", (0.9, 0.999), (0.5, 0.9)), axis("eps", EPS)),
+    "laprop": [axis("betas", (0.9, 0.999), (0.5, 0.9)), axis("eps", EPS)],
 }
-CASES = [
-    pytest.param(name, options, id=f"{name}-{i}")
-    for name, combinations in COMBINATIONS.items()
-    for i, options in enumerate(combinations)
-]
 
 
 @contextlib.contextmanager
 def precision(dtype):
     """JAX as it is for such parameters."""
-    jax.config.update("jax_enable_x64", dtype == "float64")
-    try:
+    with flag("jax_enable_x64", dtype == "float64"):
         yield
-    finally:
-        jax.config.update("jax_enable_x64", False)
 
 
-def problem(dtype, steps=STEPS):
+def problem(dtype, steps=200):
     """Parameters, gradients over six orders of magnitude, a rate for each step.
 
     The numbers are float32's, whatever the dtype.
@@ -124,29 +101,19 @@ def rates_as_schedule(rates):
     return lambda step: jnp.asarray(rates)[step]
 
 
-def train(optimizer, x, gradients, state=None):
-    """Every step's parameters, and the last state."""
-
-    def step(carry, g):
-        x, state = carry
-        updates, state = optimizer.update(g, state, x)
-        x = optax.apply_updates(x, updates)
-        return (x, state), x
-
-    state = optimizer.init(x) if state is None else state
-    (_, state), trajectory = jax.jit(functools.partial(jax.lax.scan, step))(
-        (x, state), gradients
-    )
-    return jax.device_get(trajectory), state
-
-
-def ours(name, options, x, gradients, rates):
-    dtype = str(rates.dtype)
-    if name == "timm" and options["corrected_weight_decay"]:
+def convention(name, rates, options):
+    """Ours, at the rate of each step."""
+    if name == "timm" and options.get("corrected_weight_decay"):
         options = options | {"max_lr": 0.01}
-    with precision(dtype):
-        optimizer = getattr(conventions, name)(rates_as_schedule(rates), **options)
-        return train(optimizer, x, gradients)[0]
+    return getattr(conventions, name)(rates_as_schedule(rates), **options)
+
+
+def ours(name, chosen, x, gradients, rates):
+    """The trajectories of many options, in one program."""
+    with precision(str(rates.dtype)):
+        optimizers = [convention(name, rates, options) for options in chosen]
+        found = train_each(dict(enumerate(optimizers)), x, gradients)
+    return [trajectory for trajectory, _ in found.values()]
 
 
 def theirs(name, options, x, gradients, rates):
@@ -164,19 +131,29 @@ def error(actual, expected):
     )
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_the_real_library(name, options, standard_promotion):
-    single, double = problem("float32"), problem("float64")
-    if "float64" in FRAMEWORKS[name].dtypes:
-        truth = theirs(name, options, *double)
-        assert error(ours(name, options, *double), truth) < 1e-10
-    else:
-        truth = by_hand(name, options, *double)
-    its = error(theirs(name, options, *single), truth)
-    our = error(ours(name, options, *single), truth)
-    # In float32 as near to the truth as the library, up to the luck of roundings.
-    assert our < 1e-4
-    assert our <= 2 * its
+def assert_as_exact(chosen, truths, exact, single, its):
+    """In float64 the truth; in float32 as near to it as the library, but for luck."""
+    wrong = {}
+    for options, truth, *runs in zip(chosen, truths, exact, single, its, strict=True):
+        in_double, our, its_own = (error(run, truth) for run in runs)
+        if not (in_double < 1e-10 and our < 1e-4 and our <= 2 * its_own):
+            wrong[str(options)] = in_double, our, its_own
+    assert not wrong
+
+
+@few_or_all
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_real_library(name, combinations, standard_promotion):
+    chosen = combinations(*OPTIONS[name])
+    single, double = problem("float32", 1000), problem("float64", 1000)
+    truth = theirs if "float64" in FRAMEWORKS[name].dtypes else by_hand
+    assert_as_exact(
+        chosen,
+        [truth(name, options, *double) for options in chosen],
+        ours(name, chosen, *double),
+        ours(name, chosen, *single),
+        [theirs(name, options, *single) for options in chosen],
+    )
 
 
 # What does not install everywhere, in float64 NumPy from its published code; the source
@@ -363,46 +340,46 @@ def by_hand(name, options, x, gradients, rates):
     return trajectory
 
 
-MXNET = every(
+MXNET = [
     CENTERED,
     axis("clip_weights", None, 1.0),
     axis("rescale_grad", 1.0, 2.0),
     axis("wd", 0.0, DECAY),
     axis("clip_gradient", None, BOUND),
     axis("epsilon", EPS),
-)
+]
 BY_HAND = {
-    "chainer": every(axis("eps_inside_sqrt", False, True), axis("eps", EPS)),
-    "paddle": every(
-        CENTERED, MOMENTUM, axis("weight_decay", None, DECAY), axis("epsilon", EPS)
-    ),
+    "chainer": [axis("eps_inside_sqrt", False, True), axis("eps", EPS)],
+    "paddle": [
+        CENTERED,
+        MOMENTUM,
+        axis("weight_decay", None, DECAY),
+        axis("epsilon", EPS),
+    ],
     "mxnet1": MXNET,
     "mxnet2": MXNET,
-    "flax_legacy": every(CENTERED, axis("eps", EPS)),
-    "jax_example_libraries": every(MOMENTUM, axis("eps", EPS)),
-    "d2l": every(axis("gamma", 0.9, 0.99)),
-    "laprop": every(axis("betas", (0.9, 0.999), (0.5, 0.9)), WEIGHT_DECAY),
+    "flax_legacy": [CENTERED, axis("eps", EPS)],
+    "jax_example_libraries": [MOMENTUM, axis("eps", EPS)],
+    "d2l": [axis("gamma", 0.9, 0.99)],
+    "laprop": [axis("betas", (0.9, 0.999), (0.5, 0.9)), WEIGHT_DECAY],
     # The rates of the problem begin with the first step.
-    "dreamer_v3": every(
-        axis("agc", 0.0, 0.3), axis("beta1", 0.5, 0.9), axis("warmup", 0)
-    ),
-    **{name: [{}] for name in conventions.RECIPES},
+    "dreamer_v3": [axis("agc", 0.0, 0.3), axis("beta1", 0.5, 0.9), axis("warmup", 0)],
+    **{name: [[{}]] for name in conventions.RECIPES},
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        pytest.param(name, options, id=f"{name}-{i}")
-        for name, combinations in BY_HAND.items()
-        for i, options in enumerate(combinations)
-    ],
-)
-def test_the_published_code(name, options, standard_promotion):
+@few_or_all
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_published_code(name, combinations, standard_promotion):
+    chosen = combinations(*BY_HAND[name])
     double, single = problem("float64"), problem("float32")
-    truth = by_hand(name, options, *double)
-    assert error(ours(name, options, *double), truth) < 1e-10
-    assert error(ours(name, options, *single), truth) < 1e-4
+    truths = [by_hand(name, options, *double) for options in chosen]
+    exact, rounded = (ours(name, chosen, *data) for data in (double, single))
+    for options, truth, wide, narrow in zip(
+        chosen, truths, exact, rounded, strict=True
+    ):
+        assert error(wide, truth) < 1e-10, options
+        assert error(narrow, truth) < 1e-4, options
 
 
 @pytest.mark.parametrize("of_time", [False, True])
@@ -416,7 +393,7 @@ def test_the_warm_up_of_dreamer_v3(of_time, standard_promotion):
     with precision("float64"):
         lr = later if of_time else 0.01
         optimizer = conventions.dreamer_v3(lr, warmup=10)
-        trajectory, _ = train(optimizer, x, gradients)
+        trajectory, _ = train_each({"": optimizer}, x, gradients)[""]
     rates = np.array([later(max(0, t - 10)) for t in range(30)])
     expected = by_hand("dreamer_v3", {"warmup": 10}, x, gradients, rates)
     assert error(trajectory, expected) < 1e-10
@@ -431,29 +408,20 @@ def test_laprop_with_a_rate_of_zero(standard_promotion):
     np.testing.assert_array_equal(updates, 0.0)
 
 
-def test_an_integer_in_the_table(monkeypatch, standard_promotion):
-    """A row may say 1 where another says 1.0."""
-    row = dataclasses.replace(conventions.CONVENTIONS["tensorflow1"], initial_scale=1)
-    monkeypatch.setattr(
-        "jax_rmsprop.conventions._parts.CONVENTIONS", {"tensorflow1": row}
-    )
-    state = conventions.tensorflow1(0.1).init(jnp.ones(2))
-    np.testing.assert_array_equal(optax.tree.get(state, "nu"), 1.0)
-
-
 def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
     """DQN Zoo's mean of a batch of 32 has the steps of DQN's sum."""
     x, gradients, rates = problem("float64")
     mean = {name: g / 32 for name, g in gradients.items()}
-    summed = ours("nature_dqn", {}, x, gradients, rates)
-    assert error(ours("dqn_zoo", {}, x, mean, rates), summed) < 1e-10
-    assert error(ours("nature_dqn", {}, x, mean, rates), summed) > 1e-3
+    (summed,) = ours("nature_dqn", [{}], x, gradients, rates)
+    for name, right in (("dqn_zoo", True), ("nature_dqn", False)):
+        (found,) = ours(name, [{}], x, mean, rates)
+        assert error(found, summed) < 1e-10 if right else error(found, summed) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "options",
+@few_or_all
+def test_optax_itself(combinations, standard_promotion):
     # Centered and corrected at once is refused: see below.
-    every(
+    chosen = combinations(
         axis("initial_scale", 0.0, 1.0),
         axis("eps_in_sqrt", False, True),
         [{}, {"centered": True}, {"bias_correction": True}],
@@ -464,51 +432,44 @@ def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
             {"momentum": 0.9, "nesterov": True},
         ],
         axis("eps", EPS),
-    ),
-)
-def test_optax_itself(options, standard_promotion):
-    runs = {}
+    )
+    its = {}
     for dtype in ("float64", "float32"):
-        x, gradients, rates = problem(dtype)
+        x, gradients, rates = problem(dtype, 1000)
         with precision(dtype):
-            its = optax.rmsprop(rates_as_schedule(rates), **options)
-            runs[dtype] = (
-                train(its, x, gradients)[0],
-                ours("optax", options, x, gradients, rates),
-            )
-    truth, our = runs["float64"]
-    assert error(our, truth) < 1e-10
-    its, our = (error(run, truth) for run in runs["float32"])
-    assert our < 1e-4
-    assert our <= 2 * its
+            optimizers = [optax.rmsprop(rates_as_schedule(rates), **o) for o in chosen]
+            found = train_each(dict(enumerate(optimizers)), x, gradients)
+        its[dtype] = [trajectory for trajectory, _ in found.values()]
+    assert_as_exact(
+        chosen,
+        its["float64"],
+        ours("optax", chosen, *problem("float64", 1000)),
+        ours("optax", chosen, *problem("float32", 1000)),
+        its["float32"],
+    )
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_jax_example_libraries_itself(momentum, standard_promotion):
+def test_jax_example_libraries_itself(standard_promotion):
     from jax.example_libraries import optimizers
 
     x, gradients, rates = problem("float64")
-    with precision("float64"):
-        schedule = rates_as_schedule(rates)
-        if momentum:
-            triple = optimizers.rmsprop_momentum(schedule, eps=EPS, momentum=momentum)
-        else:
-            triple = optimizers.rmsprop(schedule, eps=EPS)
-        init, update, get = triple
+    schedule = rates_as_schedule(rates)
+    triples = {
+        0.0: optimizers.rmsprop(schedule, eps=EPS),
+        0.9: optimizers.rmsprop_momentum(schedule, eps=EPS, momentum=0.9),
+    }
+    options = [{"momentum": momentum, "eps": EPS} for momentum in triples]
+    found = ours("jax_example_libraries", options, x, gradients, rates)
+    for our, (init, update, get) in zip(found, triples.values(), strict=True):
 
-        def step(state, t_g):
+        def step(state, t_g, update=update, get=get):
             state = update(*t_g, state)
             return state, get(state)
 
-        _, truth = jax.lax.scan(step, init(x), (jnp.arange(STEPS), gradients))
-    our = ours(
-        "jax_example_libraries",
-        {"momentum": momentum, "eps": EPS},
-        x,
-        gradients,
-        rates,
-    )
-    assert error(our, jax.device_get(truth)) < 1e-10
+        with precision("float64"):
+            steps = jnp.arange(len(rates)), gradients
+            _, truth = jax.lax.scan(step, init(x), steps)
+        assert error(our, jax.device_get(truth)) < 1e-10
 
 
 def test_a_schedule_that_begins_later(standard_promotion):
@@ -516,7 +477,8 @@ def test_a_schedule_that_begins_later(standard_promotion):
     later = conventions.mxnet1(rates_as_schedule(rates), begin_num_update=10)
     at_once = conventions.mxnet1(rates_as_schedule(rates[10:]))
     first = {n: g[:10] for n, g in gradients.items()}
-    chex.assert_trees_all_equal(train(later, x, first)[0], train(at_once, x, first)[0])
+    found = train_each({"later": later, "at once": at_once}, x, first)
+    chex.assert_trees_all_equal(found["later"][0], found["at once"][0])
 
 
 def test_pytorch_with_complex_parameters(standard_promotion):
@@ -526,7 +488,8 @@ def test_pytorch_with_complex_parameters(standard_promotion):
     gradients = {"z": gradients["kernel"] + 1j * gradients["kernel"][:, ::-1] / 7}
     options = {"momentum": 0.9, "centered": True, "eps": EPS}
     truth = theirs("pytorch", options, x, gradients, rates)
-    assert error(ours("pytorch", options, x, gradients, rates), truth) < 1e-10
+    (our,) = ours("pytorch", [options], x, gradients, rates)
+    assert error(our, truth) < 1e-10
 
 
 # Names, order and defaults.
@@ -585,7 +548,7 @@ def test_every_convention_is_in_the_table():
         if inspect.isfunction(getattr(conventions, n)) and n != "explain"
     }
     assert functions == set(conventions.CONVENTIONS) | set(conventions.RECIPES)
-    assert set(COMBINATIONS) | set(BY_HAND) | {"optax"} == functions
+    assert set(OPTIONS) | set(BY_HAND) | {"optax"} == functions
 
 
 def test_the_table_is_frozen():
@@ -600,31 +563,55 @@ def test_the_table_is_frozen():
 # The interface of an Optax transformation.
 
 
-@pytest.mark.parametrize(
-    "name", sorted({*conventions.CONVENTIONS, *conventions.RECIPES})
-)
-def test_interface(name, dtype, standard_promotion):
-    """Types stay, arguments besides are taken, one program serves all steps."""
+def every_convention():
+    """Each with nothing but a learning rate."""
     required = {"learning_rate", "step_size", "lr"}
-    options = {
-        n: 0.1
-        for n, default in signature(getattr(conventions, name)).items()
-        if n in required
-    }
-    optimizer = getattr(conventions, name)(**options)
-    params = {"w": jnp.ones((2, 3), dtype), "b": [jnp.zeros(3, dtype)]}
-    state = optimizer.init(params)
-    step = jax.jit(optimizer.update)
+    optimizers = {}
+    for name in sorted({*conventions.CONVENTIONS, *conventions.RECIPES}):
+        make = getattr(conventions, name)
+        optimizers[name] = make(**{n: 0.1 for n in signature(make) if n in required})
+    return optimizers
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [["float16", "bfloat16", "float32", "complex64"], ["float64"]],
+    ids=["x32", "x64"],
+)
+def test_interface(dtypes, request, standard_promotion):
+    """Types stay, arguments besides are taken, one program serves all steps."""
+    if "float64" in dtypes:
+        request.getfixturevalue("x64")
+    optimizers = every_convention()
+    x = {d: {"w": jnp.ones((2, 3), d), "b": [jnp.zeros(3, d)]} for d in dtypes}
+
+    @jax.jit
+    def step(states):
+        return {
+            name: optimizer.update(x, states[name], x, value=1.0)
+            for name, optimizer in optimizers.items()
+        }
+
+    states = {name: optimizer.init(x) for name, optimizer in optimizers.items()}
     for _ in range(3):
-        updates, new = step(params, state, params, value=1.0)
-        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-        chex.assert_tree_all_finite(updates)
-        state = new
+        for name, (updates, state) in step(states).items():
+            chex.assert_trees_all_equal_shapes_and_dtypes(updates, x)
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, states[name])
+            chex.assert_tree_all_finite(updates)
+            states[name] = state
     assert step._cache_size() == 1
-    eager, _ = optimizer.update(params, optimizer.init(params), params, value=1.0)
-    first, _ = step(params, optimizer.init(params), params, value=1.0)
-    chex.assert_trees_all_equal(eager, first)
+
+
+def test_the_same_bits_outside_a_jit(standard_promotion):
+    x = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    optimizers = every_convention()
+    states = {name: optimizer.init(x) for name, optimizer in optimizers.items()}
+    compiled = jax.jit(
+        lambda states: {n: o.update(x, states[n], x) for n, o in optimizers.items()}
+    )(states)
+    for name, optimizer in optimizers.items():
+        eager = optimizer.update(x, states[name], x)
+        chex.assert_trees_all_equal(eager, compiled[name])
 
 
 def test_a_tracer_for_a_number(standard_promotion):

@@ -8,7 +8,7 @@ import pytest
 
 from jax_rmsprop import conventions, diagnose, rmsprop, scale_by_rmsprop
 from jax_rmsprop.quantization import dequantize_state, quantize_state, uint8
-from tests.conftest import tolerance
+from tests.helpers import tolerance
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from tests.conftest import require
+from tests.helpers import require
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
@@ -108,11 +108,6 @@ def test_what_is_not_run_is_at_least_python(page):
     """Such as what needs a cluster."""
     for block, _ in blocks(page, "py"):
         ast.parse(block)
-
-
-def test_every_page_is_short_enough_to_read():
-    for page in PAGES:
-        assert len(page.read_text().splitlines()) < 250, page
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jax_rmsprop import _equations
-from tests.conftest import tolerance
+from tests.helpers import tolerance
 
-GAMMAS = [0.0, 1e-9, 0.1, 0.4999, 0.5, 0.9, 0.9999, 1 - 1e-9, 1.0]
+GAMMAS = [0.0, 1e-9, 0.1, 0.3, 0.4999, 0.5, 0.9, 0.9999, 1 - 1e-9, 1.0]
 gamma = pytest.mark.parametrize("gamma", GAMMAS)
 
 
@@ -58,6 +58,25 @@ def test_centered_is_the_difference_of_moments(gamma, x64, rng):
     expected = gamma * mu + (1 - gamma) * g
     np.testing.assert_allclose(mean, expected, 1e-12, 1e-15)
     np.testing.assert_allclose(variance, square - expected**2, 1e-9, 1e-14)
+
+
+def test_squares_are_rounded_before_they_are_averaged(rng):
+    """Else a compiler's choice, to round product and sum at once, would show.
+
+    By itself it may go either way in two programs, of a sweep's row and a single run.
+    """
+    mu, nu, g = jnp.float32(rng.normal(size=(3, 1000)))
+    at = decay(0.9)
+    average = jax.jit(_equations.average)
+
+    @jax.jit
+    def square(x, factor):
+        return factor * (x * x)
+
+    found = jax.jit(_equations.mean_square)(nu, g, at)
+    np.testing.assert_array_equal(found, average(nu, square(g, 1.0), at))
+    _, found = jax.jit(_equations.mean_and_variance)(mu, nu, g, at)
+    np.testing.assert_array_equal(found, average(nu, square(g - mu, at.gamma), at))
 
 
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])

@@ -9,7 +9,7 @@ import pytest
 
 from jax_rmsprop import log_one_minus, rmsprop
 from jax_rmsprop._sweep import _grid
-from tests.conftest import tolerance
+from tests.helpers import tolerance
 from tests.sweeps import (
     network,
     quiet,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rmsprop import (
@@ -31,8 +31,6 @@ from jax_rmsprop import (
 )
 from jax_rmsprop.quantization import quantize_state, uint8
 
-settings.register_profile("odd", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("odd")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
@@ -114,8 +112,12 @@ MAKERS = {
 }
 
 
+def traced(function):
+    """Call a function as in a jit, of which nothing is compiled."""
+    jax.eval_shape(lambda: [function(), jnp.zeros(())][1])
+
+
 @pytest.mark.parametrize("maker", MAKERS)
-@settings(max_examples=50)
 @given(data=st.data())
 def test_arguments_of_an_optimizer(maker, data):
     """And what was accepted makes a step."""
@@ -133,8 +135,7 @@ def test_arguments_of_an_optimizer(maker, data):
     x = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     with in_one_line(name, *names):
         optimizer = make(**(needed | {name: value}))
-        state = optimizer.init(x)
-        optimizer.update(x, state, x)
+        traced(lambda: optimizer.update(x, optimizer.init(x), x))
 
 
 leaves = st.sampled_from(
@@ -180,16 +181,20 @@ OPTIMIZERS = {
 @given(tree=trees, gradient=trees)
 def test_trees_of_an_optimizer(name, tree, gradient):
     optimizer = OPTIMIZERS[name]
-    with in_one_line():
+
+    def all_of_it():
         state = optimizer.init(tree)
-        with in_one_line():
-            optimizer.update(tree, state, tree)
-        with in_one_line():
-            optimizer.update(gradient, state, gradient)
-        with in_one_line():
-            optimizer.update(tree, state)
-        with in_one_line():
-            diagnose(state, gradient)
+        for call in (
+            lambda: optimizer.update(tree, state, tree),
+            lambda: optimizer.update(gradient, state, gradient),
+            lambda: optimizer.update(tree, state),
+            lambda: diagnose(state, gradient),
+        ):
+            with in_one_line():
+                call()
+
+    with in_one_line():
+        traced(all_of_it)
 
 
 def train(x):
@@ -206,7 +211,6 @@ axes = st.one_of(
 )
 
 
-@settings(max_examples=40)
 @given(axis=axes, zipped=st.booleans())
 def test_axes_of_a_sweep(axis, zipped):
     with in_one_line("grid", "train", "x", "batch_size"):

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jax_rmsprop import PopulationState, population, rmsprop
 from jax_rmsprop.quantization import quantize_state, uint8
-from tests.conftest import tolerance
+from tests.helpers import tolerance
 
 GRID = {"gamma": [0.5, 0.9, 0.999], "learning_rate": [0.1, 0.001]}
 POINTS = [(g, r) for g in GRID["gamma"] for r in GRID["learning_rate"]]

@@ -3,15 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jax_rmsprop import rmsprop, scale_by_rmsprop
-from tests.conftest import tolerance
-
-settings.register_profile("steady", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("steady")
+from tests.helpers import tolerance
 
 # All floats, and no subnormal, which XLA reads as zero.
 finite = st.floats(

@@ -13,7 +13,7 @@ import xarray as xr
 
 from jax_rmsprop import load_sweep, sweep
 from jax_rmsprop._sweep import _program
-from tests.conftest import free_port
+from tests.helpers import free_port
 from tests.sweeps import (
     GRID,
     bits,
@@ -109,6 +109,7 @@ def test_a_ctrl_c_that_is_switched_off_stays_off(monkeypatch, ctrl_c):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 def test_kill_9_ten_times_over(tmp_path, start):
     """Each time at another of the moments at which it begins or ends a file.
 
@@ -132,6 +133,7 @@ def test_kill_9_ten_times_over(tmp_path, start):
     assert found == (bits(whole), 60)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(tmp_path, start, together):
     for store in (None, tmp_path / "sweep.zarr"):
         options = {"devices": 2, "processes": 2, "port": free_port(), "size": 8}
@@ -139,6 +141,7 @@ def test_two_processes_give_the_same(tmp_path, start, together):
         assert [result(*each) for each in both] == [(bits(together), 60)] * 2
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
     store = tmp_path / "sweep.zarr"
     options = {"devices": 2, "processes": 2, "size": 1}
@@ -156,6 +159,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
     assert [result(*each) for each in both] == [(bits(alone), 60)] * 2
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_twenty_times_over(tmp_path, start):
     """Of the same grid, and every other time of two that overlap."""
     grids = [np.arange(40.0), np.arange(20.0, 60.0)]
@@ -196,6 +200,7 @@ print(sorted(seen))
 """
 
 
+@pytest.mark.slow
 def test_a_reader_sees_whole_rows_only(tmp_path, start):
     """In a loop, in another program, each array when it likes."""
     store = tmp_path / "sweep.zarr"

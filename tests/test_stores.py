@@ -13,15 +13,10 @@ from zarr.storage import FsspecStore, MemoryStore
 
 from jax_rmsprop import load_sweep
 from jax_rmsprop._sweep import _location, _run, _table
-from tests.conftest import require
+from tests.helpers import require
 from tests.sweeps import GRID, bits, network, quiet, square
 
 ONE = jax.devices()[:1]
-
-
-@pytest.fixture(scope="module")
-def together():
-    return quiet(network, GRID, batch_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ HARMS_OF_DATA = ("cut", "emptied", "removed", "a bit", "another chunk")
 
 
 @pytest.mark.parametrize("harm", [*HARMS_OF_DATA, "checksum", "x", "finished"])
-def test_a_torn_write_is_noticed_and_computed_again(tmp_path, programs, harm):
+def test_a_torn_write_is_noticed_and_computed_again(tmp_path, harm):
     def wave(x):
         return {"loss": jnp.sin(x * jnp.arange(100.0))}
 
@@ -75,10 +75,8 @@ def test_a_torn_write_is_noticed_and_computed_again(tmp_path, programs, harm):
         harmed = {"cut": content[: len(content) // 2], "emptied": b""}
         flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
         chunk.write_bytes(harmed.get(harm, flipped))
-    programs.clear()
     curves = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
-    assert programs == [(8, 8)]  # that batch, and no other
-    assert curves.computed == 8
+    assert curves.computed == 8  # that batch, and no other
     assert bits(curves) == bits(whole)
     assert bits(load_sweep(store)) == bits(whole)
     assert quiet(wave, grid, store=store).computed == 0
@@ -253,6 +251,7 @@ def test_a_full_disk(tmp_path):
     assert attempt(-1).stdout == "16 8\n"  # what had room is whole
 
 
+@pytest.mark.slow
 def test_100_000_members_in_bounded_memory(tmp_path):
     """400 megabytes of results, of which the process never holds a quarter.
 
@@ -319,18 +318,15 @@ AXES = {"gamma": [0, 2, 1, 3, 4], "learning_rate": [2, 0, 1], "seed": [3, 0, 1, 
 
 
 @pytest.mark.parametrize("axis", list(GRID))
-def test_more_values_on_any_axis(axis, tmp_path, together, programs):
+def test_more_values_on_any_axis(axis, tmp_path, together):
     """Each member once, with the bits of a store that was computed at once."""
     store, one = tmp_path / "sweep.zarr", jax.devices()[:1]
     known: list = []
     for which in AXES[axis]:
         known.append(which)
         values = {axis: [GRID[axis][i] for i in known]}
-        programs.clear()
         curves = quiet(network, GRID | values, batch_size=8, store=store, devices=one)
-        new = 60 // len(GRID[axis])
-        assert curves.computed == new
-        assert programs == [(8, 8)] * -(-new // 8)
+        assert curves.computed == 60 // len(GRID[axis])
         assert bits(curves) == bits(together.isel({axis: known}))
     assert bits(load_sweep(store)) == bits(by_value(together))
     finished = xr.open_zarr(store).finished
@@ -408,20 +404,6 @@ def test_a_member_is_its_numbers_however_they_are_written(tmp_path):
     assert curves.computed == 0
     np.testing.assert_array_equal(curves.loss, [x.loss.item() for x in alone])
     assert len(np.unique(curves.loss)) == 3
-
-
-def test_a_store_of_the_version_before(tmp_path):
-    zarr.create_group(
-        tmp_path / "old",
-        attributes={"sweep": {"versions": {"jax_rmsprop": "0.0.9"}}, "segments": []},
-    )
-    message = (
-        f"`store` {tmp_path / 'old'} was written by jax_rmsprop 0.0.9, in groups that "
-        "this version does not read"
-    )
-    raises(ValueError, message, square, {"x": [1]}, store=tmp_path / "old")
-    with pytest.raises(ValueError, match="was written by jax_rmsprop 0.0.9"):
-        load_sweep(tmp_path / "old")
 
 
 def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jax_rmsprop._sweep import _trace
-from tests.conftest import flag
+from tests.helpers import flag
 from tests.sweeps import quiet, raises, square
 
 ROOT = Path(__file__).parents[1]
@@ -188,8 +188,16 @@ def product(x, data):
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    # Pallas takes no random keys.
-    [(p, k) for p in PLACES for k in KINDS if (p, k) != ("pallas", "key")],
+    [
+        pytest.param(
+            place,
+            kind,
+            marks=() if "jax" == kind or "open" == place else pytest.mark.exhaustive,
+        )
+        for place in PLACES
+        for kind in KINDS
+        if (place, kind) != ("pallas", "key")  # which Pallas does not take
+    ],
 )
 def test_the_fingerprint_is_of_what_a_training_closes_over(place, kind):
     def of(scale):

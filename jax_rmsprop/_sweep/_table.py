@@ -426,12 +426,6 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
         raise ValueError(
             f"`store` must be a sweep's, but {at.name} is of something else"
         )
-    if "id" not in header:
-        version = header.get("versions", {}).get("jax_rmsprop", "another version")
-        raise ValueError(
-            f"`store` {at.name} was written by jax_rmsprop {version}, in groups that "
-            "this version does not read"
-        )
     # Where nothing can be moved into its place, what was killed is begun anew.
     return None if group.metadata.consolidated_metadata is None else header
 

@@ -1,0 +1,271 @@
+"""Change the code, one operator, bound or constant at a time: does a test notice?
+
+    make mutants                            all, into tests/mutants.md; half an hour
+    python -m tests.mutants _equations      one module, to the terminal
+
+Each change is made in memory and met by the tests of its module, in a process forked
+from one that has done its imports. What no test notices has survived. A survivor needs
+a test, or one of the reasons below.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 240  # a change that makes a test run for ever is noticed, too
+PROCESSES = os.cpu_count() or 1
+
+STEP = ["equations", "transform", "optimizer", "validate", "interface", "properties"]
+CODECS = ["quantization", "interface", "wrappers"]
+STORE = ["table", "stores", "location", "run", "grid"]
+# The modules, and their tests in the order in which they run: the quickest first.
+MODULES = {
+    "_equations": STEP,
+    "_transform": STEP,
+    "_optimizer": STEP,
+    "_precision": STEP,
+    "quantization._codecs": CODECS,
+    "quantization._dither": CODECS,
+    "quantization._largest": CODECS,
+    "quantization._quantize": CODECS,
+    "_sweep._table": STORE,
+}
+
+# Why what survives may: by its module, or by the change itself.
+REASONS: dict[str, str] = {}
+
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Add,
+    ast.Pow: ast.Mult,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+    ast.BitXor: ast.BitOr,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+NAMES = {
+    "min": "max",
+    "max": "min",
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "zeros_like": "ones_like",
+    "any": "all",
+    "all": "any",
+}
+NAMES_ONLY_CALLED = set(NAMES)
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """The ways to change a node by itself."""
+
+    def changed(**fields: object) -> ast.AST:
+        new = copy.deepcopy(node)
+        for name, value in fields.items():
+            setattr(new, name, value)
+        return new
+
+    match node:
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
+            if type(op) in OPERATORS:
+                yield changed(op=OPERATORS[type(op)]())
+        case ast.Compare(ops=[op]) if type(op) in OPERATORS:
+            yield changed(ops=[OPERATORS[type(op)]()])
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield operand
+        case ast.IfExp(body=body, orelse=orelse):
+            yield changed(body=orelse, orelse=body)
+        case ast.Constant(value=bool(value)):
+            yield changed(value=not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield changed(value=value + 1)
+        case ast.Call(func=ast.Attribute(attr=name)) if name in NAMES:
+            new = copy.deepcopy(node)
+            new.func.attr = NAMES[name]
+            yield new
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES:
+            new = copy.deepcopy(node)
+            new.func.id = NAMES[name]
+            yield new
+        case ast.Return(value=ast.Call(func=ast.Attribute(attr="min"), args=[x, _])):
+            yield changed(value=x)  # a bound is dropped
+        case _:
+            pass
+
+
+def sites(node: ast.AST, where: str = "") -> Iterator[tuple[ast.AST, str, object, str]]:
+    """Every node that could be changed: its parent, the field, the index and where."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        where = f"{where}.{node.name}".lstrip(".")
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list") or (
+            isinstance(node, ast.Raise | ast.Assert | ast.Import | ast.ImportFrom)
+        ):
+            continue
+        for index, child in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(child, ast.AST):
+                yield node, field, index if isinstance(value, list) else None, where
+                yield from sites(child, where)
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """Each changed source, with what was changed in words."""
+    tree = ast.parse(source)
+    for parent, field, index, where in list(sites(tree)):
+        value = getattr(parent, field)
+        node = value if index is None else value[index]
+        for new in changes(node):
+            words = f"{where or 'module'}: `{_text(node)}` -> `{_text(new)}`"
+
+            def put(child: ast.AST, *, parent=parent, field=field, index=index) -> None:
+                if index is None:
+                    setattr(parent, field, child)
+                else:
+                    getattr(parent, field)[index] = child
+
+            put(ast.copy_location(new, node))
+            yield words, ast.unparse(ast.fix_missing_locations(tree))
+            put(node)
+
+
+def _text(node: ast.AST) -> str:
+    text = " ".join(ast.unparse(node).split())
+    return text if len(text) < 70 else f"{text[:67]}..."
+
+
+class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module another source."""
+
+    def __init__(self, name: str, path: Path, source: str):
+        """For the module of that name and path."""
+        self.name, self.path, self.source = name, path, source
+
+    def find_spec(self, name, path=None, target=None):
+        """Find this module alone."""
+        if name == self.name:
+            return util.spec_from_file_location(name, self.path, loader=self)
+        return None
+
+    def create_module(self, spec):
+        """As usual."""
+        return None
+
+    def exec_module(self, module):
+        """Run the other source."""
+        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
+
+
+def run_tests(loader: Loader, tests: list[str]) -> None:
+    """Run in this process, which ends with 0 if no test has noticed anything."""
+    signal.alarm(SECONDS)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    sys.meta_path.insert(0, loader)
+    os.environ.update({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"})
+    import pytest
+
+    files = [f"tests/test_{name}.py" for name in tests]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--durations=0"]
+    os._exit(int(pytest.main([*options, *files])))
+
+
+def survivors(module: str, only: str = "") -> tuple[int, list[str]]:
+    """How many changes there are of a module, and those that no test noticed."""
+    path = ROOT / "jax_rmsprop" / f"{module.replace('.', '/')}.py"
+    every = [m for m in mutants(path.read_text()) if only in m[0]]
+    waiting, running, alive = list(every), dict[int, str](), list[str]()
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < PROCESSES:
+            words, source = waiting.pop(0)
+            loader = Loader(f"jax_rmsprop.{module}", path, source)
+            child = os.fork()
+            if child == 0:
+                run_tests(loader, MODULES[module])
+            running[child] = words
+        child, status = os.wait()
+        words, done = running.pop(child), done + 1
+        if status == 0:
+            alive.append(words)
+        print(
+            f"{module} {done}/{len(every)}, {len(alive)} alive",
+            end="\r",
+            file=sys.stderr,
+        )
+    print(file=sys.stderr)
+    return len(every), sorted(alive, key=[words for words, _ in every].index)
+
+
+def main() -> None:
+    """Change the modules of the command line, or all."""
+    os.chdir(ROOT)
+    # What the tests import, before the processes part; nothing of it starts JAX.
+    for name in ("jax.numpy", "optax", "chex", "hypothesis.extra.numpy", "pytest"):
+        importlib.import_module(name)
+    for name in (
+        "equinox",
+        "flax",
+        "xarray",
+        "zarr.storage",
+        "pandas",
+        "scipy.stats.qmc",
+    ):
+        importlib.import_module(name)
+    began, rows, listed = time.time(), list[str](), list[str]()
+    chosen = sys.argv[1:] or list(MODULES)
+    for module in chosen:
+        count, alive = survivors(module)
+        rows.append(f"| `{module}` | {count} | {count - len(alive)} | {len(alive)} |")
+        listed += [
+            f"- `{module}`, {words}: {REASONS.get(f'{module}, {words}', 'NO REASON')}"
+            for words in alive
+        ]
+    text = "\n".join(
+        [
+            "# Mutants",
+            "",
+            "What `make mutants` found: changes of one operator, bound or constant, and",
+            "those that the tests of the module do not notice.",
+            "",
+            "| module | changes | noticed | not |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            *listed,
+            "",
+        ]
+    )
+    print(text, f"\n{time.time() - began:.0f} s")
+    if not sys.argv[1:]:
+        (ROOT / "tests" / "mutants.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
