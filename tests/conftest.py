@@ -1,5 +1,6 @@
 """What every test runs under: four CPU devices, strict types, a cache, 2 GB."""
 
+import gc
 import os
 import resource
 import signal
@@ -32,7 +33,7 @@ hypothesis.settings.load_profile("quick")
 # Processes. A worker keeps what it has compiled, and would end with several GB.
 
 MOST_BYTES = 2 * 2**30
-_ENOUGH_BYTES = 2**30
+_ENOUGH_BYTES = 3 * 2**28
 
 
 def pytest_configure(config):
@@ -47,6 +48,7 @@ def _forget_programs():
     yield
     if psutil.Process().memory_info().rss > _ENOUGH_BYTES:
         jax.clear_caches()
+        gc.collect()
 
 
 _peaks = []

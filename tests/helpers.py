@@ -82,12 +82,15 @@ few_or_all = pytest.mark.parametrize(
 # Optimizers, one of each kind.
 
 CODECS = {"nu": uint8(0), "mu": bfloat16(), "trace": int8(0)}
+SCHEDULES = (
+    optax.cosine_decay_schedule(0.1, 100),
+    optax.linear_schedule(0.5, 0.99, 100),
+)
 OPTIMIZERS = {
     "scale_by_rmsprop": scale_by_rmsprop(),
     "plain": rmsprop(0.01),
     "schedules": rmsprop(
-        optax.cosine_decay_schedule(0.1, 100),
-        optax.linear_schedule(0.5, 0.99, 100),
+        *SCHEDULES,
         momentum=optax.linear_schedule(0.5, 0.9, 100),
         weight_decay=optax.constant_schedule(0.01),
     ),
@@ -121,7 +124,7 @@ def describe(tree):
 
 
 def square(tree):
-    """The sum of the squares of all elements, a loss whose gradient is twice the tree."""
+    """The sum of all elements' squares, a loss whose gradient is twice the tree."""
     return sum((leaf**2).sum() for leaf in jax.tree.leaves(tree))
 
 

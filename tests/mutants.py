@@ -251,8 +251,8 @@ def main() -> None:
         [
             "# Mutants",
             "",
-            "What `make mutants` found: changes of one operator, bound or constant, and",
-            "those that the tests of the module do not notice.",
+            "What `make mutants` found: changes of an operator, bound or constant, and",
+            "those that the module's tests do not notice.",
             "",
             "| module | changes | noticed | not |",
             "|---|---|---|---|",

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -122,6 +123,22 @@ def run(
     answer.send((bits(curves), int(curves.finished.sum())))
     if processes > 1:
         jax.distributed.shutdown()  # together; a fork ends without what is registered
+
+
+def run_with_limit(answer, store, limit):
+    """Sweep where no file may have more bytes; send the counts, or the error."""
+    cache.only_read()  # of an entry that is larger half would stay
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+
+    def train(x):
+        noise = jnp.sin((x + 1e3) * jnp.arange(5000.0))
+        return {"loss": jnp.where(x < 8, 0.0, noise)}
+
+    try:
+        curves = quiet(train, {"x": range(16)}, batch_size=4, store=store)
+        answer.send((int(curves.finished.sum()), curves.computed))
+    except OSError as error:
+        answer.send(error.strerror)
 
 
 def run_together(answer, barrier, calls):

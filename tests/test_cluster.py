@@ -121,7 +121,7 @@ def test_the_bits_of_one_process(client, tmp_path, together):
         curves = quiet(network, GRID, batch_size=8, client=client, store=store)
         assert bits(curves) == bits(together)
         assert curves.computed == 60
-        assert curves.devices in (1, 2)
+        assert curves.devices >= 1
     # What is there stays, whoever has computed it.
     for options in ({"client": client}, {}):
         seeds = range(4 + len(options))

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-import subprocess
+import runpy
 import sys
 
 import chex
@@ -108,10 +108,10 @@ def convention(name, rates, options):
     return getattr(conventions, name)(rates_as_schedule(rates), **options)
 
 
-def ours(name, chosen, x, gradients, rates):
-    """The trajectories of many options, in one program."""
+def ours(cases, x, gradients, rates):
+    """The trajectories of many conventions and options, in one program."""
     with precision(str(rates.dtype)):
-        optimizers = [convention(name, rates, options) for options in chosen]
+        optimizers = [convention(name, rates, options) for name, options in cases]
         found = train_each(dict(enumerate(optimizers)), x, gradients)
     return [trajectory for trajectory, _ in found.values()]
 
@@ -145,13 +145,14 @@ def assert_as_exact(chosen, truths, exact, single, its):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_real_library(name, combinations, standard_promotion):
     chosen = combinations(*OPTIONS[name])
+    cases = [(name, options) for options in chosen]
     single, double = problem("float32", 1000), problem("float64", 1000)
     truth = theirs if "float64" in FRAMEWORKS[name].dtypes else by_hand
     assert_as_exact(
         chosen,
         [truth(name, options, *double) for options in chosen],
-        ours(name, chosen, *double),
-        ours(name, chosen, *single),
+        ours(cases, *double),
+        ours(cases, *single),
         [theirs(name, options, *single) for options in chosen],
     )
 
@@ -364,22 +365,24 @@ BY_HAND = {
     "laprop": [axis("betas", (0.9, 0.999), (0.5, 0.9)), WEIGHT_DECAY],
     # The rates of the problem begin with the first step.
     "dreamer_v3": [axis("agc", 0.0, 0.3), axis("beta1", 0.5, 0.9), axis("warmup", 0)],
-    **{name: [[{}]] for name in conventions.RECIPES},
 }
+RECIPES = sorted(conventions.RECIPES)
 
 
 @few_or_all
-@pytest.mark.parametrize("name", BY_HAND)
-def test_the_published_code(name, combinations, standard_promotion):
-    chosen = combinations(*BY_HAND[name])
+@pytest.mark.parametrize("names", [[n] for n in BY_HAND] + [[*RECIPES]], ids="-".join)
+def test_the_published_code(names, combinations, standard_promotion):
+    cases = [
+        (name, options)
+        for name in names
+        for options in combinations(*BY_HAND.get(name, [[{}]]))
+    ]
     double, single = problem("float64"), problem("float32")
-    truths = [by_hand(name, options, *double) for options in chosen]
-    exact, rounded = (ours(name, chosen, *data) for data in (double, single))
-    for options, truth, wide, narrow in zip(
-        chosen, truths, exact, rounded, strict=True
-    ):
-        assert error(wide, truth) < 1e-10, options
-        assert error(narrow, truth) < 1e-4, options
+    exact, rounded = (ours(cases, *data) for data in (double, single))
+    for case, wide, narrow in zip(cases, exact, rounded, strict=True):
+        truth = by_hand(*case, *double)
+        assert error(wide, truth) < 1e-10, case
+        assert error(narrow, truth) < 1e-4, case
 
 
 @pytest.mark.parametrize("of_time", [False, True])
@@ -412,9 +415,9 @@ def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
     """DQN Zoo's mean of a batch of 32 has the steps of DQN's sum."""
     x, gradients, rates = problem("float64")
     mean = {name: g / 32 for name, g in gradients.items()}
-    (summed,) = ours("nature_dqn", [{}], x, gradients, rates)
+    (summed,) = ours([("nature_dqn", {})], x, gradients, rates)
     for name, right in (("dqn_zoo", True), ("nature_dqn", False)):
-        (found,) = ours(name, [{}], x, mean, rates)
+        (found,) = ours([(name, {})], x, mean, rates)
         assert error(found, summed) < 1e-10 if right else error(found, summed) > 1e-3
 
 
@@ -433,6 +436,7 @@ def test_optax_itself(combinations, standard_promotion):
         ],
         axis("eps", EPS),
     )
+    cases = [("optax", options) for options in chosen]
     its = {}
     for dtype in ("float64", "float32"):
         x, gradients, rates = problem(dtype, 1000)
@@ -443,8 +447,8 @@ def test_optax_itself(combinations, standard_promotion):
     assert_as_exact(
         chosen,
         its["float64"],
-        ours("optax", chosen, *problem("float64", 1000)),
-        ours("optax", chosen, *problem("float32", 1000)),
+        ours(cases, *problem("float64", 1000)),
+        ours(cases, *problem("float32", 1000)),
         its["float32"],
     )
 
@@ -458,8 +462,8 @@ def test_jax_example_libraries_itself(standard_promotion):
         0.0: optimizers.rmsprop(schedule, eps=EPS),
         0.9: optimizers.rmsprop_momentum(schedule, eps=EPS, momentum=0.9),
     }
-    options = [{"momentum": momentum, "eps": EPS} for momentum in triples]
-    found = ours("jax_example_libraries", options, x, gradients, rates)
+    cases = [("jax_example_libraries", {"momentum": m, "eps": EPS}) for m in triples]
+    found = ours(cases, x, gradients, rates)
     for our, (init, update, get) in zip(found, triples.values(), strict=True):
 
         def step(state, t_g, update=update, get=get):
@@ -488,7 +492,7 @@ def test_pytorch_with_complex_parameters(standard_promotion):
     gradients = {"z": gradients["kernel"] + 1j * gradients["kernel"][:, ::-1] / 7}
     options = {"momentum": 0.9, "centered": True, "eps": EPS}
     truth = theirs("pytorch", options, x, gradients, rates)
-    (our,) = ours("pytorch", [options], x, gradients, rates)
+    (our,) = ours([("pytorch", options)], x, gradients, rates)
     assert error(our, truth) < 1e-10
 
 
@@ -548,7 +552,7 @@ def test_every_convention_is_in_the_table():
         if inspect.isfunction(getattr(conventions, n)) and n != "explain"
     }
     assert functions == set(conventions.CONVENTIONS) | set(conventions.RECIPES)
-    assert set(OPTIONS) | set(BY_HAND) | {"optax"} == functions
+    assert set(OPTIONS) | {*BY_HAND, *RECIPES, "optax"} == functions
 
 
 def test_the_table_is_frozen():
@@ -583,7 +587,7 @@ def test_interface(dtypes, request, standard_promotion):
     if "float64" in dtypes:
         request.getfixturevalue("x64")
     optimizers = every_convention()
-    x = {d: {"w": jnp.ones((2, 3), d), "b": [jnp.zeros(3, d)]} for d in dtypes}
+    x = {dtype: jnp.ones((2, 3), dtype) for dtype in dtypes} | {"b": [jnp.zeros(3)]}
 
     @jax.jit
     def step(states):
@@ -866,14 +870,15 @@ def test_explain(capsys):
         conventions.explain("x")
 
 
-def test_explain_from_the_command_line(capsys):
+def test_explain_from_the_command_line(capsys, monkeypatch):
     def run(*arguments):
-        command = [sys.executable, "-m", "jax_rmsprop.conventions", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+        monkeypatch.setattr(sys, "argv", ["jax_rmsprop.conventions", *arguments])
+        runpy.run_module("jax_rmsprop.conventions", run_name="__main__")
+        return capsys.readouterr().out
 
     conventions.explain()
-    assert run().stdout == capsys.readouterr().out
-    refused = run("pytorch2")
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert refused.stderr.startswith("`name` must be one of pytorch")
+    assert capsys.readouterr().out == run()
+    with pytest.raises(SystemExit) as refused:
+        run("pytorch2")
+    assert str(refused.value).startswith("`name` must be one of pytorch")
+    assert "\n" not in str(refused.value)

@@ -108,7 +108,9 @@ def test_the_textbook(cells):
 @pytest.mark.filterwarnings(
     "ignore:jax.(array_ref|ArrayRef) is deprecated:DeprecationWarning"
 )
-@pytest.mark.parametrize("name", ["flax_network", "equinox_network"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("flax_network", marks=pytest.mark.slow), "equinox_network"]
+)
 def test_networks(cells, name):
     printed, pictures = cells(name)
     assert pictures == 1
@@ -182,6 +184,7 @@ def test_dqn_without_gymnax(monkeypatch):
         example.main()
 
 
+@pytest.mark.slow
 def test_eps_and_the_loss(run):
     printed = run("eps_and_the_loss")
     rows = re.findall(r"(\S+)\s+([\d.]+)%\s+(\d+)%", printed)
@@ -232,7 +235,7 @@ def test_port_without_pytorch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "seeds"), [(10, 2), pytest.param(200, 4, marks=pytest.mark.slow)]
+    ("epochs", "seeds"), [(5, 2), pytest.param(200, 4, marks=pytest.mark.slow)]
 )
 def test_low_precision_state(epochs, seeds, monkeypatch, capsys, tmp_path):
     example = importlib.import_module("low_precision_state")

@@ -31,7 +31,7 @@ from jax_rmsprop.quantization import (
 from tests.helpers import airfoil_or_skip, describe, mesh_of_four, updates_of
 from tests.test_conventions import every_convention
 
-ELEMENTS = 65_536
+ELEMENTS = 16_384
 BOTH = {"bfloat16": bfloat16(), "uint8": uint8()}
 both = pytest.mark.parametrize("kept", BOTH.values(), ids=BOTH.keys())
 # The spacing of the codes, relative to the value.
@@ -62,8 +62,8 @@ def test_the_dither_begins_anew():
 # Averages.
 
 
-@functools.partial(jax.jit, static_argnames=("gammas", "steps"))
-def averages(gammas, steps):
+@functools.partial(jax.jit, static_argnames=("gammas", "steps", "elements"))
+def averages(gammas, steps, elements):
     """For each gamma and codec the average as kept and the largest ratio of two steps.
 
     And for each gamma the average in float64, all of the same noise.
@@ -74,13 +74,13 @@ def averages(gammas, steps):
     }
     exact = {gamma: scale_by_rmsprop(gamma, 0.0) for gamma in gammas}
     rms = 10 ** jax.random.uniform(
-        jax.random.key(0), (ELEMENTS,), "float32", minval=-3, maxval=0
+        jax.random.key(0), (elements,), "float32", minval=-3, maxval=0
     )
 
     def step(carry, t):
         states, full, nu = carry
         key = jax.random.fold_in(jax.random.key(1), t)
-        g = rms * jax.random.normal(key, (ELEMENTS,), "float32")
+        g = rms * jax.random.normal(key, (elements,), "float32")
         moved = {gamma: exact[gamma].update(g, full[gamma]) for gamma in gammas}
         ratios, new = {}, {}
         for at, optimizer in kept_by.items():
@@ -94,7 +94,7 @@ def averages(gammas, steps):
     carry = (
         {at: optimizer.init(rms) for at, optimizer in kept_by.items()},
         {gamma: optimizer.init(rms) for gamma, optimizer in exact.items()},
-        {gamma: jnp.zeros(ELEMENTS, "float64") for gamma in gammas},
+        {gamma: jnp.zeros(elements, "float64") for gamma in gammas},
     )
     (states, _, nu), ratios = jax.lax.scan(step, carry, jnp.arange(steps))
     kept = {
@@ -115,9 +115,12 @@ BOUNDS = {
 }
 
 
-def test_noisy_averages(x64):
+@pytest.mark.parametrize(
+    "elements", [ELEMENTS, pytest.param(4 * ELEMENTS, marks=pytest.mark.slow)]
+)
+def test_noisy_averages(x64, elements):
     """Over six decades of nu in one leaf, 3,000 steps, against float64."""
-    kept, ratios, nu = averages((0.9, 0.99, 0.999), 3000)
+    kept, ratios, nu = averages((0.9, 0.99, 0.999), 3000, elements)
     for at, (error, bias) in BOUNDS.items():
         truth = np.asarray(nu[at[0]])
         assert truth.max() > 1e6 * truth.min()
@@ -261,7 +264,7 @@ def test_mean_and_momentum(rng):
     options = {"mu": {"centered": True}, "trace": {"momentum": 0.9}}
     full = {f: rmsprop(0.01, 0.99, 1e-6, **options[f]) for f in options}
     stored = {
-        (f, name): quantize_state(full[f], {f: kept})
+        f"{f} {name}": quantize_state(full[f], {f: kept})
         for f in options
         for name, kept in {"bfloat16": bfloat16(), "int8": int8()}.items()
     }
@@ -269,10 +272,10 @@ def test_mean_and_momentum(rng):
         name: np.asarray(updates, float).sum(0)
         for name, (updates, _) in updates_of(full | stored, gradients).items()
     }
-    for field, name in stored:
-        found, expected = moved[field, name], moved[field]
+    for name in stored:
+        found, expected = moved[name], moved[name.split()[0]]
         difference = np.abs(found - expected).mean() / np.abs(expected).mean()
-        assert difference < (0.02 if name == "bfloat16" else 0.05)
+        assert difference < (0.02 if "bfloat16" in name else 0.05)
         assert abs(found.mean() / expected.mean() - 1) < 0.01
 
 
@@ -310,7 +313,12 @@ def test_state_is_stable():
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, x)
         state = new
     assert step._cache_size() == 1
-    nu = state.inner_state[1].nu
+    # And outside a jit, of a gradient that is the same in each step, the same bits.
+    eager = optimizer.init(x)
+    for _ in range(3):
+        _, eager = optimizer.update(x, eager, x)
+    chex.assert_trees_all_equal(eager, state)
+    nu = optax.tree.get(state, "nu")
     assert nu["w"].dtype == jnp.uint8
     assert nu["w"].shape == (64, 128)
     # Small leaves fall back.
@@ -409,13 +417,13 @@ def test_any_transformation(standard_promotion):
         "masked trace": optax.masked(optax.trace(0.9), {"w": True, "b": False}),
     }
     stored = {
-        (name,): quantize_state(plain, {name.split()[-1]: bfloat16()})
+        f"stored {name}": quantize_state(plain, {name.split()[-1]: bfloat16()})
         for name, plain in inner.items()
     }
     gradients = jax.tree.map(lambda p: jnp.stack([p] * 5), params())
     found = updates_of(inner | stored, gradients)
     for name in inner:
-        updates, state = found[name,]
+        updates, state = found[f"stored {name}"]
         chex.assert_trees_all_close(updates, found[name][0], rtol=0.02)
         codes = optax.tree_utils.tree_get(state, name.split()[-1])["w"]
         assert codes.dtype == jnp.bfloat16

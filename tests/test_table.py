@@ -12,7 +12,17 @@ import zarr
 
 from jax_rmsprop import load_sweep, rmsprop
 from jax_rmsprop._sweep import _location, _sweep, _table
-from tests.sweeps import GRID, bits, interrupt_after, network, quiet, raises, square
+from tests.sweeps import (
+    GRID,
+    bits,
+    interrupt_after,
+    network,
+    quiet,
+    raises,
+    result,
+    run_with_limit,
+    square,
+)
 
 
 def test_the_same_from_a_folder(tmp_path, together, compiled):
@@ -218,37 +228,17 @@ def test_an_empty_folder_is_a_new_store(tmp_path):
     np.testing.assert_array_equal(curves.loss, [1, 4])
 
 
-def test_a_full_disk(tmp_path):
+@pytest.mark.slow
+def test_a_full_disk(tmp_path, start):
     """Files of more than a few kilobytes cannot be written, then they can."""
     store = tmp_path / "sweep.zarr"
-    code = (
-        "import resource, numpy as np; from jax_rmsprop import sweep\n"
-        "import jax.numpy as jnp, jax\n"
-        "def train(x):\n"
-        "    noise = jax.random.normal(jax.random.key(x), (5000,))\n"
-        "    return {'loss': jnp.where(x < 8, 0.0, noise)}\n"
-        "import sys; limit = int(sys.argv[2])\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
-        "c = sweep(train, {'x': range(16)}, batch_size=4, store=sys.argv[1],"
-        " progress=False)\n"
-        "print(int(c.finished.sum()), c.computed)"
-    )
-
-    def attempt(limit):
-        return subprocess.run(
-            [sys.executable, "-c", code, str(store), str(limit)],
-            capture_output=True,
-            text=True,
-        )
-
-    failed = attempt(20_000)
-    assert failed.returncode == 1
-    last = failed.stderr.strip().splitlines()[-1]
-    assert (
-        f"`store` {store} cannot be written: File too large; what is finished" in last
+    failed = result(*start(store, 20_000, target=run_with_limit))
+    assert failed.startswith(
+        f"`store` {store} cannot be written: File too large; what is finished"
     )
     assert int(load_sweep(store).finished.sum()) == 8
-    assert attempt(-1).stdout == "16 8\n"  # what had room is whole
+    # What had room is whole.
+    assert result(*start(store, -1, target=run_with_limit)) == (16, 8)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jax_rmsprop import rmsprop, scale_by_rmsprop
-from tests.helpers import OPTIMIZERS, each, params, square, train_each
+from tests.helpers import OPTIMIZERS, each, params, square, tolerance, train_each
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -33,7 +33,7 @@ def test_inject_hyperparams():
         jax.tree.map(lambda p: jnp.stack([p] * 4), x),
     )
     # 1 - gamma is formed in float32 there, in double here: 3e-8 of 0.05.
-    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5)
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
     close(found["injected"][0], found["plain"][0])
     close(found["injected alone"][0], found["alone"][0])
     state = found["injected"][1]
@@ -64,7 +64,7 @@ def test_multi_steps():
     half, more = (jax.tree.map(lambda p: f * p, x) for f in (0.5, 1.5))  # noqa: B023
 
     @jax.jit
-    def steps(half, more):
+    def steps(x, half, more):
         def both(optimizer):
             several = optax.MultiSteps(optimizer, every_k_schedule=2)
             first, state = several.update(half, several.init(x), x)
@@ -73,7 +73,7 @@ def test_multi_steps():
 
         return each(both)
 
-    for first, second, expected in steps(half, more).values():
+    for first, second, expected in steps(x, half, more).values():
         chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, x))
         chex.assert_trees_all_close(second, expected, rtol=1e-5)
 
@@ -81,7 +81,7 @@ def test_multi_steps():
 def test_masked_and_partition():
     x = {"w": params()["w"], "b": jnp.ones(3)}
 
-    def three(optimizer):
+    def three(x, optimizer):
         masked = optax.masked(optimizer, {"w": True, "b": False})
         parts = optax.partition(
             {"ours": optimizer, "frozen": optax.set_to_zero()},
@@ -94,7 +94,11 @@ def test_masked_and_partition():
             parts.update(x, parts.init(x), x)[0],
         )
 
-    for alone, masked, parts in jax.jit(lambda: each(three))().values():
+    @jax.jit
+    def steps(x):
+        return each(functools.partial(three, x))
+
+    for alone, masked, parts in steps(x).values():
         chex.assert_trees_all_equal(masked, alone | {"b": x["b"]})
         chex.assert_trees_all_equal(parts, alone | {"b": jnp.zeros_like(x["b"])})
 
@@ -103,7 +107,7 @@ def test_apply_if_finite():
     x = params()
 
     @jax.jit
-    def steps(bad):
+    def steps(x, bad):
         def guard(optimizer):
             guarded = optax.apply_if_finite(optimizer, max_consecutive_errors=2)
             kept, state = guarded.update(bad, guarded.init(x), x)
@@ -112,20 +116,22 @@ def test_apply_if_finite():
 
         return each(guard)
 
-    for kept, after, expected in steps(jax.tree.map(lambda p: p * jnp.nan, x)).values():
+    bad = jax.tree.map(lambda p: p * jnp.nan, x)
+    for kept, after, expected in steps(x, bad).values():
         chex.assert_trees_all_equal(kept, jax.tree.map(jnp.zeros_like, x))
-        chex.assert_trees_all_equal(after, expected)
+        # Within the condition it is compiled apart, and may round once otherwise.
+        chex.assert_trees_all_close(after, expected, rtol=tolerance("float32", 4))
 
 
 def test_flatten_and_a_chain_with_clipping():
     """What is clipped gets the steps of the clipped gradient."""
-    x, clip = params(), optax.clip_by_global_norm(1.0)
-
-    def first(optimizer, g=x):
-        return optimizer.update(g, optimizer.init(x), x)[0]
+    clip = optax.clip_by_global_norm(1.0)
 
     @jax.jit
-    def steps():
+    def steps(x):
+        def first(optimizer, g=x):
+            return optimizer.update(g, optimizer.init(x), x)[0]
+
         clipped, _ = clip.update(x, clip.init(x))
         return each(
             lambda o: (
@@ -134,7 +140,7 @@ def test_flatten_and_a_chain_with_clipping():
             )
         )
 
-    for chained, flat in steps().values():
+    for chained, flat in steps(params()).values():
         chex.assert_trees_all_equal(*chained)
         chex.assert_trees_all_close(*flat, rtol=1e-6)
 
@@ -206,11 +212,19 @@ def start():
     return {"w": jnp.arange(1.0, 7).reshape(2, 3), "b": jnp.ones(3)}
 
 
-def test_optax_wrappers():
+@pytest.mark.parametrize(
+    "each_wrapper_has",
+    [
+        "one optimizer",
+        pytest.param("every optimizer", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_optax_wrappers(each_wrapper_has):
     wrapped = {
-        (name, wrapper): wrap(optimizer)
-        for wrapper, wrap in WRAPPERS.items()
-        for name, optimizer in TWO.items()
+        (name, wrapper): wrap(TWO[name])
+        for i, (wrapper, wrap) in enumerate(WRAPPERS.items())
+        for j, name in enumerate(TWO)
+        if each_wrapper_has == "every optimizer" or i % 2 == j
     }
 
     def step(name, x, state):
@@ -237,13 +251,16 @@ def test_lookahead():
     def train():
         def one(inner):
             optimizer = optax.lookahead(inner, sync_period=2, slow_step_size=0.5)
-            both = optax.LookaheadParams.init_synced(x)
-            state = optimizer.init(both)
-            for _ in range(10):
+
+            def step(carry, _):
+                both, state = carry
                 g = jax.grad(square)(both.fast)
                 updates, state = optimizer.update(g, state, both)
-                both = optax.apply_updates(both, updates)
-            return square(both.slow)
+                return (optax.apply_updates(both, updates), state), None
+
+            both = optax.LookaheadParams.init_synced(x)
+            carry = both, optimizer.init(both)
+            return square(jax.lax.scan(step, carry, length=10)[0][0].slow)
 
         return {name: one(inner) for name, inner in TWO.items()}
 
