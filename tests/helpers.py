@@ -110,6 +110,11 @@ def each(function):
     return {name: function(optimizer) for name, optimizer in OPTIMIZERS.items()}
 
 
+def states_of(params):
+    """The initial state of each of the optimizers, by its name; in one program."""
+    return jax.jit(lambda x: each(lambda optimizer: optimizer.init(x)))(params)
+
+
 def params(dtype="float32"):
     """Parameters of two shapes and a scalar, some of them negative."""
     return {
@@ -165,11 +170,13 @@ def train_each(optimizers, params, gradients, states=None):
       states: what each begins with, by name; None for `init`'s.
     """
     if states is None:
-        states = {name: o.init(params) for name, o in optimizers.items()}
         params = dict.fromkeys(optimizers, params)
 
     @jax.jit
     def scan(params, states, gradients):
+        if states is None:
+            states = {name: o.init(params[name]) for name, o in optimizers.items()}
+
         def step(optimizer, g, x, state):
             updates, state = optimizer.update(g, state, x)
             return optax.apply_updates(x, updates), state

@@ -596,7 +596,7 @@ def test_interface(dtypes, request, standard_promotion):
             for name, optimizer in optimizers.items()
         }
 
-    states = {name: optimizer.init(x) for name, optimizer in optimizers.items()}
+    states = jax.jit(lambda: {n: o.init(x) for n, o in optimizers.items()})()
     for _ in range(3):
         for name, (updates, state) in step(states).items():
             chex.assert_trees_all_equal_shapes_and_dtypes(updates, x)

@@ -241,6 +241,9 @@ def test_low_precision_state(epochs, seeds, monkeypatch, capsys, tmp_path):
     example = importlib.import_module("low_precision_state")
     monkeypatch.setattr(example, "EPOCHS", epochs)
     monkeypatch.setattr(example, "SEEDS", seeds)
+    if epochs < 200:
+        few = {name: example.KEPT[name] for name in ("full, float32", "uint8()")}
+        monkeypatch.setattr(example, "KEPT", few)
     picture = str(tmp_path / "low_precision_state.png")
     monkeypatch.setattr(sys, "argv", ["low_precision_state.py", "--output", picture])
     example.main()
@@ -249,10 +252,10 @@ def test_low_precision_state(epochs, seeds, monkeypatch, capsys, tmp_path):
     rows = re.findall(r"^(.{20})  +([\d,]+) +(\d\.\d+) \+- (\d\.\d+)$", printed, re.M)
     loss = [float(row[2]) for row in rows]
     spread = float(rows[0][3])
-    assert len(rows) == 4
+    assert len(rows) == len(example.KEPT)
     assert abs(loss[1] - loss[0]) < spread
-    assert abs(loss[2] - loss[0]) < spread
     if epochs == 200:
+        assert abs(loss[2] - loss[0]) < spread
         # What is merely rounded is another training by then.
         assert loss[3] - loss[0] > 3 * spread
 

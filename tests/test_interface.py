@@ -23,6 +23,7 @@ from tests.helpers import (
     each,
     mesh_of_four,
     params,
+    states_of,
     tolerance,
 )
 
@@ -58,7 +59,7 @@ def test_state_and_update_are_stable(dtypes, request):
     if "float64" in dtypes:
         request.getfixturevalue("x64")
     x = {dtype: params(dtype)["w"] for dtype in dtypes}
-    states = each(lambda optimizer: optimizer.init(x))
+    states = states_of(x)
 
     # Both branches of a cond must agree in tree, shape, type and weak type.
     @jax.jit
@@ -315,10 +316,20 @@ def switched(names):
 usual = functools.cache(switched)
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
+# The tests as a whole run under strict promotion of types and ranks.
+RARE = ("debug_infs", "matmul precision", "rank promotion", "strict promotion")
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        pytest.param(s, marks=pytest.mark.exhaustive if s in RARE else ())
+        for s in SWITCHES
+    ],
+)
 def test_switches(switch):
     names = ("everything",)
-    if switch in ("disable_jit", "an explicit mesh"):
+    if switch == "an explicit mesh":
         names += ("one byte",)
     # Optax's own schedules mix their types under strict promotion.
     if switch in ("check_tracer_leaks", "enable_x64"):
@@ -335,7 +346,7 @@ def test_every_donated_buffer_is_reused(dtypes, request):
     if "float64" in dtypes:
         request.getfixturevalue("x64")
     x = each(lambda _: {dtype: params(dtype)["w"] for dtype in dtypes})
-    states = {name: o.init(x[name]) for name, o in OPTIMIZERS.items()}
+    states = jax.jit(lambda x: {n: o.init(x[n]) for n, o in OPTIMIZERS.items()})(x)
 
     def step(x, states, g):
         new = {n: o.update(g[n], states[n], x[n]) for n, o in OPTIMIZERS.items()}
@@ -350,7 +361,7 @@ def test_every_donated_buffer_is_reused(dtypes, request):
 
 def test_export_for_every_platform():
     x = params()
-    states = each(lambda optimizer: optimizer.init(x))
+    states = states_of(x)
     platforms = ("cpu", "cuda", "rocm", "tpu")
 
     def update(x, states):
