@@ -20,7 +20,6 @@ TUTORIALS = {
     "reading_a_sweep": (),
     "gamma_sweep": (),
     "successive_halving": (),
-    "population_training": (),
     "low_precision_state": (),
     "dqn": ("gymnax",),
     "sweep_on_a_cluster": ("distributed",),

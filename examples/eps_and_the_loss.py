@@ -36,7 +36,7 @@ def training(scale, recipe, eps, seed=0):
         params, state = carry
         loss, g = jax.value_and_grad(lambda p: scale * cross_entropy(p, batch))(params)
         updates, state = optimizer.update(g, state, params)
-        found = diagnose(state, g, gamma=0.95, eps=eps)
+        found = diagnose(optimizer, state, g)
         return (optax.apply_updates(params, updates), state), (loss / scale, found)
 
     def epoch(carry, key):

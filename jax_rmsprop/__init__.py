@@ -3,28 +3,24 @@
 from jax_rmsprop import _versions as _versions  # isort: skip - tells an old JAX first
 
 from jax_rmsprop._diagnose import Diagnosis, diagnose
-from jax_rmsprop._optimizer import rmsprop
+from jax_rmsprop._rmsprop import RMSPropState, rmsprop, scale_by_rmsprop
 from jax_rmsprop._sweep import (
-    PopulationState,
     Summary,
     linear,
     load_sweep,
     log,
     log_one_minus,
     points,
-    population,
     summary,
     sweep,
     to_dataframe,
 )
-from jax_rmsprop._transform import ScaleByRMSPropState, scale_by_rmsprop
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Diagnosis",
-    "PopulationState",
-    "ScaleByRMSPropState",
+    "RMSPropState",
     "Summary",
     "__version__",
     "diagnose",
@@ -33,7 +29,6 @@ __all__ = [
     "log",
     "log_one_minus",
     "points",
-    "population",
     "rmsprop",
     "scale_by_rmsprop",
     "summary",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import keystr
 
 from jax_rmsprop import _validate
 from jax_rmsprop._equations import positive, scaled
-from jax_rmsprop._precision import cast_keeping_complex
-from jax_rmsprop._validate import Number
+from jax_rmsprop._hyperparameters import Hyperparameters, Options, at_step
+from jax_rmsprop._rmsprop import RMSPropState, update, widen
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -31,19 +35,16 @@ class Diagnosis(NamedTuple):
 
     eps_share: jax.Array
     threshold: jax.Array
-    window: jax.Array | None
+    window: jax.Array
     nu: jax.Array
     largest_step: jax.Array | None
 
 
 def diagnose(
+    optimizer: optax.GradientTransformation,
     state: Any,
     gradient: optax.Updates | None = None,
-    *,
-    gamma: Number = 0.9,
-    eps: Number = 1e-6,
-    eps_in_sqrt: bool = True,
-) -> Diagnosis:
+) -> Diagnosis | dict[str, Diagnosis]:
     """Tell whether the average or eps decides the steps, and over how many it looks.
 
     An element's step is g / sqrt(nu + eps), or g / (sqrt(nu) + eps). Where nu is far
@@ -54,24 +55,25 @@ def diagnose(
     weight that it has collected.
 
     It reads whole arrays and sorts them, which takes as long as a few steps: call it
-    every so many.
+    every hundred steps or so.
 
     Args:
-      state: of `rmsprop`, a convention, or any other Optax transformation that has a
-        "nu" in its state; of a state in fewer bits what `dequantize_state` returns.
-      gradient: what the last `update` got, for `largest_step`; None for none.
-      gamma: as it was given to the optimizer, a number or tracer: for a schedule, its
-        value at this step.
-      eps: as it was given to the optimizer.
-      eps_in_sqrt: whether `eps` is added inside the root.
+      optimizer: what `rmsprop`, `scale_by_rmsprop` or a convention returned, also
+        within Optax's chains, masks, partitions and the like. Gamma and eps are its
+        own, a schedule's at the state's step.
+      state: its state; of a state in fewer bits what `dequantize_state` returns, and
+        then the optimizer without `quantize_state`.
+      gradient: what RMSProp got in the last `update`, for `largest_step`; None for
+        none.
 
     Returns:
-      A `Diagnosis`, its window None if the state counts no steps. It can be computed
-      in a jit, a scan and a vmap.
+      A `Diagnosis`; of several RMSProps, as in `optax.partition`, one for each by where
+      its state is. It can be computed in a jit, a scan and a vmap.
 
     Raises:
-      TypeError, ValueError: an argument is no number, or out of its range; the state
-        has no "nu", or not in full.
+      TypeError: the state is not in full precision.
+      ValueError: there is no RMSProp in the optimizer, or not its state in the state;
+        or the gradient has other leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,7 +81,7 @@ def diagnose(
       >>> optimizer = rmsprop(0.01, gamma=0.5, eps=1e-4)
       >>> gradient = jnp.array([1e-4, 1.0, 2.0])
       >>> _, state = optimizer.update(gradient, optimizer.init(gradient))
-      >>> found = diagnose(state, gradient, gamma=0.5, eps=1e-4)
+      >>> found = diagnose(optimizer, state, gradient)
       >>> print(f"{found.eps_share:.2f} {found.window:.0f} {found.largest_step:.3f}")
       0.33 1 1.414
 
@@ -88,43 +90,99 @@ def diagnose(
       al., On Empirical Comparisons of Optimizers for Deep Learning, 2019,
       https://arxiv.org/abs/1910.05446.
     """
-    gamma = _validate.check_scalar("gamma", gamma, high=1)
-    eps = _validate.check_scalar("eps", eps)
-    inside = _validate.check_bool("eps_in_sqrt", eps_in_sqrt)
-    _validate.check_array_leaves((state, gradient))
-    nu, weight, count = (_found(state, name) for name in ("nu", "weight", "count"))
-    leaves = jax.tree.leaves(nu)
-    if not leaves:
+    inside = list(_optimizers(optimizer, set()))
+    paths, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_ours)
+    states = [(keystr(path), x) for path, x in paths if _is_ours(x)]
+    if not inside:
         raise ValueError(
-            "`state` must have a field nu, as that of `rmsprop` has, got "
-            f"{_validate.short_repr(jax.tree.structure(state))}"
+            "`optimizer` must have an RMSProp of this package in it, got "
+            f"{_validate.short_repr(type(optimizer).__name__)}; of optax.inject_"
+            "hyperparams pass the optimizer that it makes, and `state.inner_state`"
         )
-    for x in leaves:
-        if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 32:
-            raise TypeError(
-                "`state` must be in full precision, but its nu is "
-                f"{x.dtype}; pass quantization.dequantize_state(state, ...)"
+    if len(inside) != len(states):
+        raise ValueError(
+            f"`state` must be the optimizer's: that has {len(inside)} RMSProps in it, "
+            f"this {len(states)} of their states"
+        )
+    found = {
+        path: _diagnosed(*settings, x, gradient)
+        for settings, (path, x) in zip(inside, states, strict=True)
+    }
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def _optimizers(x: Any, seen: set[int]) -> Iterator[tuple[Options, Hyperparameters]]:
+    """What RMSProps were built with, in a transformation or in what it closes over.
+
+    In the order of their states: a tree has the keys of a dict sorted.
+    """
+    if id(x) in seen:
+        return
+    seen.add(id(x))
+    if isinstance(x, functools.partial):
+        if x.func is update:
+            yield x.args[:2]
+            return
+        parts: Any = [*x.args, *x.keywords.values()]
+    elif isinstance(x, optax.GradientTransformation):
+        parts = [x.update]
+    elif isinstance(x, Mapping):
+        parts = [x[key] for key in sorted(x, key=str)]
+    elif isinstance(x, tuple | list):
+        parts = x
+    elif isinstance(x, types.MethodType):
+        parts = list(vars(x.__self__).values())
+    else:
+        parts = [cell.cell_contents for cell in getattr(x, "__closure__", None) or ()]
+    for part in parts:
+        yield from _optimizers(part, seen)
+
+
+def _is_ours(x: Any) -> bool:
+    return isinstance(x, RMSPropState)
+
+
+def _diagnosed(
+    options: Options, h: Hyperparameters, state: RMSPropState, gradient: Any
+) -> Diagnosis:
+    now = at_step(h, state.count)
+    leaves = jax.tree.leaves(state.nu)
+    _validate.check_full_precision(leaves)
+    if gradient is not None:
+        # Of a partition a group has its own leaves alone.
+        masked = jax.tree.structure(state.nu, is_leaf=_is_masked)
+        try:
+            parts = masked.flatten_up_to(gradient)
+        except ValueError:
+            parts = []
+        kept = jax.tree.leaves(state.nu, is_leaf=_is_masked)
+        gradient = [
+            jnp.asarray(g)
+            for g, nu in zip(parts, kept, strict=False)
+            if not _is_masked(nu)
+        ]
+        if [g.shape for g in gradient] != [nu.shape for nu in leaves]:
+            raise ValueError(
+                "`gradient` must have the leaves and shapes of the state's nu"
             )
-    if weight is not None:
-        leaves = [x / positive(weight.astype(x.dtype)) for x in leaves]
+    if state.weight is not None:
+        leaves = [x / positive(state.weight.astype(x.dtype)) for x in leaves]
     flat = jnp.concatenate([x.ravel().astype(jnp.float32) for x in leaves])
-    eps32 = jnp.asarray(eps, jnp.float32)
-    threshold = eps32 if inside else eps32**2
+    eps = jnp.asarray(now.eps, jnp.float32)
+    threshold = eps if options.eps_in_sqrt else eps**2
     return Diagnosis(
         eps_share=jnp.mean(flat < threshold),
         threshold=threshold,
-        window=None if count is None else _window(gamma, count),
+        window=_window(now.gamma, state.count),
         nu=jnp.quantile(flat, jnp.array(QUANTILES), method="nearest"),
         largest_step=None
         if gradient is None
-        else _largest_step(gradient, leaves, eps32, inside),
+        else _largest_step(gradient, leaves, eps, options.eps_in_sqrt),
     )
 
 
-def _found(state: Any, name: str) -> Any:
-    """The first field of that name, wherever it is in a state."""
-    found = optax.tree.get_all_with_path(state, name)
-    return found[0][1] if found else None
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _window(gamma: Any, count: Any) -> jax.Array:
@@ -136,17 +194,14 @@ def _window(gamma: Any, count: Any) -> jax.Array:
 
 
 def _largest_step(
-    gradient: optax.Updates, averages: list[jax.Array], eps: jax.Array, inside: bool
+    gradients: list[jax.Array], averages: list[jax.Array], eps: jax.Array, inside: bool
 ) -> jax.Array:
     """The largest `|u|` of a step."""
 
     def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
-        g = cast_keeping_complex(g, nu.dtype)
-        u = scaled(g, nu, eps=positive(eps.astype(nu.dtype)), eps_in_sqrt=inside)
+        at_least = positive(eps.astype(nu.dtype))
+        u = scaled(widen(g, nu.dtype), nu, eps=at_least, eps_in_sqrt=inside)
         return jnp.max(jnp.abs(u).astype(jnp.float32), initial=0)
 
-    leaves = jax.tree.map(jnp.asarray, jax.tree.leaves(gradient))
-    if [g.shape for g in leaves] != [nu.shape for nu in averages]:
-        raise ValueError("`gradient` must have the leaves and shapes of the state's nu")
-    sizes = [largest(g, nu) for g, nu in zip(leaves, averages, strict=True)]
+    sizes = [largest(g, nu) for g, nu in zip(gradients, averages, strict=True)]
     return jnp.max(jnp.stack(sizes))

@@ -1,17 +1,25 @@
 """RMSProp's equations, on one array; everything is element by element.
 
-With g the gradient, nu the moving average of its square, and gamma the average's decay:
+With g the gradient, x the parameter, eta the learning rate, gamma the decay of the
+moving average nu of the gradient's square, and b the momentum's buffer:
 
-    nu = gamma * nu + (1 - gamma) * |g|^2
-    u  = g / sqrt(nu + eps)                  eps_in_sqrt=True, the textbook
-    u  = g / (sqrt(nu) + eps)                eps_in_sqrt=False, PyTorch
+    (1)  g  = g + weight_decay * x                  coupled decay
+    (2)  nu = gamma * nu + (1 - gamma) * |g|^2
+    (3)  u  = g / sqrt(nu + eps)                    eps_in_sqrt=True, the textbook
+         u  = g / (sqrt(nu) + eps)                  eps_in_sqrt=False, PyTorch
+    (4)  u  = eta * u                               lr_in_momentum=True
+    (5)  b  = momentum * b + u,   u = b             Nesterov: u = momentum * b + u
+    (6)  x  = x - u - eta * weight_decay * x        the last term: decoupled decay
 
-and centered, with mu the average of the gradient and nu that of the squared distance:
+Without momentum, or with lr_in_momentum=False, eta multiplies u in (6), not in (4).
+Centered, with mu the average of the gradient and nu that of the squared distance, (2)
+is
 
-    mu = gamma * mu + (1 - gamma) * g
-    nu = gamma * nu + (1 - gamma) * gamma * |g - mu|^2       with the mu before
+    (2') nu = gamma * nu + (1 - gamma) * gamma * |g - mu|^2
+         mu = gamma * mu + (1 - gamma) * g
 
 which is the average of |g|^2 less the square of the average of g, and never negative.
+`_rmsprop.step` puts them together. Here are (2), (2') and (3).
 
 Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
 Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
@@ -32,28 +40,26 @@ class Decay(NamedTuple):
     """An average's decay: scalars of the average's dtype.
 
     Attributes:
-      gamma: the weight of the old.
-      slow: whether it is at least the weight of the new.
-      step: the weight of the lighter of the two, 1 - gamma or -gamma, signed as the
-        step toward it is.
+      gamma: the weight of the old value.
+      old_is_heavier: whether that is at least the weight of the new one.
+      step: the weight of the lighter of the two, 1 - gamma, or -gamma, whose sign is
+        that of the step toward the old value.
     """
 
     gamma: jax.Array
-    slow: jax.Array
+    old_is_heavier: jax.Array
     step: jax.Array
 
 
 def decay(gamma: jax.Array, one_minus_gamma: jax.Array) -> Decay:
-    """The decay from both weights: 1 - gamma of a float32 may be wrong in all digits.
-
-    Made once for all arrays, since at a thousand leaves the scalars count.
-    """
-    slow = gamma >= 0.5
-    return Decay(gamma, slow, lax.select(slow, one_minus_gamma, -gamma))
+    """The decay from both weights: 1 - gamma of a float32 may have no digit right."""
+    old_is_heavier = gamma >= 0.5
+    step = lax.select(old_is_heavier, one_minus_gamma, -gamma)
+    return Decay(gamma, old_is_heavier, step)
 
 
 def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
-    """Step from the one of old and new that weighs more toward the other.
+    """The moving average, as a step from the heavier of the two toward the other.
 
         gamma * old + (1 - gamma) * new  =  old + (1 - gamma) * (new - old)
                                          =  new - gamma * (new - old)
@@ -61,20 +67,21 @@ def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
     So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
     neither of the two beside the other.
     """
-    return lax.select(decay.slow, old, new) + decay.step * (new - old)
+    anchor = lax.select(decay.old_is_heavier, old, new)
+    return anchor + decay.step * (new - old)
 
 
 def mean_square(nu: jax.Array, g: jax.Array, decay: Decay) -> jax.Array:
-    """The new nu."""
+    """The new nu, (2); no part of g beyond `largest` counts."""
     return average(nu, _bounded_square(g), decay)
 
 
 def mean_and_variance(
     mu: jax.Array, nu: jax.Array, g: jax.Array, decay: Decay
 ) -> tuple[jax.Array, jax.Array]:
-    """The new mu and the new nu of the centered variant."""
+    """The new mu and the new nu of the centered variant, (2')."""
     g = bounded(g)
-    square = _rounded(decay.gamma * _abs_square(g - mu))
+    square = _no_fma(decay.gamma * _abs_square(g - mu))
     mu = map_real_imag(lambda old, new: average(old, new, decay), mu, g)
     return mu, average(nu, square, decay)
 
@@ -82,32 +89,43 @@ def mean_and_variance(
 def scaled(
     g: jax.Array, nu: jax.Array, *, eps: jax.Array, eps_in_sqrt: bool
 ) -> jax.Array:
-    """The step u, for an eps > 0; a gradient of zero gives zero."""
+    """The step u, (3), for an eps > 0; a gradient of zero gives zero."""
     root = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(positive(nu)) + eps
     return map_real_imag(lambda x: x / root, bounded(g))
 
 
 def bounded(g: jax.Array) -> jax.Array:
-    """Hold each part of g within bounds, 2^62 in float32, whose squares are finite.
+    """Hold each part of g within `largest`, in (3) as in its square.
 
-    The step's numerator is bounded as its square is, else one huge gradient takes a
-    huge step.
+    Else one huge gradient takes a huge step.
     """
-    bound = largest(g.real.dtype)
-    return map_real_imag(lambda x: lax.clamp(-bound, x, bound), g)
+    return clip(g, largest(g.real.dtype))
 
 
 def largest(dtype: Any) -> Any:
-    """The bound of each part of a gradient.
+    """The largest part of a gradient that counts: 2^62 in float32.
 
-    Its square is finite, eight times that, and it divided by the root of the smallest
-    normal number.
+    Chosen so that 8 * largest^2 and largest / sqrt(tiny) are finite.
     """
     return dtype.type(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 2))
 
 
+def clip(x: jax.Array, bound: jax.typing.ArrayLike) -> jax.Array:
+    """Hold each part of x between -bound and bound; a NaN stays."""
+    limit = jnp.asarray(bound, x.real.dtype)
+    return map_real_imag(lambda part: lax.clamp(-limit, part, limit), x)
+
+
+def times(number: jax.Array, x: jax.Array) -> jax.Array:
+    """The product of a real number and each part of x."""
+    return map_real_imag(lambda part: number * part, x)
+
+
 def positive(x: jax.Array) -> jax.Array:
-    """Keep x >= 0 from zero, so that its root and the root's derivative are finite."""
+    """Replace zeros of x >= 0 by the smallest normal number.
+
+    So the root is not zero, and its derivative is finite.
+    """
     return lax.max(x, jnp.finfo(x.dtype).tiny)
 
 
@@ -128,7 +146,7 @@ def _abs_square(x: jax.Array) -> jax.Array:
 
 
 def _bounded_square(g: jax.Array) -> jax.Array:
-    """|g|^2 of the bounded g: the same as to bound g first, and `_rounded` besides."""
+    """|g|^2 of the bounded g; the bound fences the square as `_no_fma` does."""
 
     def square(x: jax.Array) -> jax.Array:
         return lax.min(x * x, largest(x.dtype) ** 2)
@@ -136,12 +154,12 @@ def _bounded_square(g: jax.Array) -> jax.Array:
     return square(g.real) + square(g.imag) if jnp.iscomplexobj(g) else square(g)
 
 
-def _rounded(x: jax.Array) -> jax.Array:
-    """A product, rounded before it is added to anything.
+def _no_fma(x: jax.Array) -> jax.Array:
+    """min(x, a bound that is never reached), which rounds x before it is added.
 
     Compilers contract a product and a sum into one operation of one rounding: a product
     that is used once always, one that is used twice in some programs and not in others.
     They do not look through a minimum, so a row of a sweep has the bits of its single
-    run. No square of what is bounded exceeds this one.
+    run.
     """
     return lax.min(x, 8 * largest(x.dtype) ** 2)

@@ -1,11 +1,10 @@
-"""The numbers of a step: what a person may pass, and what they are at each step."""
+"""What a person gives an optimizer: numbers, options that are on or off, and a mask."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -13,17 +12,62 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_rmsprop._complement import one_minus
 from jax_rmsprop._validate import (
     Number,
     NumberOrSchedule,
     check_bool,
     check_scalar,
-    check_scheduled,
+    is_zero,
+    key_name,
     short_repr,
 )
 
-# What each may be besides a number >= 0.
+
+class Hyperparameters(NamedTuple):
+    """The numbers: Python floats, tracers, or schedules until `at_step`; None for off.
+
+    `one_minus_gamma` is formed in double where gamma is a Python number, since in
+    float32 1 - 0.9999 is wrong by 3e-4 of itself. It is None where gamma is an array,
+    which cannot tell any better.
+    """
+
+    gamma: NumberOrSchedule
+    one_minus_gamma: float | None
+    eps: Number
+    initial_scale: Number
+    learning_rate: NumberOrSchedule | None = None
+    momentum: NumberOrSchedule | None = None
+    weight_decay: NumberOrSchedule | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is on or off, which decides the program that is compiled.
+
+    Raises:
+      TypeError: one is no bool.
+      ValueError: two exclude each other.
+    """
+
+    eps_in_sqrt: bool = True
+    centered: bool = False
+    bias_correction: bool = False
+    nesterov: bool = False
+    lr_in_momentum: bool = True
+    decoupled_weight_decay: bool = True
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, check_bool(name, value))
+        if self.centered and self.bias_correction:
+            raise ValueError(
+                "`bias_correction` must be False if `centered` is True, got True: the "
+                "variance after the first step is zero by construction"
+            )
+
+
+# What each may be, besides a number >= 0.
 _LIMITS: dict[str, dict[str, Any]] = {
     "learning_rate": {"schedule": True},
     "gamma": {"high": 1, "schedule": True},
@@ -34,113 +78,130 @@ _LIMITS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_hyperparameters(**numbers: NumberOrSchedule) -> dict[str, NumberOrSchedule]:
-    """Check numbers by their names; a concrete one becomes a Python float."""
-    return {name: check_scalar(name, x, **_LIMITS[name]) for name, x in numbers.items()}
+def check_numbers(
+    names: Mapping[str, str], **numbers: NumberOrSchedule | None
+) -> Hyperparameters:
+    """Check the numbers; a weight decay that is known to be 0 is off.
+
+    Args:
+      names: what the caller calls them, for the messages, where it is not this.
+      numbers: those of the optimizer. A momentum may be None.
+
+    Raises:
+      TypeError: one is no scalar number.
+      ValueError: one is out of its range.
+    """
+    checked = {
+        name: check_scalar(names.get(name, name), x, **_LIMITS[name])
+        for name, x in numbers.items()
+        if name != "momentum" or x is not None
+    }
+    if is_zero(checked.get("weight_decay")):
+        del checked["weight_decay"]
+    gamma = checked["gamma"]
+    one_minus_gamma = 1 - gamma if isinstance(gamma, float) else None
+    return Hyperparameters(one_minus_gamma=one_minus_gamma, **checked)
 
 
-def check_options(
-    *, centered: bool, bias_correction: bool, **options: bool
-) -> dict[str, bool]:
-    """Check what is on or off, and what excludes each other."""
-    options = {"centered": centered, "bias_correction": bias_correction, **options}
-    checked = {name: check_bool(name, x) for name, x in options.items()}
-    if checked["centered"] and checked["bias_correction"]:
-        raise ValueError(
-            "`bias_correction` must be False if `centered` is True, got True: the "
-            "variance after the first step is zero by construction"
-        )
-    return checked
+def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
+    """The numbers at a step: each schedule's value in its place.
+
+    A schedule is called here, as Optax calls it, and never kept.
+    """
+    if not any(map(callable, h)):
+        return h
+    now = h._make(x(count) if callable(x) else x for x in h)
+    if callable(h.gamma) and isinstance(now.gamma, float):
+        now = now._replace(one_minus_gamma=1 - now.gamma)
+    return now
+
+
+def off_if_zero(h: Hyperparameters, name: str) -> Hyperparameters:
+    """Switch off a number that is 0; if it is traced and is not 0, steps are NaN."""
+    number = getattr(h, name)
+    if isinstance(number, jax.core.Tracer):
+        rate = jnp.asarray(h.learning_rate, float)
+        h = h._replace(learning_rate=jnp.where(number == 0, rate, jnp.nan))
+    return h._replace(**{name: None})
 
 
 def check_mask(mask: Any) -> Any:
-    """Check a mask; as `optax.masked` takes it, equal and hashed by what it says.
+    """Check a mask: a function, or a tree of bools, which are made Python's.
 
     Raises:
       TypeError: a leaf is no bool.
     """
     if mask is None or callable(mask):
         return mask
-    leaves, tree = jax.tree.flatten(mask)
-    numbers = [
-        leaf.item()
-        if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1
-        else leaf
-        for leaf in leaves
-    ]
-    return _TreeMask(tuple(check_bool("mask", leaf) for leaf in numbers), tree)
+
+    def check(leaf: Any) -> bool:
+        if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1:
+            leaf = leaf.item()
+        return check_bool("mask", leaf)
+
+    return jax.tree.map(check, mask)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TreeMask:
-    """A tree of bools as a function of the parameters, of which it has the upper part.
+def decaying(
+    h: Hyperparameters, mask: Any, updates: optax.Updates, params: optax.Params | None
+) -> tuple[Hyperparameters, list[Any]]:
+    """The parameter of each leaf of the updates that decays; None for all others.
+
+    What has no gradient, such as the integers of an Equinox model, is left out. Without
+    the parameters a decay that is traced makes the step NaN, unless it turns out to
+    be 0.
 
     Raises:
-      ValueError: it does not fit them.
+      ValueError: the parameters are missing, or are no tree of arrays like the updates.
     """
-
-    leaves: tuple[bool, ...]
-    tree: Any
-
-    def __call__(self, params: optax.Params) -> Any:
-        try:
-            self.tree.flatten_up_to(params)
-        except ValueError:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=lambda x: x is None
+    )
+    present = [g is not None for _, g in leaves]
+    if params is None:
+        if not (is_zero(h.weight_decay) or isinstance(h.weight_decay, jax.core.Tracer)):
             raise ValueError(
-                "`mask` must be a tree of bools like the parameters, or like the upper "
-                f"part of them, got {short_repr(self.tree)}"
-            ) from None
-        return self.tree.unflatten(self.leaves)
-
-
-def evaluate_hyperparameters(
-    hyperparameters: Mapping[str, NumberOrSchedule], count: Any
-) -> dict[str, float | jax.Array]:
-    """The hyperparameters at a step: Python floats, or arrays not below float32.
-
-    1 - gamma is formed here, where a Python float is still a double: in float32,
-    1 - 0.9999 is wrong by 3e-4 of itself.
-    """
-    values: dict[str, float | jax.Array] = {}
-    for name, x in hyperparameters.items():
-        if callable(x):
-            value, complement = _at(name, x, count)
-        else:
-            value, complement = x, one_minus(x) if name == "gamma" else None
-        values[name] = _operand(value)
-        if name == "gamma":
-            values["one_minus_gamma"] = _operand(complement)
-    return values
-
-
-def _operand(x: Any) -> float | jax.Array:
-    return x if isinstance(x, float) else jnp.asarray(x, float)
-
-
-def _at(name: str, schedule: Callable[[Any], Any], count: Any) -> tuple[Number, Number]:
-    """A schedule's value at a step, and what that is short of 1.
-
-    Raises:
-      TypeError: the schedule is plain Python, and the step not known yet; or it
-        returns something else than a number.
-    """
+                "`params` must be passed to `update` when `weight_decay` is not 0, got "
+                "None"
+            )
+        return off_if_zero(h, "weight_decay"), [None] * sum(present)
+    if mask is not None:
+        params = _masked(mask, params)
     try:
-        return _compiled_both(name, schedule, count)
-    except jax.errors.JAXTypeError as error:
-        if isinstance(count, jax.core.Tracer):
-            raise TypeError(
-                f"`{name}` must be a schedule of JAX operations where it is compiled, "
-                f"but it asks for the step's value ({type(error).__name__})"
-            ) from None
-    return _both(name, schedule, count)  # plain Python, of a step that is known
+        parameters = tree.flatten_up_to(params)
+    except ValueError as error:
+        raise ValueError(
+            "`params` must have the tree of the updates, but "
+            + str(error).splitlines()[0][:200]
+        ) from None
+    found: list[Any] = []
+    for (path, g), x in zip(leaves, parameters, strict=True):
+        if g is None:
+            continue
+        if x is not None and np.shape(x) != np.shape(g):
+            raise ValueError(
+                f"`params` must have the shapes of the updates, but {key_name(path)} "
+                f"has {np.shape(x)} and its gradient {np.shape(g)}"
+            )
+        found.append(x)
+    return h, found
 
 
-def _both(
-    name: str, schedule: Callable[[Any], Any], count: Any
-) -> tuple[Number, Number]:
-    value = schedule(count)
-    check_scheduled(name, value)
-    return value, 1 - value
+def _masked(mask: Any, params: optax.Params) -> Any:
+    """The parameters, None where the mask is False.
 
-
-_compiled_both = functools.partial(jax.jit, static_argnums=(0, 1))(_both)
+    The mask is a tree like the upper part of theirs, or a function to one.
+    """
+    if callable(mask):
+        mask = check_mask(mask(params))
+    try:
+        return jax.tree.map(
+            lambda on, part: part if on else jax.tree.map(lambda _: None, part),
+            mask,
+            params,
+        )
+    except ValueError:
+        raise ValueError(
+            "`mask` must be a tree of bools like the parameters, or like the upper "
+            f"part of them, got {short_repr(jax.tree.structure(mask))}"
+        ) from None

@@ -20,6 +20,8 @@ def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
     through an elementwise operation. So a select picks one of two arrays that are the
     same, whatever p is; the barrier keeps the compiler from seeing so.
     """
+    if jax.typeof(p).memory_space != jax.typeof(x).memory_space:
+        p = jax.device_put(p, jax.typeof(x).memory_space)
     if on_explicit_mesh(p):  # JAX 0.8 cannot batch a select there
         x = reshard(x, jax.typeof(p).sharding)
         return lax.optimization_barrier((x, p))[0]

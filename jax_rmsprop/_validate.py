@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ def check_scalar(
 
     Returns:
       A Python float for a concrete value, in whatever type it came; a tracer as it
-      is; a schedule as a partial, which whatever it is has a hash, as jit needs.
+      is; a schedule as a `Scheduled`.
 
     Raises:
       TypeError: not a scalar number (nor a schedule, where one is allowed).
@@ -49,7 +49,7 @@ def check_scalar(
         allowed += " or a schedule (a function from step to number)"
     if schedule and callable(value):
         _takes_a_step(name, value)
-        return functools.partial(value)
+        return value if isinstance(value, Scheduled) else Scheduled(name, value)
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     if is_array and value.shape != () and _is_real(value.dtype):
         raise TypeError(
@@ -83,23 +83,48 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
         ) from None
 
 
-def is_zero(value: Any) -> bool:
-    """Tell whether it is the number 0, which switches something off; no tracer is."""
-    return type(value) in (int, float) and value == 0
-
-
-def check_scheduled(name: str, value: Any) -> None:
-    """Check what a schedule returned: a scalar of a type that is a number's.
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """A schedule that names itself in what goes wrong.
 
     Raises:
-      TypeError: something else.
+      TypeError: when it is called: it returns no scalar number, or asks for the value
+        of a step that is traced.
     """
-    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    if is_array and value.shape == () and _is_real(value.dtype):
-        return
-    if type(value) not in (int, float):
+
+    name: str
+    schedule: Schedule
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step: a float, or a JAX array of shape ()."""
+        try:
+            value = self.schedule(count)
+        except jax.errors.JAXTypeError as error:
+            if not isinstance(count, jax.core.Tracer):
+                raise
+            raise TypeError(
+                f"`{self.name}` must be a schedule of JAX operations where it is "
+                f"compiled, but it asks for the step's value ({type(error).__name__})"
+            ) from None
+        is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+        if is_array and value.shape == () and _is_real(value.dtype):
+            return value if isinstance(value, jax.Array) else float(value)
+        if type(value) in (int, float):
+            return float(value)
         got = f"an array of shape {value.shape}" if is_array else short_repr(value)
-        raise TypeError(f"`{name}`'s schedule must return a scalar number, got {got}")
+        raise TypeError(
+            f"`{self.name}`'s schedule must return a scalar number, got {got}"
+        )
+
+
+def is_zero(value: Any) -> bool:
+    """Tell whether it is a 0 of Python, NumPy or JAX; never true of tracers."""
+    if isinstance(value, jax.core.Tracer) or callable(value):
+        return False
+    kinds = int | float | np.ndarray | np.generic | jax.Array
+    if not isinstance(value, kinds) or isinstance(value, bool) or np.shape(value):
+        return False
+    return bool(value == 0)
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -120,6 +145,9 @@ def check_int(name: str, value: Any, *, low: int) -> int:
       TypeError: not an int.
       ValueError: below `low`.
     """
+    is_array = isinstance(value, np.integer | np.ndarray | jax.Array)
+    if is_array and value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
+        value = int(value)
     if type(value) is not int:
         raise TypeError(
             f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
@@ -172,10 +200,11 @@ def check_inexact_leaves(params: Any) -> None:
       TypeError: naming the path of the first leaf that is not.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"RMSProp needs floating-point or complex leaves, but "
-                f"{_name(path)} is {leaf.dtype}; leave it out with optax.masked "
+                f"{key_name(path)} is {dtype}; leave it out with optax.masked "
                 "or by filtering the tree"
             )
 
@@ -192,39 +221,115 @@ def check_array_leaves(tree: Any) -> None:
             numbers = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
         if not numbers:
             raise TypeError(
-                f"RMSProp needs arrays for leaves, but {_name(path)} is "
+                f"RMSProp needs arrays for leaves, but {key_name(path)} is "
                 f"{short_repr(leaf)}; leave it out, as with "
                 "equinox.filter(model, equinox.is_inexact_array)"
             )
 
 
 @contextlib.contextmanager
-def check_array_leaves_on_error(*trees: Any) -> Generator[None]:
-    """Let a leaf that is no array take the blame for what is raised within."""
+def blame_leaves(*trees: Any) -> Generator[None]:
+    """Replace errors raised within by one that names a leaf, if there is one to blame.
+
+    Raises:
+      TypeError: a leaf is no array.
+      ValueError: leaves are on different devices, outside a jit.
+    """
     try:
         yield
     except (AttributeError, TypeError):
         for tree in trees:
             check_array_leaves(tree)
         raise
+    except ValueError as error:
+        if "incompatible devices" not in str(error):
+            raise
+        raise ValueError(
+            "the leaves are on different devices: give each device's leaves an "
+            "optimizer of their own, as with optax.partition, or shard all over one "
+            "mesh"
+        ) from None
 
 
-def check_matches_state(updates: Any, nu: Any) -> None:
-    """Check that the gradients have the tree and the shapes of the state.
+def check_class(state: Any, kind: type) -> None:
+    """Check that a state is of this class.
 
     Raises:
-      ValueError: naming the first leaf that differs, which of the two trees it is
-        in, and both shapes.
+      TypeError: it is of another one, which is named.
     """
+    if isinstance(state, kind):
+        return
+    names, advice = str(jax.tree.structure(state)), ""
+    if "ScaleByRms" in names or "ScaleByRStdDev" in names:
+        advice = "; `migrate.from_optax` makes one of Optax's"
+    if "QuantizedState" in names:
+        advice = "; `dequantize_state` makes one of a state in fewer bits"
+    raise TypeError(
+        f"`state` must be the {kind.__name__} that `init` returned, got "
+        f"{type(state).__name__}{advice}"
+    )
+
+
+def check_fields(state: Any, **on: tuple[str, bool]) -> None:
+    """Check that a state has what its optimizer keeps, and nothing else.
+
+    Args:
+      state: the state.
+      on: for each field that may be None the option that it belongs to, and whether
+        that is on.
+
+    Raises:
+      ValueError: a field is there and the option is off, or the other way.
+    """
+    for field, (option, wanted) in on.items():
+        if (getattr(state, field) is not None) != wanted:
+            there, not_there = (" no", "") if wanted else ("", " no")
+            raise ValueError(
+                f"`state` has{there} {field}, but the optimizer has{not_there} "
+                f"`{option}`: they must be made with the same options"
+            )
+
+
+def check_full_precision(leaves: Sequence[Any]) -> None:
+    """Check that averages are float32 or wider.
+
+    Raises:
+      TypeError: one is not.
+    """
+    for x in leaves:
+        if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 32:
+            raise TypeError(
+                "`state` must be in full precision, but its nu is "
+                f"{x.dtype}; pass quantization.dequantize_state(state, ...)"
+            )
+
+
+def check_gradient(updates: Any, nu: Any, mu: Any, momentum: Any) -> None:
+    """Check that gradients are floating point, and like the state.
+
+    Raises:
+      TypeError: a leaf is neither floating point nor complex.
+      ValueError: naming the first leaf that differs, which of the two trees it is
+        in, and both shapes; or gradients are real and the state is complex.
+    """
+    check_inexact_leaves(updates)
+    check_full_precision(jax.tree.leaves(nu))
+    for part in (mu, momentum):
+        for g, x in zip(jax.tree.leaves(updates), jax.tree.leaves(part), strict=False):
+            if jnp.iscomplexobj(x) and not jnp.iscomplexobj(g):
+                raise ValueError(
+                    "the gradient does not match the optimizer state: the gradient is "
+                    f"{g.dtype}, the state is of complex parameters"
+                )
     trees = jax.tree.structure(updates), jax.tree.structure(nu)
     if trees[0] == trees[1]:
         pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(nu), strict=True)
         if all(g.shape == n.shape for g, n in pairs):
             return  # without the names, which take a while for thousands of leaves
     gradient = {
-        _name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(updates)
+        key_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(updates)
     }
-    state = {_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(nu)}
+    state = {key_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(nu)}
     for path in gradient | state:
         if path not in state:
             what = f"has shape {gradient[path]}, the state has no such leaf"
@@ -244,23 +349,10 @@ def check_matches_state(updates: Any, nu: Any) -> None:
     )
 
 
-def check_same_kind(updates: Any, computed: Any) -> None:
-    """Check that gradients are real or complex as what was computed with the state.
-
-    Raises:
-      ValueError: one is complex and the other is not.
-    """
-    for g, u in zip(jax.tree.leaves(updates), jax.tree.leaves(computed), strict=True):
-        if jnp.iscomplexobj(u) and not jnp.iscomplexobj(g):
-            raise ValueError(
-                "the gradient does not match the optimizer state: the gradient is "
-                f"{g.dtype}, the state is of complex parameters"
-            )
-
-
 def _is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def _name(path: Any) -> str:
+def key_name(path: Any) -> str:
+    """Where a leaf is in its tree."""
     return jax.tree_util.keystr(path) or "the root"

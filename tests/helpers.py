@@ -81,7 +81,7 @@ few_or_all = pytest.mark.parametrize(
 
 # Optimizers, one of each kind.
 
-CODECS = {"nu": uint8(0), "mu": bfloat16(), "trace": int8(0)}
+CODECS = {"nu": uint8(0), "mu": bfloat16(), "momentum": int8(0)}
 SCHEDULES = (
     optax.cosine_decay_schedule(0.1, 100),
     optax.linear_schedule(0.5, 0.99, 100),

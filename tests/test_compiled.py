@@ -47,7 +47,7 @@ MAKES = {
     "bfloat16": lambda: quantize_state(rmsprop(1e-3), {"nu": bfloat16()}),
     "uint8": lambda: quantize_state(rmsprop(1e-3), {"nu": uint8()}),
     "momentum, one byte": lambda: quantize_state(
-        rmsprop(1e-3, momentum=0.9), {"nu": uint8(), "trace": int8()}
+        rmsprop(1e-3, momentum=0.9), {"nu": uint8(), "momentum": int8()}
     ),
     "centered, one byte": lambda: quantize_state(
         rmsprop(1e-3, centered=True), {"nu": uint8(), "mu": int8()}

@@ -530,14 +530,24 @@ def library(name):
     return (quietly("mlx.optimizers").RMSprop,)
 
 
+# What is of no use here, or would be refused but for its default.
+LEFT_OUT = {
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    *("optim_bits", "args", "min_8bit_size", "percentile_clipping", "block_wise"),
+}
+
+
 # LaProp's own code is no package. Sonnet's does not show through its decorator.
 @pytest.mark.parametrize("name", sorted({*FRAMEWORKS, "optax"} - {"laprop", "sonnet"}))
 def test_the_signature_is_the_librarys(name):
     function, *without = library(name)
     its = signature(function, *without)
     our = signature(getattr(conventions, name))
-    assert list(our)[: len(its)] == list(its)
-    for argument, default in its.items():
+    wanted = {n: x for n, x in its.items() if n not in LEFT_OUT}
+    if name == "bitsandbytes":
+        del wanted["centered"]  # which it refuses itself
+    assert [argument for argument in our if argument in its] == list(wanted)
+    for argument, default in wanted.items():
         assert our[argument] == default, argument
     # What is ours besides comes by name only.
     besides = set(our) - set(its)
@@ -719,11 +729,6 @@ def test_the_highest_rate_may_be_another(standard_promotion):
             "`clipnorm` 1.0 and `clipvalue` 0.5",
         ),
         (
-            lambda: conventions.keras(use_ema=True),
-            "`use_ema` must be False, got True; average the parameters after each "
-            "step with optax.incremental_update",
-        ),
-        (
             lambda: conventions.keras(gradient_accumulation_steps=1),
             "`gradient_accumulation_steps` must be an integer >= 2, got 1",
         ),
@@ -758,41 +763,8 @@ def test_the_highest_rate_may_be_another(standard_promotion):
             "momentum",
         ),
         (
-            lambda: conventions.bitsandbytes(centered=True),
-            "`centered` must be False, got True; as in bitsandbytes; "
-            "conventions.pytorch has it",
-        ),
-        (
-            lambda: conventions.bitsandbytes(optim_bits=8),
-            "`optim_bits` must be 32, got 8; the state is in full precision here",
-        ),
-        (
-            lambda: conventions.paddle(0.1, parameters=[1.0]),
-            "`parameters` must be None, got [1.0]; pass them to `init`",
-        ),
-        (
-            lambda: conventions.paddle(0.1, grad_clip=1.0),
-            "`grad_clip` must be None, got 1.0; put one of Optax's clippings before "
-            "this in a chain",
-        ),
-        (
-            lambda: conventions.mxnet1(lr_scheduler=abs),
-            "`lr_scheduler` must be None, got <built-in function abs>; pass a "
-            "schedule, a function of the step from 0, as `learning_rate`",
-        ),
-        (
             lambda: conventions.mxnet2(centered=1),
             "`centered` must be True or False, got 1",
-        ),
-        (
-            lambda: conventions.mxnet2(multi_precision=True),
-            "`multi_precision` must be False, got True; keep the parameters in float32 "
-            "and cast them where they are used",
-        ),
-        (
-            lambda: conventions.mxnet1(param_idx2name={0: "w"}),
-            "`param_idx2name` must be None, got {0: 'w'}; settings for each parameter "
-            "are an optax.partition",
         ),
         (
             lambda: conventions.chainer(eps_inside_sqrt=1),
@@ -810,15 +782,6 @@ def test_the_highest_rate_may_be_another(standard_promotion):
         (
             lambda: conventions.laprop(betas=(0.9, 1.5)),
             "`betas` must be in [0, 1], got 1.5",
-        ),
-        (
-            lambda: conventions.laprop(amsgrad=True),
-            "`amsgrad` must be False, got True; it is another optimizer: optax.amsgrad",
-        ),
-        (
-            lambda: conventions.laprop(centered=True),
-            "`centered` must be False, got True; scale_by_rmsprop(centered=True) and "
-            "optax.ema make one without bias",
         ),
         (
             lambda: conventions.dreamer_v3(agc=-1.0),

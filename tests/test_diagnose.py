@@ -1,5 +1,7 @@
 """What a state says about gamma and eps, against NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,9 +41,7 @@ def test_against_numpy(inside, corrected):
     for g in gs:
         g = {"a": g[:20], "b": [g[20:]]}
         _, state = optimizer.update(g, state)
-    found = jax.jit(
-        lambda s, g: diagnose(s, g, gamma=gamma, eps=eps, eps_in_sqrt=inside)
-    )(state, g)
+    found = jax.jit(functools.partial(diagnose, optimizer))(state, g)
     nu = averages(gs, gamma) / (1 - gamma ** len(gs) if corrected else 1)
     root = np.sqrt(nu + eps) if inside else np.sqrt(nu) + eps
     threshold = eps if inside else eps**2
@@ -53,20 +53,53 @@ def test_against_numpy(inside, corrected):
         found.nu, np.sort(nu.ravel())[[0, 10, 102, 194, 204]], **close
     )
     np.testing.assert_allclose(found.largest_step, np.abs(gs[-1] / root).max(), **close)
-    assert diagnose(state).largest_step is None
+    assert diagnose(optimizer, state).largest_step is None
 
 
-@pytest.mark.parametrize(
-    "optimizer", [optax.rmsprop(0.1), optax.adam(0.1), conventions.dreamer_v3()]
-)
-def test_whatever_has_a_nu(optimizer):
-    x = jnp.ones(3)
+def test_within_whatever_optax_wraps():
+    """With the hyperparameters that it was built with, a schedule's at its step."""
+    gammas = optax.piecewise_constant_schedule(0.5, {2: 1.8})
+    alone = rmsprop(0.1, gammas, 1e-2)
+    x = {"weight": jnp.array([0.01, 1.0, 3.0])}
+    state = alone.init(x)
+    for _ in range(3):
+        before = state
+        _, state = alone.update(x, state)
+    expected = diagnose(alone, state, x)
+    np.testing.assert_allclose(expected.window, (1 - 0.9**3) / 0.1, rtol=1e-6)
+    for wrapped in (
+        optax.chain(optax.clip(10.0), alone),
+        optax.masked(alone, {"weight": True}),
+        optax.apply_if_finite(alone, 3),
+        optax.flatten(alone),
+        optax.MultiSteps(alone, 1).gradient_transformation(),
+    ):
+        state = wrapped.init(x)
+        for _ in range(3):
+            _, state = wrapped.update(x, state, x)
+        found = diagnose(wrapped, state)
+        for a, b in zip(found[:4], expected[:4], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    del before
+
+
+def test_a_partition_group_by_group():
+    names = {"weight": "one", "mu": "other", "rest": "one"}
+    x = {name: jnp.full(3, 2.0 + i) for i, name in enumerate(names)}
+    optimizer = optax.partition(
+        {
+            "other": rmsprop(0.1, 0.5, 1e2, momentum=0.9),
+            "one": conventions.pytorch(0.1, alpha=0.9, eps=1e-3),
+        },
+        names,
+    )
     _, state = optimizer.update(x, optimizer.init(x), x)
-    assert diagnose(state, eps=0.0).eps_share == 0
-
-
-def test_a_state_without_a_count():
-    assert diagnose(optax.rmsprop(0.1).init(jnp.ones(3))).window is None
+    one, other = diagnose(optimizer, state, x).values()
+    np.testing.assert_allclose(one.threshold, 1e-6, rtol=1e-6)
+    np.testing.assert_allclose(other.threshold, 1e2)
+    np.testing.assert_allclose(one.nu, 0.1 * np.array([4, 4, 4, 16, 16]), rtol=1e-6)
+    np.testing.assert_allclose(other.nu, [4.5] * 5)
+    assert (one.eps_share, other.eps_share) == (0, 1)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
@@ -75,7 +108,7 @@ def test_the_window(gamma):
     optimizer = scale_by_rmsprop(gamma)
     state = optimizer.init(x)
     for steps in range(4):
-        found = diagnose(state, gamma=gamma)
+        found = diagnose(optimizer, state)
         expected = sum(gamma**t for t in range(steps))
         np.testing.assert_allclose(found.window, expected, 1e-6)
         _, state = optimizer.update(x, state)
@@ -88,32 +121,36 @@ def test_nothing_but_numbers(g, eps):
     g = jnp.full(3, g, "float32")
     optimizer = scale_by_rmsprop(0.9, eps, bias_correction=True)
     state = optimizer.init(g)
-    assert jnp.isfinite(diagnose(state, jnp.zeros(3), eps=eps).largest_step)
+    assert jnp.isfinite(diagnose(optimizer, state, jnp.zeros(3)).largest_step)
     updates, state = optimizer.update(g, state)
-    found = diagnose(state, g, eps=eps)
+    found = diagnose(optimizer, state, g)
     assert all(jnp.isfinite(x).all() for x in found)
     np.testing.assert_allclose(found.largest_step, jnp.abs(updates).max(), 1e-6)
 
 
 def test_a_state_in_fewer_bits():
     kept = {"nu": uint8(0)}
-    optimizer = quantize_state(rmsprop(0.1), kept)
+    inner = rmsprop(0.1)
+    optimizer = quantize_state(inner, kept)
     x = jnp.ones(3)
     _, state = optimizer.update(x, optimizer.init(x))
     with pytest.raises(TypeError) as refused:
-        diagnose(state)
+        diagnose(optimizer, state)
     assert str(refused.value) == (
         "`state` must be in full precision, but its nu is uint8; "
         "pass quantization.dequantize_state(state, ...)"
     )
-    assert diagnose(dequantize_state(state, kept)).eps_share == 0
+    assert diagnose(inner, dequantize_state(state, kept)).eps_share == 0
 
 
 def test_bad_input():
-    state = rmsprop(0.1).init(jnp.ones(3))
-    with pytest.raises(ValueError, match=r"^`gamma` must be in \[0, 1\], got 2.0$"):
-        diagnose(state, gamma=2)
-    with pytest.raises(ValueError, match="^`state` must have a field nu, as that of"):
-        diagnose(optax.sgd(0.1).init(jnp.ones(3)))
+    optimizer, x = rmsprop(0.1), jnp.ones(3)
+    state = optimizer.init(x)
+    with pytest.raises(ValueError, match="^`optimizer` must have an RMSProp of this"):
+        diagnose(optax.sgd(0.1), state)
+    with pytest.raises(
+        ValueError, match="^`state` must be the optimizer's: that has 1"
+    ):
+        diagnose(optimizer, optax.sgd(0.1).init(x))
     with pytest.raises(ValueError, match="^`gradient` must have the leaves and shapes"):
-        diagnose(state, jnp.ones(2))
+        diagnose(optimizer, state, jnp.ones(2))

@@ -309,14 +309,6 @@ def test_a_members_curve_is_its_own_training():
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
 
 
-def test_population_training(run):
-    printed = run("population_training")
-    assert "1 program compiled for 600 steps of 18 members" in printed
-    assert printed.count("the same") == 9
-    best = float(re.search(r"test loss (\S+);", printed).group(1))
-    assert best < 0.08
-
-
 @pytest.mark.slow
 def test_sweep_many_hosts(tmp_path):
     """The two commands of its docstring, and of one process, give the same."""

@@ -535,7 +535,7 @@ def test_a_parameter_without_an_entry_begins_anew(read, initial, known):
     state = read(
         {"state": entries, "param_groups": groups}, params, layout=first_and_second
     )
-    nu, trace = optax.tree.get(state, "nu"), optax.tree.get(state, "trace")
+    nu, trace = optax.tree.get(state, "nu"), optax.tree.get(state, "momentum")
     # In the layout's order, which has the second one first.
     assert (nu["first"] == initial).all()
     assert (trace["first"] == 0).all()
@@ -572,7 +572,8 @@ def test_a_checkpoint_of_more_than_the_optimizer(checkpoint, got):
         (
             lambda e: e[0].update(square_avg=np.ones((2, 3))),
             "square_avg of 'fc.weight' has shape (2, 3) in the checkpoint, (3, 2) by "
-            "`layout`",
+            "`layout`; if the optimizer's parameters come in another order, pass "
+            "`names`, mostly [name for name, _ in model.named_parameters()]",
         ),
         (
             lambda e: e[1].update(exp_avg=np.ones(3)),

@@ -1,7 +1,6 @@
 """Whatever a person passes either works or is refused in one line that names it."""
 
 import contextlib
-import functools
 import inspect
 import re
 
@@ -22,7 +21,6 @@ from jax_rmsprop import (
     log_one_minus,
     plotting,
     points,
-    population,
     rmsprop,
     scale_by_rmsprop,
     summary,
@@ -188,7 +186,7 @@ def test_trees_of_an_optimizer(name, tree, gradient):
             lambda: optimizer.update(tree, state, tree),
             lambda: optimizer.update(gradient, state, gradient),
             lambda: optimizer.update(tree, state),
-            lambda: diagnose(state, gradient),
+            lambda: diagnose(optimizer, state, gradient),
         ):
             with in_one_line():
                 call()
@@ -264,17 +262,6 @@ def test_arguments_of_points(space, n, method, seed):
     for arguments in ({"n": n}, {"method": method}, {"seed": seed}):
         with in_one_line():
             points({"x": linear(0, 1)}, **({"n": 4} | arguments))
-
-
-@given(
-    grid=st.one_of(odd, st.dictionaries(st.sampled_from(["gamma", "eps", "x"]), axes))
-)
-def test_axes_of_a_population(grid):
-    with in_one_line():
-        optimizer = population(functools.partial(rmsprop, 0.1), grid)
-        n = len(next(iter(grid.values())))
-        x = jnp.ones((n, 2))
-        optimizer.update(x, optimizer.init(x), x)
 
 
 @given(kept=st.one_of(odd, st.dictionaries(st.sampled_from(["nu", "mü", 1]), odd)))

@@ -60,7 +60,7 @@ def test_decay_enters_where_it_should():
         )
         u, state = optimizer.update(jnp.zeros(1), optimizer.init(x), x)
         np.testing.assert_allclose(u, [-0.1 * 0.5 * 2], rtol=tolerance("float32", 4))
-        for part in ("nu", "trace"):
+        for part in ("nu", "momentum"):
             np.testing.assert_array_equal(optax.tree.get(state, part), [0.0])
 
     coupled = rmsprop(0.1, weight_decay=0.5, decoupled_weight_decay=False)

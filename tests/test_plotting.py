@@ -486,7 +486,7 @@ def test_diagnosis():
 
     def step(state, _):
         _, state = optimizer.update(g, state)
-        return state, (diagnose(state, g, gamma=0.5, eps=1e-4), diagnose(state))
+        return state, (diagnose(optimizer, state, g), diagnose(optimizer, state))
 
     _, (found, without) = jax.lax.scan(step, optimizer.init(g), length=20)
     average, share, largest = plotting.diagnosis(found)
@@ -501,9 +501,10 @@ def test_diagnosis():
 
 
 def test_diagnosis_of_one_step():
-    state = rmsprop(0.1).init(jnp.ones(3))
+    optimizer = rmsprop(0.1)
+    state = optimizer.init(jnp.ones(3))
     with pytest.raises(ValueError, match=r"`found` must be stacked .* \(5,\)$"):
-        plotting.diagnosis(diagnose(state))
-    found = jax.tree.map(lambda x: x[None], diagnose(state))
+        plotting.diagnosis(diagnose(optimizer, state))
+    found = jax.tree.map(lambda x: x[None], diagnose(optimizer, state))
     with pytest.raises(ValueError, match=r"^`axes` must be three, got 2$"):
         plotting.diagnosis(found, list(plt.subplots(2)[1]))

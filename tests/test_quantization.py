@@ -22,6 +22,7 @@ from jax_rmsprop.quantization import (
     _largest,
     bfloat16,
     dequantize_state,
+    dither,
     dither_starts,
     int8,
     memory_report,
@@ -48,6 +49,35 @@ def settled(kept, x, noise):
         if kept.next_base is not None:
             base = kept.next_base(jnp.abs(codes.astype("int32")).max(), base)
     return codes, before
+
+
+def lowbias32(x):
+    """Wellons' hash of 32 bits, in Python's integers."""
+    x = ((x ^ x >> 16) * 0x7FEB352D) % 2**32
+    x = ((x ^ x >> 15) * 0x846CA68B) % 2**32
+    return x ^ x >> 16
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (1, 5), (100, 2**32 - 1)])
+def test_the_dither_is_a_hash_of_leaf_step_and_position(count, seed):
+    """Then it moves by the golden ratio at each step."""
+    starts = dither_starts(2, count, jnp.uint32(seed))
+    for leaf in (0, 1):
+        start = lowbias32((lowbias32(seed) + leaf) % 2**32)
+        start = lowbias32((start + count // 32) % 2**32)
+        assert int(starts[leaf]) == start
+        expected = [
+            (lowbias32((start + i) % 2**32) + count * 0x9E3779B9) % 2**32
+            for i in range(2 * 3 * 40)
+        ]
+        found = dither((2, 3, 40), starts[leaf], count)
+        np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def test_the_dither_of_an_array_of_more_elements_than_32_bits_count():
+    start = jnp.uint32(0)
+    shape = (2, 2**17, 2**16)
+    assert jax.eval_shape(lambda: dither(shape, start, 0)).shape == shape
 
 
 def test_the_dither_begins_anew():
@@ -261,7 +291,7 @@ def test_signed_numbers_are_unbiased(kept):
 def test_mean_and_momentum(rng):
     """Near full precision's, under noise with a drift."""
     gradients = (0.3 + rng.normal(size=(300, 8192))).astype("float32")
-    options = {"mu": {"centered": True}, "trace": {"momentum": 0.9}}
+    options = {"mu": {"centered": True}, "momentum": {"momentum": 0.9}}
     full = {f: rmsprop(0.01, 0.99, 1e-6, **options[f]) for f in options}
     stored = {
         f"{f} {name}": quantize_state(full[f], {f: kept})
@@ -297,7 +327,7 @@ def make(**options):
         {
             "nu": uint8(),
             "mu": bfloat16(),
-            "trace": int8(),
+            "momentum": int8(),
         },
     )
 
@@ -371,7 +401,7 @@ def test_the_same_bits_on_every_sharding(spec, call):
 def test_outside_a_jit_leaves_are_not_compiled_one_by_one(caplog):
     """The usual `optimizer.init(params)` of 8 shapes would be 200 programs."""
     x = {f"{i}": jnp.ones((2, 3 + i)) for i in range(8)}
-    codecs = {"nu": uint8(0), "mu": bfloat16(), "trace": int8(0)}
+    codecs = {"nu": uint8(0), "mu": bfloat16(), "momentum": int8(0)}
 
     def use(rate):
         inner = rmsprop(rate, momentum=0.9, centered=True)
@@ -436,9 +466,9 @@ def test_double_precision_and_complex_leaves_stay_as_they_are(x64, standard_prom
     )
     state = optimizer.init(x)
     _, state = optimizer.update(x, state)
-    assert state.inner_state[1].nu["d"].dtype == jnp.float64
-    assert state.inner_state[1].mu["z"].dtype == jnp.complex64
-    assert state.inner_state[1].nu["z"].dtype == jnp.bfloat16
+    assert state.inner_state.nu["d"].dtype == jnp.float64
+    assert state.inner_state.mu["z"].dtype == jnp.complex64
+    assert state.inner_state.nu["z"].dtype == jnp.bfloat16
 
 
 def test_every_convention_in_fewer_bits(standard_promotion):
@@ -468,7 +498,7 @@ def test_half_precision_parameters():
     state = optimizer.init(x)
     updates, state = optimizer.update(x, state)
     assert updates["w"].dtype == jnp.bfloat16
-    assert state.inner_state[1].nu["w"].dtype == jnp.uint8
+    assert state.inner_state.nu["w"].dtype == jnp.uint8
 
 
 def test_a_quantized_state_is_not_migrated():
@@ -603,7 +633,7 @@ def test_memory_report(capsys):
         "parameters": 64 * 128 * 4,
         "nu": 64 * 128,
         "mu": 64 * 128 * 2,
-        "trace": 64 * 128,
+        "momentum": 64 * 128,
     }
     assert report.rows["['b']"]["nu"] == 128 * 4
     arrays = 1 + 3 * 2
@@ -736,6 +766,69 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
         )
         assert np.abs(kept_so[:, -1] - full[:, -1]).max() < spread
         assert np.abs(kept_so.mean(0) / full.mean(0) - 1).max() < 0.02
+
+
+# The shift while the size is unknown, the largest code, and what is left above.
+FORMATS = {uint8: (23, 255, 64), int8: (24, 127, 24)}
+
+
+@pytest.mark.parametrize("make_one", FORMATS)
+def test_a_byte_is_the_upper_bits_of_a_float(make_one):
+    """Of every code and base, by NumPy's own view of the bits; and back again."""
+    wide_shift, largest, _ = FORMATS[make_one]
+    codec, noise = make_one(0), jnp.zeros(largest + 1, "uint32")
+    for base, shift in ((-1, wide_shift), (0, 20), (800, 20)):
+        codes = np.arange(largest + 1)
+        bits = (codes + max(base, 0)) << shift
+        expected = np.where(codes, bits.astype("uint32").view("float32"), 0)
+        # What is infinite or NaN, or subnormal for XLA, is no number to keep.
+        normal = np.isfinite(expected) & ((expected == 0) | (expected > 1.2e-38))
+        found = codec.decode(jnp.asarray(codes).astype(make_dtype(make_one)), base)
+        np.testing.assert_array_equal(found[normal], expected[normal])
+        assert not np.signbit(found[0])
+        kept = codec.encode(jnp.asarray(found), noise, jnp.int32(base))
+        np.testing.assert_array_equal(kept[normal], codes[normal])
+        if make_one is int8:
+            minus = codec.encode(-jnp.asarray(found), noise, jnp.int32(base))
+            np.testing.assert_array_equal(minus[normal], -codes[normal])
+
+
+def make_dtype(make_one):
+    return jnp.uint8 if make_one is uint8 else jnp.int8
+
+
+@pytest.mark.parametrize("make_one", FORMATS)
+def test_the_window_of_a_byte_follows_the_largest_code(make_one):
+    wide_shift, largest, headroom = FORMATS[make_one]
+    codec = make_one()
+
+    def after(code, base):
+        return int(codec.next_base(jnp.int32(code), jnp.int32(base)))
+
+    assert after(100, 800) == 100 + 800 + headroom - largest
+    assert after(100, -1) == (101 << (wide_shift - 20)) + headroom - largest
+    assert after(0, 800) == after(0, -1) == -1
+    assert after(3, 0) == 0
+    assert after(largest, 0) == headroom
+    # What grows beyond the window counts as the largest.
+    huge = codec.encode(jnp.full(1, 1e30), jnp.zeros(1, "uint32"), jnp.int32(500))
+    assert int(huge[0]) == largest
+
+
+def test_what_a_codec_and_its_seed_are_by_default():
+    assert [make().min_size for make in (bfloat16, uint8, int8)] == [0, 4096, 4096]
+    codec = Codec(abs, abs)
+    assert (codec.first_base, codec.min_size, codec.next_base) == (0, 0, None)
+    g = jnp.linspace(0.1, 1, 64)
+    optimizers = {
+        str(options): quantize_state(scale_by_rmsprop(), {"nu": uint8(0)}, **options)
+        for options in ({}, {"seed": 0}, {"seed": 1})
+    }
+    assert list(optimizers["{}"].init(g).bases) == [0, -1]
+    found = updates_of(optimizers, jnp.stack([g] * 4))
+    default, zero, one = (state.inner_state.nu for _, state in found.values())
+    np.testing.assert_array_equal(default, zero)
+    assert (default != one).any()
 
 
 def test_the_number_that_the_comment_works_through():

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from jax_rmsprop import load_sweep, rmsprop
+from jax_rmsprop import load_sweep
 from jax_rmsprop._sweep import _location, _sweep, _table
 from tests.sweeps import (
     GRID,
@@ -380,20 +380,6 @@ def test_a_member_is_its_numbers_however_they_are_written(tmp_path):
     quiet(square, {"x": [0.1, 0.5]}, store=store)
     curves = quiet(square, {"x": np.array([0.1], "float32")}, store=store)
     assert curves.computed == 0
-    gammas = [0.9, 1 - 1e-8, 1 - 2e-8]  # the last two are 1 in float32
-
-    def short(gamma):
-        optimizer = rmsprop(0.1, gamma)
-        update = optimizer.update(jnp.ones(()), optimizer.init(jnp.ones(())))[0]
-        return {"loss": update}
-
-    store = tmp_path / "gammas.zarr"
-    alone = [quiet(short, {"gamma": [gamma]}, store=store) for gamma in gammas]
-    assert [curves.computed for curves in alone] == [1, 1, 1]
-    curves = quiet(short, {"gamma": gammas}, store=store)
-    assert curves.computed == 0
-    np.testing.assert_array_equal(curves.loss, [x.loss.item() for x in alone])
-    assert len(np.unique(curves.loss)) == 3
 
 
 def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):

@@ -58,6 +58,28 @@ def test_inject_hyperparams_beside_bfloat16_parameters():
     chex.assert_trees_all_equal(updates, right)
 
 
+def test_members_side_by_side_have_the_bits_of_one(rng):
+    """As the how-to shows: hyperparameters in the state, by jax.vmap."""
+    make = optax.inject_hyperparams(rmsprop, hyperparam_dtype=jnp.float32)
+    gammas, rates = jnp.array([0.5, 0.9, 0.999]), jnp.array([0.1, 0.01, 0.001])
+    x = jnp.asarray(rng.standard_normal((3, 16)), "float32")
+
+    def train(gamma, rate, x):
+        optimizer = make(learning_rate=rate, gamma=gamma, momentum=0.9)
+
+        def step(carry, batch):
+            x, state = carry
+            updates, state = optimizer.update(batch * x, state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        return jax.lax.scan(step, (x, optimizer.init(x)), jnp.arange(1.0, 11))[0]
+
+    many, alone = jax.jit(jax.vmap(train))(gammas, rates, x), jax.jit(train)
+    for i in range(3):
+        one = alone(gammas[i], rates[i], x[i])
+        chex.assert_trees_all_equal(jax.tree.map(lambda a: a[i], many), one)  # noqa: B023
+
+
 def test_multi_steps():
     """A mean of gradients, at the last of them."""
     x = params()

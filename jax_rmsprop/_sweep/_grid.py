@@ -12,7 +12,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._sweep._trace import complement
 from jax_rmsprop._validate import short_repr
 
 if TYPE_CHECKING:
@@ -44,13 +43,6 @@ class Axis:
             return str(self.numbers.dtype)
         return "bool" if self.labels.dtype == bool else "str"
 
-    @property
-    def lost(self) -> np.ndarray:
-        """For each entry, whether the program's type has lost how short it is of 1."""
-        if self.numbers is None:
-            return np.zeros(len(self.labels), bool)
-        return is_lost(self.labels, self.numbers)
-
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
@@ -60,8 +52,7 @@ class Combination:
       name: what they share, in words; empty if all that the program gets is numbers.
       python: Python's values, by the axis' name.
       members: their numbers in the grid, ascending.
-      numbers: for each numeric axis, the members' values, and their complements where
-        the values alone have lost them.
+      numbers: for each numeric axis, the members' values.
     """
 
     name: str
@@ -153,13 +144,11 @@ class Grid:
         """The members, by the program that they share."""
         entries = dict(zip(self.axes, self._entries(), strict=True))
         python = {n: a for n, a in self.axes.items() if a.numbers is None}
-        near_1 = {n: a.lost for n, a in self.axes.items() if a.lost.any()}
         kinds, kind = np.unique(
             np.stack(
                 [
                     np.zeros(self.size, int),
                     *(a.value_index[entries[n]] for n, a in python.items()),
-                    *(lost[entries[n]] for n, lost in near_1.items()),
                 ]
             ),
             axis=1,
@@ -170,15 +159,11 @@ class Grid:
             members = np.flatnonzero(kind == number)
             at = {name: entry[members] for name, entry in entries.items()}
             words = [f"{n} {a.labels[at[n][0]]}" for n, a in python.items()]
-            numbers: Columns = {}
-            for name, axis in self.axes.items():
-                if axis.numbers is None:
-                    continue
-                numbers[name] = axis.numbers[at[name]]
-                if name in near_1 and near_1[name][at[name][0]]:
-                    words.append(f"{name} near 1")
-                    short = short_of_1(axis.labels[at[name]], axis.kind)
-                    numbers[complement(name)] = short
+            numbers = {
+                name: axis.numbers[at[name]]
+                for name, axis in self.axes.items()
+                if axis.numbers is not None
+            }
             found.append(
                 Combination(
                     ", ".join(words),
@@ -207,29 +192,16 @@ def index_members(
 ) -> pd.MultiIndex:
     """Index members by what their programs get, so that equal ones are found.
 
-    0.1 as a float32 and as a float64 are one number to a program of float32; 1 - 1e-8
-    and 1 - 2e-8 are two, since their complements are passed beside them.
+    0.1 as a float32 and as a float64 are one number to a program of float32.
     """
     import pandas as pd
 
-    keys = [as_programs_have(columns[name], kinds[name]) for name in sorted(kinds)]
+    keys = [
+        x if kinds[name] in ("bool", "str") else x.astype(kinds[name])
+        for name, x in sorted(columns.items())
+        if name in kinds
+    ]
     return pd.MultiIndex.from_arrays(keys, names=sorted(kinds))
-
-
-def as_programs_have(labels: np.ndarray, kind: str) -> np.ndarray:
-    """The values of an axis as its programs get them: equal where those are."""
-    if kind in ("bool", "str"):
-        return labels
-    numbers = labels.astype(kind)
-    if numbers.dtype.kind != "f":
-        return numbers
-    nearest = 1 - short_of_1(labels, kind).astype("float64")
-    return np.where(is_lost(labels, numbers), nearest, numbers)
-
-
-def short_of_1(labels: np.ndarray, kind: str) -> np.ndarray:
-    """What labels are short of 1, as a program gets it beside them."""
-    return (1 - labels.astype("float64")).astype(kind)
 
 
 def parse_grid(grid: Any, zipped: bool) -> Grid:
@@ -309,9 +281,7 @@ def _axis(name: str, values: Any, zipped: bool) -> Axis:
     if labels is not None and labels.dtype.kind in "iuf":
         numbers = _numbers(name, labels)
         unique = np.unique(labels)
-        same = np.flatnonzero(
-            np.diff(as_programs_have(unique, str(numbers.dtype))) == 0
-        )
+        same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
         if len(same) and not zipped:  # of points, other axes may tell them apart
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
@@ -345,17 +315,18 @@ def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
         gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
         if gone.any():
             raise ValueError(f"`{name}` must fit {dtype}, where {labels[gone][0]} is 0")
+        # What it is short of 1 decides how long an average remembers.
+        short = 1 - labels.astype("float64")
+        wrong = abs(1 - numbers.astype("float64") - short) > 1e-3 * short
+        wrong &= (short > 0) & (short <= 0.5)
+        if wrong.any():
+            raise ValueError(
+                f"`{name}` must have values whose distance to 1 {dtype} holds, but of "
+                f"{labels[wrong][0]} it is off by more than a thousandth; set "
+                "jax_enable_x64, or make it an axis of Python values (an array of "
+                "dtype object)"
+            )
     return numbers
-
-
-def is_lost(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Where the numbers have lost what a label is short of 1.
-
-    Lost is what is wrong by a thousandth, as at 0.9999999 in float32.
-    """
-    exact = 1 - labels.astype("float64")
-    near = (exact > 0) & (exact <= 0.5)
-    return near & (abs((1 - numbers.astype("float64")) - exact) > 1e-3 * exact)
 
 
 def _python_axis(values: list[Any]) -> Axis:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._dispatch import currently_jitting
 from jax_rmsprop._sweep._batch_size import auto_batch_size
 from jax_rmsprop._sweep._cluster import check_client, make_job, run_on_cluster
 from jax_rmsprop._sweep._grid import (
@@ -156,7 +157,7 @@ def sweep(
       TypeError: an argument of the wrong kind; a `train` that does not take an axis,
         cannot be traced or returns something else than arrays.
       ValueError: an axis that is empty, has NaN, a value twice, or one that 32 bits
-        make another; one near 1 that `train` changes before an optimizer has it; zipped
+        make another; or whose distance to 1 they do not hold; zipped
         axes of unequal lengths; a `store` that holds something else, or a worker with
         other versions, which is said.
       RuntimeError: `train`, or a worker, raised an error.
@@ -201,7 +202,7 @@ def sweep(
         check_client(client, devices)
     mesh = make_mesh(devices)
     check_signature(train, tuple(points.axes))
-    if currently_jitting():
+    if isinstance(jnp.zeros([]), jax.core.Tracer):
         raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
     at = None if store is None else locate(store)
     # It is compiled programs, of which a member that diverges is a result; these

@@ -14,7 +14,6 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._complement import known
 from jax_rmsprop._validate import short_repr
 
 OutputSpecs = dict[str, jax.ShapeDtypeStruct]
@@ -45,25 +44,17 @@ def trace(
     Args:
       train: a function of keyword arguments.
       python: those that are known while it is traced.
-      numbers: the dtypes of those that are not, and of their complements.
+      numbers: the dtypes of those that are not.
 
     Raises:
-      ValueError: `train` keeps an axis' complement from its optimizer.
       TypeError: `train` cannot be traced or returns something else than arrays.
       RuntimeError: `train` raises an error of its own.
     """
     names: list[str] = []
 
     def outputs(numbers: Mapping[str, Any]) -> list[Any]:
-        own = {name: x for name, x in numbers.items() if name.isidentifier()}
-        pairs = {
-            name: (x, numbers[complement(name)])
-            for name, x in own.items()
-            if complement(name) in numbers
-        }
         try:
-            with known(pairs) as used:
-                tree = train(**python, **own)
+            tree = train(**python, **numbers)
         except jax.errors.JAXTypeError as error:
             raise TypeError(
                 f"`train` cannot be traced: {type(error).__name__} {user_frame(error)}"
@@ -75,14 +66,6 @@ def trace(
                 f"`train` raised {type(error).__name__} {user_frame(error)}: "
                 f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
             ) from error
-        for name in pairs:
-            if name not in used:
-                raise ValueError(
-                    f"`{name}` has values so near 1 that {own[name].dtype} loses what "
-                    "they are short of it, which an optimizer can be given only if "
-                    "`train` passes it the argument as it is, outside a jit of its own;"
-                    " else make it an axis of Python values (an array of dtype object)"
-                )
         leaves = name_outputs(tree)
         names[:] = leaves
         return list(leaves.values())
@@ -96,11 +79,6 @@ def trace(
             for name, aval in zip(names, jaxpr.out_avals, strict=True)
         },
     )
-
-
-def complement(name: str) -> str:
-    """The name of what a hyperparameter is short of 1, beside it."""
-    return f"1 - {name}"
 
 
 def check_signature(

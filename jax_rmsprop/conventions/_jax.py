@@ -10,7 +10,7 @@ import optax as _optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
-from jax_rmsprop.conventions._parts import Transformation, rmsprop_of
+from jax_rmsprop.conventions._wrap import Transformation, named
 
 
 def optax(
@@ -40,8 +40,8 @@ def optax(
     """
     scale = _validate.check_scalar("initial_scale", initial_scale)
     bias_correction = _validate.check_bool("bias_correction", bias_correction)
-    optimizer = rmsprop_of(
-        "optax",
+    optimizer = named(
+        {"gamma": "decay"},
         learning_rate=learning_rate,
         gamma=decay,
         eps=eps,
@@ -75,11 +75,12 @@ def flax_legacy(
     References:
       https://github.com/google/flax/blob/v0.3.4/flax/optim/rmsprop.py
     """
-    return rmsprop_of(
-        "flax_legacy",
+    return named(
+        {"gamma": "beta2"},
         learning_rate=learning_rate,
         gamma=beta2,
         eps=eps,
+        eps_in_sqrt=False,
         centered=centered,
     )
 
@@ -103,8 +104,8 @@ def jax_example_libraries(
     References:
       https://github.com/jax-ml/jax/blob/jax-v0.10.2/jax/example_libraries/optimizers.py
     """
-    return rmsprop_of(
-        "jax_example_libraries",
+    return named(
+        {"learning_rate": "step_size"},
         learning_rate=step_size,
         gamma=gamma,
         eps=eps,
@@ -117,8 +118,7 @@ def _with_initial_nu(optimizer: Transformation, scale: Any) -> Transformation:
 
     def init(params: _optax.Params) -> Any:
         state: Any = optimizer.init(params)
-        first, average, *rest = state
-        nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), average.nu)
-        return first, average._replace(nu=nu), *rest
+        nu = jax.tree.map(lambda n: n + jnp.asarray(scale, n.dtype), state.nu)
+        return state._replace(nu=nu)
 
     return _optax.GradientTransformationExtraArgs(init, optimizer.update)

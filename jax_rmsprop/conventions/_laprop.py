@@ -8,29 +8,20 @@ weight that they have collected.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax import lax
 
 from jax_rmsprop import _validate
-from jax_rmsprop._hyperparameters import check_hyperparameters
-from jax_rmsprop._jit import jit_transformation
-from jax_rmsprop._optimizer import get_count
-from jax_rmsprop._precision import once_rounded
-from jax_rmsprop._transform import uncompiled_scale_by_rmsprop
-from jax_rmsprop._validate import Number, NumberOrSchedule, Schedule, is_zero
-from jax_rmsprop.conventions._parts import (
-    Transformation,
-    check_only_value,
-    with_clear_errors,
-)
-from jax_rmsprop.conventions._table import CONVENTIONS
-
-_AVERAGE = {"eps_in_sqrt": False, "centered": False, "bias_correction": True}
+from jax_rmsprop._hyperparameters import Options
+from jax_rmsprop._rmsprop import build
+from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
+from jax_rmsprop.conventions._wrap import Transformation, chain, unless_zero
 
 
 def laprop(
@@ -38,8 +29,6 @@ def laprop(
     betas: Sequence[Any] = (0.9, 0.999),
     eps: Number = 1e-15,
     weight_decay: Number = 0.0,
-    amsgrad: bool = False,
-    centered: bool = False,
 ) -> Transformation:
     """LaProp as its authors publish it: the average of RMSProp's steps.
 
@@ -59,8 +48,6 @@ def laprop(
         [0, 1], numbers or tracers.
       eps: >= 0, added outside the root.
       weight_decay: >= 0.
-      amsgrad: must be False.
-      centered: must be False; the published code begins it after ten steps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,11 +62,6 @@ def laprop(
       https://arxiv.org/abs/2002.04839;
       https://github.com/Z-T-WANG/LaProp-Optimizer/blob/master/laprop.py
     """
-    check_only_value(
-        "amsgrad", amsgrad, False, "it is another optimizer: optax.amsgrad"
-    )
-    advice = "scale_by_rmsprop(centered=True) and optax.ema make one without bias"
-    check_only_value("centered", centered, False, advice)
     pair: Any = betas
     if not isinstance(pair, Sequence) or len(betas) != 2:
         raise TypeError(
@@ -87,32 +69,13 @@ def laprop(
             + _validate.short_repr(betas)
         )
     beta1, beta2 = (_validate.check_scalar("betas", beta, high=1) for beta in betas)
-    numbers = {
-        "learning_rate": _validate.check_scalar("lr", lr, schedule=True),
-        "beta1": beta1,
-    }
-    if not is_zero(weight_decay):
-        numbers["weight_decay"] = _validate.check_scalar("weight_decay", weight_decay)
-    return _built("laprop", _laprop, beta2, eps, numbers, "weight_decay")
-
-
-def _laprop(
-    *,
-    learning_rate: jax.Array,
-    beta1: jax.Array,
-    weight_decay: jax.Array | None = None,
-    **average: Any,
-) -> optax.GradientTransformation:
-    def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
-        decay = fit(weight_decay)
-        return optax.chain(
-            optax.identity(),
-            uncompiled_scale_by_rmsprop(**average),
-            _average_of_steps(fit(learning_rate), fit(beta1)),
-            optax.identity() if decay is None else _shrink_after(decay),
-        )
-
-    return once_rounded(chain, None if weight_decay is None else "weight_decay")
+    decay = _validate.check_scalar("weight_decay", weight_decay)
+    rate = _validate.check_scalar("lr", lr, schedule=True)
+    return chain(
+        _scaled({"gamma": "betas"}, beta2, eps),
+        _average_steps(beta1, rate, rate),
+        None if is_zero(decay) else _shrink_after(decay),
+    )
 
 
 def dreamer_v3(
@@ -154,109 +117,145 @@ def dreamer_v3(
       https://arxiv.org/abs/2301.04104;
       https://github.com/danijar/dreamerv3/blob/main/embodied/jax/opt.py
     """
-    warmup = _validate.check_int("warmup", warmup, low=0)
+    if not isinstance(warmup, jax.core.Tracer):
+        warmup = _validate.check_int("warmup", warmup, low=0)
     rate = _validate.check_scalar("lr", lr, schedule=True)
-    numbers = {
-        "learning_rate": functools.partial(_after, rate, warmup)
-        if callable(rate)
-        else rate,
-        "beta1": _validate.check_scalar("beta1", beta1, high=1),
-    }
-    if not is_zero(agc):
-        numbers["agc"] = _validate.check_scalar("agc", agc)
-    return _built("dreamer_v3", _dreamer_v3, beta2, eps, numbers, "agc", warmup=warmup)
+    agc = _validate.check_scalar("agc", agc)
 
+    def warmed(count: Any) -> Any:
+        eta: Any = rate(jnp.maximum(count - warmup, 0)) if callable(rate) else rate
+        begun = jnp.asarray(count, float) / jnp.maximum(warmup, 1)
+        return eta * jnp.where(jnp.asarray(warmup) > 0, jnp.minimum(1, begun), 1)
 
-def _built(
-    name: str,
-    make: Callable[..., optax.GradientTransformation],
-    gamma: NumberOrSchedule,
-    eps: Number,
-    numbers: Mapping[str, Any],
-    needs_params: str,
-    **options: Any,
-) -> Transformation:
-    """One compiled call of `make`, around a corrected average; of its row's words.
-
-    `update` needs the parameters if the number of that name is there.
-    """
-    names = CONVENTIONS[name].argument_names
-    with _validate.rename_arguments_in_errors(names):
-        average = check_hyperparameters(gamma=gamma, eps=eps, initial_scale=0.0)
-    optimizer = jit_transformation(
-        make,
-        {**_AVERAGE, **options},
-        {**average, **numbers},
-        get_count=get_count,
-        uses_params=needs_params in numbers,
+    return chain(
+        None if is_zero(agc) else unless_zero(agc, _clip_by_leaf(agc, 1e-3)),
+        _scaled({"gamma": "beta2"}, beta2, eps),
+        _average_steps(_validate.check_scalar("beta1", beta1, high=1), 1.0, warmed),
     )
-    return with_clear_errors(optimizer, names)
 
 
-def _after(schedule: Schedule, warmup: int, step: Any) -> Any:
-    return schedule(jnp.maximum(step - warmup, 0))
+def _scaled(names: dict[str, str], gamma: NumberOrSchedule, eps: Number) -> Any:
+    """`scale_by_rmsprop`, corrected, with eps outside the root."""
+    options = Options(eps_in_sqrt=False, bias_correction=True)
+    return build(names, None, options, gamma=gamma, eps=eps, initial_scale=0.0)
 
 
-def _dreamer_v3(
-    *,
-    learning_rate: jax.Array,
-    beta1: jax.Array,
-    agc: jax.Array | None = None,
-    warmup: int,
-    **average: Any,
+class AveragedSteps(NamedTuple):
+    """The state of an average of scaled gradients.
+
+    Attributes:
+      count: the number of steps so far, int32 of shape ().
+      average: the average, like the parameters, in float32 or wider.
+      weight: what its weights sum to, a float of shape ().
+    """
+
+    count: Any
+    average: optax.Updates
+    weight: jax.Array
+
+
+def _average_steps(
+    beta: Number, weight: NumberOrSchedule, rate: NumberOrSchedule
 ) -> optax.GradientTransformation:
-    def chain(fit: Callable[[Any], Any]) -> optax.GradientTransformation:
-        def rate(step: Any) -> jax.Array:
-            return -fit(learning_rate) * jnp.minimum(1, step.astype(float) / warmup)
+    """Step by -rate times the average of the updates, each of which has a weight."""
 
-        warm = optax.scale_by_schedule(rate)
-        return optax.chain(
-            optax.identity() if agc is None else _clip_by_leaf(fit(agc), 1e-3),
-            uncompiled_scale_by_rmsprop(**average),
-            optax.ema(fit(beta1)),
-            warm if warmup else optax.scale_by_learning_rate(fit(learning_rate)),
+    def init(params: optax.Params) -> Any:
+        def zeros(p: Any) -> jax.Array:
+            return jnp.zeros_like(p, jnp.promote_types(jnp.result_type(p), "float32"))
+
+        return AveragedSteps(
+            jnp.zeros([], jnp.int32), jax.tree.map(zeros, params), jnp.zeros([])
         )
 
-    return once_rounded(chain, None if agc is None else "agc")
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        del params
+        now = [x(state.count) if callable(x) else x for x in (weight, rate)]
+        return _averaged((beta, 1 - beta, *now), updates, state)
+
+    return optax.GradientTransformation(init, update)
 
 
-def _clip_by_leaf(clipping: jax.Array, least: float) -> optax.GradientTransformation:
+@functools.partial(jax.jit, inline=True)
+def _averaged(
+    numbers: Any, updates: optax.Updates, state: AveragedSteps
+) -> tuple[optax.Updates, AveragedSteps]:
+    beta, rest, weight, rate = (jnp.asarray(x, float) for x in numbers)
+
+    def average(old: jax.Array, new: Any) -> jax.Array:
+        a, b, c = (x.astype(old.dtype) for x in (beta, rest, weight))
+        return a * old + b * (c * jnp.asarray(new).astype(old.dtype))
+
+    averages = jax.tree.map(average, state.average, updates)
+    total = average(state.weight, jnp.ones([]))
+    # Where every weight was 0 there is no step.
+    factor = -rate / jnp.where(total > 0, total, 1)
+    steps = jax.tree.map(lambda b: factor.astype(b.dtype) * b, averages)
+    count = optax.safe_increment(state.count)
+    return steps, AveragedSteps(count, averages, total)
+
+
+def _clip_by_leaf(clipping: Number, least: float) -> optax.GradientTransformation:
     """Bound a gradient's norm by a part of its parameters', a whole leaf's each.
 
     `optax.adaptive_grad_clip` does so for each of a leaf's output units.
     """
 
-    def clip(g: jax.Array, x: jax.Array) -> jax.Array:
-        largest = clipping * jnp.maximum(least, jnp.linalg.norm(x.ravel()))
+    @jax.jit
+    def clip(bound: Any, g: jax.Array, x: jax.Array) -> jax.Array:
+        largest = bound * jnp.maximum(least, jnp.linalg.norm(x.ravel()))
         return g / jnp.maximum(1, jnp.linalg.norm(g.ravel()) / largest)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates, params))
+    def clip_all(updates: optax.Updates, params: optax.Params | None) -> Any:
+        return _map_with(functools.partial(clip, clipping), "agc", updates, params)
+
+    return optax.stateless(clip_all)
 
 
-def _average_of_steps(rate: jax.Array, beta: Any) -> optax.GradientTransformation:
-    """The average of what the rates have scaled, divided by that of the rates."""
-    average = optax.ema(beta, debias=False)
-
-    def init(params: optax.Params) -> Any:
-        return average.init((params, jnp.zeros([], rate.dtype)))
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, Any]:
-        steps = jax.tree.map(lambda u: rate * u, updates)
-        new: Any = average.update((steps, rate), state)
-        (steps, mean), state = new
-        # Where the rate was 0 all along there is no step.
-        factor = -rate / lax.select(mean > 0, mean, jnp.ones_like(mean))
-        return jax.tree.map(lambda b: factor * b, steps), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _shrink_after(decay: jax.Array) -> optax.GradientTransformation:
+def _shrink_after(decay: Number) -> optax.GradientTransformation:
     """Subtract decay * x of the parameters as they are after the step."""
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(
-            lambda u, x: u - decay * (x + u), updates, params
+
+    @jax.jit
+    def shrink(decay: Any, u: jax.Array, x: jax.Array) -> jax.Array:
+        x = x.astype(u.dtype)
+        return u - jnp.asarray(decay, u.dtype) * (x + u)
+
+    def shrink_all(updates: optax.Updates, params: optax.Params | None) -> Any:
+        traced = isinstance(decay, jax.core.Tracer)
+        if params is None and traced:  # right if it turns out to be 0
+            return jax.tree.map(lambda u: jnp.where(decay == 0, u, jnp.nan), updates)
+        each = functools.partial(shrink, decay)
+        return _map_with(each, "weight_decay", updates, params)
+
+    return optax.stateless(shrink_all)
+
+
+def _map_with(
+    function: Any, name: str, updates: optax.Updates, params: optax.Params | None
+) -> Any:
+    """Apply a function to each leaf and its parameter, but where there is no leaf."""
+    if params is None:
+        raise ValueError(
+            f"`params` must be passed to `update` when `{name}` is not 0, got None"
         )
-    )
+    leaves, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    try:
+        parameters = tree.flatten_up_to(params)
+    except ValueError as error:
+        raise ValueError(
+            "`params` must have the tree of the updates, but "
+            + str(error).splitlines()[0][:200]
+        ) from None
+
+    def each(g: Any, x: Any) -> Any:
+        if g is None:
+            return None
+        if np.shape(g) != np.shape(x):
+            raise ValueError(
+                "`params` must have the shapes of the updates, but one has "
+                f"{np.shape(x)} and its gradient {np.shape(g)}"
+            )
+        return function(g, jnp.asarray(x))
+
+    return tree.unflatten([each(g, x) for g, x in zip(leaves, parameters, strict=True)])

@@ -9,13 +9,14 @@ import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
-from jax_rmsprop.conventions._parts import (
+from jax_rmsprop.conventions._wrap import (
     Part,
     Transformation,
-    chain_keeping_dtype,
-    check_only_value,
+    chain,
     clipping,
-    rmsprop_of,
+    decayed,
+    named,
+    unless_zero,
 )
 
 
@@ -30,12 +31,7 @@ def mxnet1(
     rescale_grad: Number = 1.0,
     wd: Number = 0.0,
     clip_gradient: Number | None = None,
-    lr_scheduler: None = None,
     begin_num_update: int = 0,
-    multi_precision: bool = False,
-    param_idx2name: None = None,
-    sym: None = None,
-    param_dict: None = None,
 ) -> Transformation:
     """MXNet 1's `mx.optimizer.RMSProp`: momentum only if `centered`.
 
@@ -58,13 +54,7 @@ def mxnet1(
       rescale_grad: a factor of the gradient, >= 0.
       wd: weight decay, as in `rmsprop`.
       clip_gradient: bound of the gradient's elements, None or 0 for none.
-      lr_scheduler: must be None: a schedule is a `learning_rate` here.
       begin_num_update: the step at which a schedule begins.
-      multi_precision: must be False.
-      param_idx2name: must be None, as must `sym` and `param_dict`: settings of their
-        own for some parameters are an `optax.partition`.
-      sym: see `param_idx2name`.
-      param_dict: see `param_idx2name`.
 
     Example:
       >>> optimizer = mxnet1(0.002, gamma1=0.95, centered=True, clip_gradient=1.0)
@@ -73,8 +63,8 @@ def mxnet1(
       https://github.com/apache/mxnet/blob/1.9.1/src/operator/optimizer_op-inl.h
     """
     return _around(
-        rmsprop_of(
-            "mxnet1",
+        named(
+            {"gamma": "gamma1", "momentum": "gamma2", "eps": "epsilon"},
             learning_rate=_offset_schedule(learning_rate, begin_num_update),
             gamma=gamma1,
             eps=epsilon,
@@ -86,11 +76,6 @@ def mxnet1(
         wd=wd,
         clip_gradient=clip_gradient,
         clip_weights=clip_weights,
-        lr_scheduler=lr_scheduler,
-        multi_precision=multi_precision,
-        param_idx2name=param_idx2name,
-        sym=sym,
-        param_dict=param_dict,
     )
 
 
@@ -106,12 +91,7 @@ def mxnet2(
     rescale_grad: Number = 1.0,
     wd: Number = 0.0,
     clip_gradient: Number | None = None,
-    lr_scheduler: None = None,
     begin_num_update: int = 0,
-    multi_precision: bool = False,
-    param_idx2name: None = None,
-    sym: None = None,
-    param_dict: None = None,
 ) -> Transformation:
     """MXNet 2's `mx.optimizer.RMSProp`: eps moves into the root if `centered`.
 
@@ -135,13 +115,7 @@ def mxnet2(
       rescale_grad: a factor of the gradient, >= 0.
       wd: weight decay, as in `rmsprop`.
       clip_gradient: bound of the gradient's elements, None or 0 for none.
-      lr_scheduler: must be None: a schedule is a `learning_rate` here.
       begin_num_update: the step at which a schedule begins.
-      multi_precision: must be False.
-      param_idx2name: must be None, as must `sym` and `param_dict`: settings of their
-        own for some parameters are an `optax.partition`.
-      sym: see `param_idx2name`.
-      param_dict: see `param_idx2name`.
 
     Example:
       >>> optimizer = mxnet2(0.002, rho=0.95, wd=1e-4)
@@ -152,8 +126,8 @@ def mxnet2(
     del use_fused_step
     centered = _validate.check_bool("centered", centered)
     return _around(
-        rmsprop_of(
-            "mxnet2",
+        named(
+            {"gamma": "rho", "eps": "epsilon"},
             learning_rate=_offset_schedule(learning_rate, begin_num_update),
             gamma=rho,
             eps=epsilon,
@@ -166,11 +140,6 @@ def mxnet2(
         wd=wd,
         clip_gradient=clip_gradient,
         clip_weights=clip_weights,
-        lr_scheduler=lr_scheduler,
-        multi_precision=multi_precision,
-        param_idx2name=param_idx2name,
-        sym=sym,
-        param_dict=param_dict,
     )
 
 
@@ -182,29 +151,17 @@ def _around(
     wd: Number,
     clip_gradient: Number | None,
     clip_weights: Number | None,
-    lr_scheduler: Any,
-    multi_precision: Any,
-    **of_each_parameter: Any,
 ) -> Transformation:
     """Add MXNet's scaling, decay and clipping before, and its box around x after."""
-    advice = "pass a schedule, a function of the step from 0, as `learning_rate`"
-    check_only_value("lr_scheduler", lr_scheduler, None, advice)
-    advice = "keep the parameters in float32 and cast them where they are used"
-    check_only_value("multi_precision", multi_precision, False, advice)
-    for name, value in of_each_parameter.items():
-        check_only_value(
-            name, value, None, "settings for each parameter are an optax.partition"
-        )
-
     factor = _validate.check_scalar("rescale_grad", rescale_grad)
-    decay = _validate.check_scalar("wd", wd)
     same = isinstance(factor, float) and factor == 1.0
     scaled = None if same else optax.scale(factor)
-    decayed = None if is_zero(decay) else optax.add_decayed_weights(decay)
-    clipped = clipping("clip_gradient", clip_gradient)
-    gradient = (decayed, clipped) if decay_first else (clipped, decayed)
-    return chain_keeping_dtype(
-        scaled, *gradient, optimizer, _project_to_box(clip_weights)
+    gradient = decayed("wd", wd), clipping("clip_gradient", clip_gradient)
+    return chain(
+        scaled,
+        *(gradient if decay_first else gradient[::-1]),
+        optimizer,
+        _project_to_box(clip_weights),
     )
 
 
@@ -230,4 +187,4 @@ def _project_to_box(bound: Number | None) -> Part:
         box = optax.projections.projection_box
         return jax.tree.map(lambda x, u: box(x + u, -limit, limit) - x, params, updates)
 
-    return optax.stateless(project)
+    return unless_zero(limit, optax.stateless(project))

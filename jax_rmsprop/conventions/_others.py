@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule
-from jax_rmsprop.conventions._parts import (
-    Transformation,
-    check_only_value,
-    rmsprop_of,
-)
+from jax_rmsprop.conventions._wrap import Transformation, named
 
 
 def chainer(
@@ -28,8 +24,8 @@ def chainer(
     References:
       https://github.com/chainer/chainer/blob/v7.8.1/chainer/optimizers/rmsprop.py
     """
-    return rmsprop_of(
-        "chainer",
+    return named(
+        {"learning_rate": "lr", "gamma": "alpha"},
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
@@ -43,9 +39,8 @@ def paddle(
     epsilon: Number = 1e-6,
     momentum: Number = 0.0,
     centered: bool = False,
-    parameters: None = None,
+    *,
     weight_decay: Number | None = None,
-    grad_clip: None = None,
     name: str | None = None,
 ) -> Transformation:
     """PaddlePaddle's `paddle.optimizer.RMSProp`.
@@ -54,9 +49,9 @@ def paddle(
         b = momentum * b + learning_rate * g / sqrt(nu + epsilon)
         x = x - b
 
-    `parameters` must be None (they are passed to `init`), and so must `grad_clip`,
-    an object of Paddle's; Paddle clips before the decay, so put Optax's clipping before
-    this in a chain. `name` has no meaning here.
+    The parameters are passed to `init`, not here. Paddle clips before the decay, so put
+    Optax's clipping before this in a chain for its `grad_clip`. `name` has no meaning
+    here.
 
     Example:
       >>> optimizer = paddle(0.01, momentum=0.9, weight_decay=1e-4)
@@ -65,17 +60,15 @@ def paddle(
       https://github.com/PaddlePaddle/Paddle/blob/v3.3.1/python/paddle/optimizer/rmsprop.py
     """
     del name
-    check_only_value("parameters", parameters, None, "pass them to `init`")
-    advice = "put one of Optax's clippings before this in a chain"
-    check_only_value("grad_clip", grad_clip, None, advice)
-    return rmsprop_of(
-        "paddle",
+    return named(
+        {"gamma": "rho", "eps": "epsilon"},
         learning_rate=learning_rate,
         gamma=rho,
         eps=epsilon,
         centered=centered,
         momentum=momentum,
         weight_decay=0.0 if weight_decay is None else weight_decay,
+        decoupled_weight_decay=False,
     )
 
 
@@ -94,7 +87,13 @@ def mlx(
     References:
       https://github.com/ml-explore/mlx/blob/v0.32.4/python/mlx/optimizers/optimizers.py
     """
-    return rmsprop_of("mlx", learning_rate=learning_rate, gamma=alpha, eps=eps)
+    return named(
+        {"gamma": "alpha"},
+        learning_rate=learning_rate,
+        gamma=alpha,
+        eps=eps,
+        eps_in_sqrt=False,
+    )
 
 
 def d2l(
@@ -112,4 +111,4 @@ def d2l(
       Zhang et al., Dive into Deep Learning, section 12.8,
       https://d2l.ai/chapter_optimization/rmsprop.html
     """
-    return rmsprop_of("d2l", learning_rate=lr, gamma=gamma, eps=1e-6)
+    return named({"learning_rate": "lr"}, learning_rate=lr, gamma=gamma, eps=1e-6)

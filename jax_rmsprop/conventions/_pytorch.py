@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
-from jax_rmsprop.conventions._parts import (
+from jax_rmsprop.conventions._wrap import (
     Transformation,
-    chain_keeping_dtype,
-    check_only_value,
+    around,
+    chain,
     check_positive,
-    rmsprop_of,
-    with_clear_errors,
+    decayed,
+    named,
 )
+
+_NAMES = {"learning_rate": "lr", "gamma": "alpha"}
 
 
 def pytorch(
@@ -49,19 +53,22 @@ def pytorch(
       https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
     """
     del capturable, foreach, differentiable
-    optimizer = rmsprop_of(
-        "pytorch",
+    optimizer = named(
+        _NAMES,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
+        eps_in_sqrt=False,
         centered=centered,
         momentum=momentum,
+        lr_in_momentum=False,
         weight_decay=weight_decay,
+        decoupled_weight_decay=False,
     )
     climbs = _validate.check_bool("maximize", maximize)
-    optimizer = chain_keeping_dtype(optax.scale(-1.0) if climbs else None, optimizer)
-    both = optax.contrib.split_real_and_imaginary(optimizer)
-    return with_clear_errors(optax.with_extra_args_support(both))
+    if climbs:
+        optimizer = chain(optax.scale(-1.0), optimizer)
+    return around(optax.contrib.split_real_and_imaginary(optimizer))
 
 
 def timm(
@@ -119,6 +126,7 @@ def timm(
     del foreach
     decoupled = _validate.check_bool("decoupled_decay", decoupled_decay)
     corrected = _validate.check_bool("corrected_weight_decay", corrected_weight_decay)
+    amount = _validate.check_scalar("weight_decay", weight_decay)
     careful = _validate.check_bool("caution", caution) and not is_zero(momentum)
     # Unless told otherwise, a number is its own highest.
     squared = decoupled and corrected and (callable(lr) or max_lr is not None)
@@ -127,14 +135,14 @@ def timm(
             "`max_lr` must be the highest learning rate if `lr` is a schedule and "
             "`corrected_weight_decay` is True, got None"
         )
-    amount = _validate.check_scalar("weight_decay", weight_decay)
     # Caution is for the step alone, and for a gradient with its coupled decay.
     apart = (careful or squared) and not is_zero(amount)
-    optimizer = rmsprop_of(
-        "timm",
+    optimizer = named(
+        _NAMES,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
+        initial_scale=1.0,
         centered=centered,
         momentum=momentum,
         lr_in_momentum=lr_in_momentum,
@@ -142,15 +150,15 @@ def timm(
         decoupled_weight_decay=decoupled,
     )
     if careful:
-        optimizer = _cautious(optimizer)
+        optimizer = around(optimizer, functools.partial(_cautious, momentum))
     if not apart:
         return optimizer
     if not decoupled:
-        return chain_keeping_dtype(optax.add_decayed_weights(amount), optimizer)
+        return chain(decayed("weight_decay", amount), optimizer)
     highest = (
         check_positive("max_lr", max_lr) if squared and max_lr is not None else None
     )
-    return chain_keeping_dtype(optimizer, _scheduled_decay(lr, amount, highest))
+    return chain(optimizer, _scheduled_decay(lr, amount, highest))
 
 
 def stable_baselines3(
@@ -173,14 +181,17 @@ def stable_baselines3(
     References:
       https://github.com/DLR-RM/stable-baselines3/blob/v2.9.2/stable_baselines3/common/sb2_compat/rmsprop_tf_like.py
     """
-    return rmsprop_of(
-        "stable_baselines3",
+    return named(
+        _NAMES,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
+        initial_scale=1.0,
         centered=centered,
         momentum=momentum,
+        lr_in_momentum=False,
         weight_decay=weight_decay,
+        decoupled_weight_decay=False,
     )
 
 
@@ -190,19 +201,14 @@ def bitsandbytes(
     eps: Number = 1e-8,
     weight_decay: Number = 0.0,
     momentum: Number = 0.0,
-    centered: bool = False,
-    optim_bits: int = 32,
-    args: Any = None,
-    min_8bit_size: int = 4096,
 ) -> Transformation:
     """`bnb.optim.RMSprop` of bitsandbytes, with its state in full precision.
 
         g = g + weight_decay * x
         x = x - lr * g / (sqrt(nu) + eps)
 
-    bitsandbytes takes `momentum` and computes without it, and refuses `centered`: both
-    are refused here, `pytorch` has them. `args` and `min_8bit_size` have no meaning
-    here; `optim_bits` must be 32.
+    bitsandbytes takes `momentum` and computes without it. So does this of a traced one;
+    one that is known is refused: `pytorch` has it.
 
     Example:
       >>> optimizer = bitsandbytes(lr=1e-3, weight_decay=1e-4)
@@ -210,44 +216,35 @@ def bitsandbytes(
     References:
       https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/rmsprop.py
     """
-    del args, min_8bit_size
-    advice = (
-        "bitsandbytes takes a momentum and ignores it: pass 0 for the same steps, or "
-        "use conventions.pytorch for the momentum"
-    )
-    check_only_value("momentum", 0 if is_zero(momentum) else momentum, 0, advice)
-    check_only_value(
-        "centered", centered, False, "as in bitsandbytes; conventions.pytorch has it"
-    )
-    check_only_value(
-        "optim_bits", optim_bits, 32, "the state is in full precision here"
-    )
-    return rmsprop_of(
-        "bitsandbytes",
+    if not (is_zero(momentum) or isinstance(momentum, jax.core.Tracer)):
+        raise ValueError(
+            f"`momentum` must be 0, got {_validate.short_repr(momentum)}; bitsandbytes "
+            "takes a momentum and ignores it: pass 0 for the same steps, or use "
+            "conventions.pytorch for the momentum"
+        )
+    return named(
+        _NAMES,
         learning_rate=lr,
         gamma=alpha,
         eps=eps,
+        eps_in_sqrt=False,
         weight_decay=weight_decay,
+        decoupled_weight_decay=False,
     )
 
 
-def _cautious(optimizer: Transformation) -> Transformation:
-    """Keep of a step what goes against the gradient, scaled for what is left out."""
+def _cautious(momentum: Number, steps: optax.Updates, updates: optax.Updates) -> Any:
+    """Keep of a step what goes against the gradient, scaled for what is left out.
+
+    As long as there is momentum.
+    """
 
     def mask(step: jax.Array, g: jax.Array) -> jax.Array:
         kept = (step * g < 0).astype(step.dtype)
-        return step * kept / jnp.maximum(kept.mean(), 1e-3)
+        careful = step * kept / jnp.maximum(kept.mean(), 1e-3)
+        return jnp.where(jnp.asarray(momentum) == 0, step, careful.astype(step.dtype))
 
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra: Any,
-    ) -> tuple[optax.Updates, Any]:
-        steps, state = optimizer.update(updates, state, params, **extra)
-        return jax.tree.map(mask, steps, updates), state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return jax.tree.map(mask, steps, updates)
 
 
 def _scheduled_decay(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import NumberOrSchedule
 from jax_rmsprop.conventions._jax import optax
-from jax_rmsprop.conventions._parts import Transformation, with_clear_errors
 from jax_rmsprop.conventions._pytorch import pytorch
-from jax_rmsprop.conventions._table import CONVENTIONS, RECIPES
+from jax_rmsprop.conventions._table import RECIPES
 from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
+from jax_rmsprop.conventions._wrap import Transformation
 
 
 def nature_dqn(
@@ -135,10 +135,6 @@ _RAN = {f.__name__: f for f in (keras, optax, pytorch, tensorflow1)}
 
 def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
     recipe = RECIPES[name]
-    convention = _RAN[recipe.convention]
-    theirs = CONVENTIONS[recipe.convention].argument_names.get(
-        "learning_rate", "learning_rate"
-    )
-    with _validate.rename_arguments_in_errors({theirs: "learning_rate"}):
-        optimizer = convention(learning_rate, **recipe.settings)
-    return with_clear_errors(optimizer, {theirs: "learning_rate"})
+    # Under its own name, which is not always the convention's.
+    rate = _validate.check_scalar("learning_rate", learning_rate, schedule=True)
+    return _RAN[recipe.convention](rate, **recipe.settings)

@@ -6,21 +6,25 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import _validate
 from jax_rmsprop._validate import Number, NumberOrSchedule, is_zero
-from jax_rmsprop.conventions._parts import (
+from jax_rmsprop.conventions._wrap import (
     Part,
     Transformation,
-    chain_keeping_dtype,
-    check_only_value,
+    around,
+    chain,
     check_positive,
     clipping,
-    rmsprop_of,
-    with_clear_errors,
+    named,
 )
+
+_RHO = {"gamma": "rho", "eps": "epsilon"}
+_DECAY = {"gamma": "decay", "eps": "epsilon"}
 
 
 def keras(
@@ -33,9 +37,7 @@ def keras(
     clipnorm: Number | None = None,
     clipvalue: Number | None = None,
     global_clipnorm: Number | None = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
+    *,
     loss_scale_factor: Number | None = None,
     gradient_accumulation_steps: int | None = None,
     name: str | None = None,
@@ -46,7 +48,9 @@ def keras(
         b = momentum * b + learning_rate * g / sqrt(nu + epsilon)
         x = x - learning_rate * weight_decay * x - b
 
-    With `gradient_accumulation_steps`, a schedule counts gradients, not steps.
+    With `gradient_accumulation_steps`, a schedule counts gradients, not steps. Keras's
+    `use_ema` averages the parameters, which is no part of a step:
+    `optax.incremental_update` does it after one.
 
     Args:
       learning_rate: as in `rmsprop`.
@@ -59,9 +63,6 @@ def keras(
       clipvalue: the largest size of a gradient's element, likewise.
       global_clipnorm: the largest norm of all gradients together, likewise. Only one
         of the three may be given.
-      use_ema: must be False: an average of the parameters is no part of a step.
-      ema_momentum: of no meaning without `use_ema`.
-      ema_overwrite_frequency: likewise.
       loss_scale_factor: what the loss was multiplied by, > 0.
       gradient_accumulation_steps: how many gradients make a step, 2 or more.
       name: of no meaning here.
@@ -72,9 +73,7 @@ def keras(
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
     """
-    del ema_momentum, ema_overwrite_frequency, name
-    advice = "average the parameters after each step with optax.incremental_update"
-    check_only_value("use_ema", use_ema, False, advice)
+    del name
     clips = {
         "clipnorm": clipnorm,
         "clipvalue": clipvalue,
@@ -86,11 +85,11 @@ def keras(
             "gradient_accumulation_steps", gradient_accumulation_steps, low=2
         )
     steps = gradient_accumulation_steps or 1
-    optimizer = chain_keeping_dtype(
+    optimizer = chain(
         _unscale_gradient(loss_scale_factor),
         *(clipping(n, bound) for n, bound in clips.items()),
-        rmsprop_of(
-            "keras",
+        named(
+            _RHO,
             learning_rate=_per_microbatch(steps, learning_rate),
             gamma=_per_microbatch(steps, rho),
             eps=epsilon,
@@ -125,8 +124,9 @@ def tensorflow1(
       https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/training/rmsprop.py
     """
     del use_locking, name
-    return rmsprop_of(
-        "tensorflow1",
+    return named(
+        _DECAY,
+        initial_scale=1.0,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,
@@ -179,20 +179,47 @@ def tf_keras_v2(
     del name
     _check_at_most_one({"clipnorm": clipnorm, "global_clipnorm": global_clipnorm})
     rate = learning_rate if lr is None else lr
-    return chain_keeping_dtype(
-        clipping("clipvalue", clipvalue, zero_is_none=False),
-        clipping("clipnorm", clipnorm, zero_is_none=False),
-        clipping("global_clipnorm", global_clipnorm, zero_is_none=False),
-        rmsprop_of(
-            "tf_keras_v2",
+    inside, outside = (
+        named(
+            _RHO,
             learning_rate=_inverse_time(rate, _validate.check_scalar("decay", decay)),
             gamma=rho,
             eps=1e-7 if epsilon is None or is_zero(epsilon) else epsilon,
-            eps_in_sqrt=not is_zero(momentum),
+            eps_in_sqrt=eps_in_sqrt,
             centered=centered,
             momentum=momentum,
-        ),
+        )
+        for eps_in_sqrt in (True, False)
     )
+    optimizer = outside if is_zero(momentum) else inside
+    if isinstance(momentum, jax.core.Tracer):
+        optimizer = _either(momentum == 0, outside, inside)
+    return chain(
+        clipping("clipvalue", clipvalue, zero_is_none=False),
+        clipping("clipnorm", clipnorm, zero_is_none=False),
+        clipping("global_clipnorm", global_clipnorm, zero_is_none=False),
+        optimizer,
+    )
+
+
+def _either(
+    first: jax.Array, one: Transformation, other: Transformation
+) -> Transformation:
+    """One transformation or another, by a traced bool, of one state."""
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        return jax.tree.map(
+            lambda a, b: jnp.where(first, a, b),
+            one.update(updates, state, params, **extra_args),
+            other.update(updates, state, params, **extra_args),
+        )
+
+    return optax.GradientTransformationExtraArgs(one.init, update)
 
 
 def sonnet(
@@ -217,8 +244,8 @@ def sonnet(
       https://github.com/google-deepmind/sonnet/blob/v2.0.2/sonnet/src/optimizers/rmsprop.py
     """
     del name
-    return rmsprop_of(
-        "sonnet",
+    return named(
+        _DECAY,
         learning_rate=learning_rate,
         gamma=decay,
         eps=epsilon,
@@ -255,8 +282,7 @@ def _accumulate(optimizer: Transformation, steps: int) -> Transformation:
     wrapper = optax.MultiSteps(
         optimizer, steps, **{k: v for k, v in dtype.items() if k in known}
     )
-    every = optax.with_extra_args_support(wrapper.gradient_transformation())
-    return with_clear_errors(every)
+    return around(wrapper.gradient_transformation())
 
 
 def _per_microbatch(steps: int, value: NumberOrSchedule) -> NumberOrSchedule:

@@ -7,7 +7,8 @@
 
 Each pair of functions moves the state of one framework's RMSProp into that of its
 function in `jax_rmsprop.conventions`, and back; the steps that follow are the same on
-both sides. What is no state, such as the learning rate, is the caller's.
+both sides. What is no state, such as the learning rate, is the caller's; of a PyTorch
+checkpoint `settings` reads it: `conventions.pytorch(**migrate.settings(checkpoint))`.
 
 The caller's `layout` says which of their arrays is which of ours. It is one function,
 for parameters and state alike: it takes a tree like the parameters and returns their
@@ -21,7 +22,7 @@ may rename, transpose, reshape, split and stack, with NumPy's or JAX's functions
 element must come out once and unchanged.
 
 One thing is not kept alike: where others have the average of g^2, the nu of a centered
-`ScaleByRMSPropState` is the variance, nu - mu^2. Both ways are computed in float64, and
+`RMSPropState` is the variance, nu - mu^2. Both ways are computed in float64, and
 a variance that their rounding made negative becomes 0.
 
 What is missing, unknown or of another shape is refused in one line that names the entry
@@ -37,6 +38,7 @@ from jax_rmsprop.migrate._torch import (
     from_bitsandbytes,
     from_timm,
     from_torch,
+    settings,
     to_bitsandbytes,
     to_timm,
     to_torch,
@@ -50,6 +52,7 @@ __all__ = [
     "from_tf1",
     "from_timm",
     "from_torch",
+    "settings",
     "to_bitsandbytes",
     "to_keras",
     "to_optax",

@@ -13,7 +13,15 @@ Layout = Callable[[Any], Mapping[str, Any]]
 Ours = dict[Any, np.ndarray]
 Theirs = dict[str, np.ndarray]
 
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+# What DataParallel, torch.compile, FSDP, activation checkpointing and DeepSpeed put
+# before a name, or into it.
+_WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+}
 
 
 class LayoutIndex:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_rmsprop import conventions
-from jax_rmsprop._transform import scale_by_rmsprop
+from jax_rmsprop._rmsprop import scale_by_rmsprop
 from jax_rmsprop.migrate._elements import LayoutIndex
 from jax_rmsprop.migrate._state import (
     FIELDS,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.tree_util import GetAttrKey, tree_leaves_with_path, tree_map_with_path
 
-from jax_rmsprop._transform import ScaleByRMSPropState
+from jax_rmsprop._rmsprop import RMSPropState
 from jax_rmsprop.migrate._elements import LayoutIndex, Ours, Theirs
 from jax_rmsprop.quantization import QuantizedState
 
@@ -28,6 +28,8 @@ _PARTS: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
 
 def to_numpy(x: Any) -> np.ndarray:
     """Any framework's array; PyTorch's and Keras's have a method for it."""
+    if hasattr(x, "full_tensor"):  # a DTensor, of which each process has a part
+        x = x.full_tensor()
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         if str(x.dtype) == "torch.bfloat16":  # which NumPy does not have
@@ -97,23 +99,22 @@ def build_state(
         return tree_map_with_path(put_leaf, tree)
 
     def visit(path: Any, x: Any) -> Any:
-        if isinstance(x, ScaleByRMSPropState):
-            return ScaleByRMSPropState(
+        if isinstance(x, RMSPropState):
+            return RMSPropState(
                 count=put_like(x.count, np.asarray(count)),
                 nu=put("nu", x.nu),
                 mu=put("mu", x.mu),
+                momentum=put("momentum", x.momentum),
                 weight=None
                 if x.weight is None
                 else put_like(x.weight, np.asarray(weight)),
             )
-        if isinstance(x, optax.TraceState):
-            return optax.TraceState(trace=put("momentum", x.trace))
         # The step of an Optax transformation beside it.
         if path[-1:] == (GetAttrKey("count"),):
             return put_like(x, np.asarray(count))
         return x
 
-    state = tree_map_with_path(visit, template, is_leaf=_is_ours)
+    state = tree_map_with_path(visit, template, is_leaf=is_ours)
     for field, path in unused:
         raise ValueError(
             f"the checkpoint has {words[field]} of {index.name_of(path)!r}, for which "
@@ -136,13 +137,11 @@ def extract_arrays(state: Any, index: LayoutIndex) -> tuple[dict[str, Theirs], i
                 value = 1j * value
             fields[field][whole] = fields[field].get(whole, 0) + value
 
-    for x in jax.tree.leaves(state, is_leaf=_is_ours):
-        if isinstance(x, ScaleByRMSPropState):
+    for x in jax.tree.leaves(state, is_leaf=is_ours):
+        if is_ours(x):
             counts.append(int(x.count))
-            collect("nu", x.nu)
-            collect("mu", x.mu)
-        elif isinstance(x, optax.TraceState):
-            collect("momentum", x.trace)
+            for field in FIELDS:
+                collect(field, getattr(x, field))
     for path, mu in fields["mu"].items():
         fields["nu"][path] = fields["nu"][path] + _square(mu, fields["nu"][path])
     return {f: index.theirs(fields[f]) for f in FIELDS}, max(counts)
@@ -186,8 +185,9 @@ def _check_not_quantized(state: Any) -> None:
         )
 
 
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, ScaleByRMSPropState | optax.TraceState)
+def is_ours(x: Any) -> bool:
+    """Tell whether it is the state of an RMSProp of this package."""
+    return isinstance(x, RMSPropState)
 
 
 def _parameter_path(path: Any, index: LayoutIndex) -> tuple[Any, Callable[[Any], Any]]:

@@ -11,7 +11,13 @@ import optax
 
 from jax_rmsprop import conventions
 from jax_rmsprop.migrate._elements import Layout, LayoutIndex
-from jax_rmsprop.migrate._state import FIELDS, build_state, extract_arrays, to_numpy
+from jax_rmsprop.migrate._state import (
+    FIELDS,
+    build_state,
+    extract_arrays,
+    is_ours,
+    to_numpy,
+)
 
 _WORDS = {"nu": "rms", "mu": "mg", "momentum": "momentum"}
 
@@ -93,7 +99,5 @@ def to_tf1(
 
 
 def _has_momentum(state: Any) -> bool:
-    def is_trace(x: Any) -> bool:
-        return isinstance(x, optax.TraceState)
-
-    return any(is_trace(x) for x in jax.tree.leaves(state, is_leaf=is_trace))
+    leaves = jax.tree.leaves(state, is_leaf=is_ours)
+    return any(is_ours(x) and x.momentum is not None for x in leaves)

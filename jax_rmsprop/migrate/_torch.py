@@ -28,7 +28,8 @@ class _Checkpoint:
 
     Attributes:
       convention: the function of `conventions` that takes its steps.
-      settings: the arguments of that, in its groups.
+      settings: the arguments of that, in its groups, which decide what a state has.
+      others: arguments that may differ between groups.
       entries: what it calls our fields.
       counts_in_floats: whether its step is a float.
       options: for each field but nu, the setting that is true where it has that.
@@ -36,6 +37,7 @@ class _Checkpoint:
 
     convention: Callable[..., optax.GradientTransformation]
     settings: tuple[str, ...]
+    others: tuple[str, ...]
     entries: Mapping[str, str]
     counts_in_floats: bool
     options: Mapping[str, str]
@@ -43,7 +45,8 @@ class _Checkpoint:
 
 _PYTORCH = _Checkpoint(
     conventions.pytorch,
-    ("momentum", "centered", "maximize"),
+    ("momentum", "centered"),
+    ("maximize",),
     _ENTRIES,
     counts_in_floats=True,
     options={"mu": "centered", "momentum": "momentum"},
@@ -51,10 +54,12 @@ _PYTORCH = _Checkpoint(
 _TIMM = dataclasses.replace(
     _PYTORCH,
     convention=conventions.timm,
-    settings=("momentum", "centered", "caution", "weight_decay", "decoupled_decay"),
+    settings=("momentum", "centered", "caution"),
+    others=("weight_decay", "decoupled_decay"),
 )
 _BITSANDBYTES = _Checkpoint(
     conventions.bitsandbytes,
+    (),
     (),
     _ENTRIES | {"nu": "state1"},
     counts_in_floats=False,
@@ -234,10 +239,24 @@ def _from(
                 raise ValueError(f"the checkpoint has an unknown {entry} of {name!r}")
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
-        optimizer = kind.convention(**_shared(groups, kind.settings))
-    return build_state(
-        optimizer, params, index, theirs, kind.entries, count, absent=absent
-    )
+        others = {
+            name: max(group[name] for group in groups)
+            for name in kind.others
+            if all(name in group for group in groups)
+        }
+        shared = shared_settings(groups, kind.settings, _PARTITION)
+        optimizer = kind.convention(**shared, **others)
+    try:
+        return build_state(
+            optimizer, params, index, theirs, kind.entries, count, absent=absent
+        )
+    except ValueError as error:
+        if " has shape " not in str(error) or names is not None:
+            raise
+        raise ValueError(
+            f"{error}; if the optimizer's parameters come in another order, pass "
+            "`names`, mostly [name for name, _ in model.named_parameters()]"
+        ) from None
 
 
 def _check_optimizers_alone(checkpoint: Any) -> None:
@@ -259,15 +278,54 @@ def _check_optimizers_alone(checkpoint: Any) -> None:
     )
 
 
-def _shared(groups: Any, settings: Sequence[str]) -> dict[str, Any]:
-    """Collect the settings that the groups of a checkpoint share."""
+_PARTITION = "pass `optimizer`, with a transformation for each in optax.partition"
+
+
+def settings(optimizer_state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a checkpoint of `torch.optim.RMSprop`.
+
+    Args:
+      optimizer_state_dict: as for `from_torch`.
+
+    Returns:
+      Arguments of `conventions.pytorch`. Of a schedule `lr` is the rate at that step.
+
+    Raises:
+      TypeError: a checkpoint of more than the optimizer.
+      ValueError: groups of parameters differ.
+
+    Example:
+      >>> from jax_rmsprop import conventions, migrate
+      >>> group = {"params": [0], "lr": 0.01, "alpha": 0.9, "eps": 1e-8, "momentum": 0}
+      >>> checkpoint = {"state": {}, "param_groups": [group]}
+      >>> migrate.settings(checkpoint)
+      {'lr': 0.01, 'alpha': 0.9, 'eps': 1e-08, 'momentum': 0}
+      >>> optimizer = conventions.pytorch(**migrate.settings(checkpoint))
+    """
+    _check_optimizers_alone(optimizer_state_dict)
+    names = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize")
+    advice = "make a transformation of each for optax.partition"
+    groups = optimizer_state_dict["param_groups"]
+    shared = shared_settings(groups, names, advice)
+    if "lr" in shared:  # which may be a tensor
+        shared["lr"] = float(shared["lr"])
+    return shared
+
+
+def shared_settings(
+    groups: Any, settings: Sequence[str], advice: str
+) -> dict[str, Any]:
+    """Collect the settings that the groups of a checkpoint share.
+
+    Raises:
+      ValueError: they differ in one.
+    """
     shared: dict[str, Any] = {}
     for setting in settings:
         values = [group[setting] for group in groups if setting in group]
         if any(value != values[0] for value in values):
             raise ValueError(
-                f"the checkpoint's groups differ in {setting}, {values}: pass "
-                "`optimizer`, with a transformation for each in optax.partition"
+                f"the checkpoint's groups differ in {setting}, {values}: {advice}"
             )
         if values:
             shared[setting] = values[0]
@@ -297,6 +355,12 @@ def _to(
             step = float(count) if kind.counts_in_floats else count
             entries[number] = {"step": step}
             for field, array in arrays.items():
+                if hasattr(tensor, "full_tensor"):
+                    raise ValueError(
+                        f"{names[number]!r} is spread over processes (a DTensor): "
+                        "load a state into the optimizer before it is sharded, or "
+                        "with torch.distributed.checkpoint.state_dict"
+                    )
                 if array.shape != tuple(tensor.shape):
                     raise ValueError(
                         f"{names[number]!r} has shape {array.shape} by `layout`, "

@@ -347,7 +347,7 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
       >>> optimizer, g = rmsprop(0.01), jnp.ones(3)
       >>> def step(state, _):
       ...     _, state = optimizer.update(g, state)
-      ...     return state, diagnose(state, g)
+      ...     return state, diagnose(optimizer, state, g)
       >>> _, found = jax.lax.scan(step, optimizer.init(g), length=20)
       >>> axes = plotting.diagnosis(found)
       >>> axes[0].figure.savefig("/dev/null", format="png")

@@ -58,7 +58,7 @@ def bfloat16(min_size: int = 0) -> Codec:
       >>> from jax_rmsprop.quantization import bfloat16, quantize_state
       >>> optimizer = quantize_state(rmsprop(0.01), {"nu": bfloat16()})
       >>> state = optimizer.init(jnp.ones(3))
-      >>> state.inner_state[1].nu.dtype
+      >>> state.inner_state.nu.dtype
       dtype(bfloat16)
     """
     size = _validate.check_int("min_size", min_size, low=0)
@@ -135,7 +135,7 @@ def uint8(min_size: int = 4096) -> Codec:
       >>> from jax_rmsprop.quantization import uint8, quantize_state
       >>> optimizer = quantize_state(rmsprop(0.01), {"nu": uint8()})
       >>> state = optimizer.init(jnp.ones((64, 64)))
-      >>> state.inner_state[1].nu.dtype
+      >>> state.inner_state.nu.dtype
       dtype('uint8')
     """
     size = _validate.check_int("min_size", min_size, low=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,6 @@ from jax.tree_util import GetAttrKey, register_dataclass, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from jax_rmsprop import _validate
-from jax_rmsprop._dispatch import one_dispatch
 from jax_rmsprop._sharding import on_explicit_mesh
 from jax_rmsprop.quantization._codecs import Codec, StateCodecs
 from jax_rmsprop.quantization._dither import dither, dither_starts
@@ -50,7 +49,8 @@ def quantize_state(
     Args:
       inner: any Optax transformation.
       codecs: by the names of the state's fields, wherever they are: "nu" and "mu" of
-        `rmsprop` and of Optax's, "trace" of a momentum. Other fields stay as they are.
+        `rmsprop` and of Optax's; "momentum" of `rmsprop`, which "trace", Optax's name
+        of such a buffer, stands for too. Other fields stay as they are.
       seed: an integer, or an array or tracer of one: other seeds round by other
         random numbers. For the members of a sweep, which otherwise round alike.
 
@@ -70,12 +70,12 @@ def quantize_state(
       >>> from jax_rmsprop import rmsprop
       >>> from jax_rmsprop.quantization import bfloat16, quantize_state, uint8
       >>> optimizer = quantize_state(
-      ...     rmsprop(0.01, momentum=0.9), {"nu": uint8(), "trace": bfloat16()}
+      ...     rmsprop(0.01, momentum=0.9), {"nu": uint8(), "momentum": bfloat16()}
       ... )
       >>> params = {"w": jnp.ones((64, 64))}
       >>> state = optimizer.init(params)
       >>> updates, state = jax.jit(optimizer.update)(params, state)
-      >>> optax.tree_utils.tree_get(state, "trace")["w"].dtype
+      >>> optax.tree_utils.tree_get(state, "momentum")["w"].dtype
       dtype(bfloat16)
 
     References:
@@ -96,7 +96,10 @@ def quantize_state(
                 "`codecs` must have a Codec, such as uint8(), for "
                 f"{name!r}, got {_validate.short_repr(value)}"
             )
-    settings = optax.with_extra_args_support(inner), dict(codecs), seed
+    codecs = dict(codecs)
+    if "trace" in codecs:  # Optax's name of a momentum's buffer, whoever has it
+        codecs.setdefault("momentum", codecs["trace"])
+    settings = optax.with_extra_args_support(inner), codecs, seed
     # Partials of functions here, so that the result can be pickled.
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, *settings), functools.partial(_update, *settings)
@@ -120,6 +123,7 @@ def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptSta
       >>> state.inner_state.nu.dtype, dequantize_state(state, codecs).nu
       (dtype(bfloat16), Array([0.5, 0.5], dtype=float32))
     """
+    codecs = {"momentum": codecs["trace"], **codecs} if "trace" in codecs else codecs
     return _replace_leaves(
         state.inner_state, _decode(_stored_leaves(codecs, state), state.bases)
     )
@@ -146,18 +150,20 @@ def _init(
     inner: optax.GradientTransformationExtraArgs,
     codecs: StateCodecs,
     seed: ArrayLike,
+    /,
     params: optax.Params,
 ) -> QuantizedState:
     state, count = inner.init(params), jnp.zeros([], jnp.int32)
     if jax.tree.leaves(params):
-        fields = {k.name for path, _ in path_leaves(state) for k in path if is_field(k)}
+        fields = {f for f, _ in _fields(state, params) if f is not None}
         for name in codecs:
-            if name not in fields:
+            either = {"trace", "momentum"} if name in ("trace", "momentum") else {name}
+            if not either & fields:
                 raise ValueError(
                     f"`codecs` has {name!r}, of which the state has no array; it has "
                     f"{', '.join(sorted(fields))}"
                 )
-    codes, bases = _encode_first(_full_leaves(codecs, state), count, seed)
+    codes, bases = _encode_first(_full_leaves(codecs, state, params), count, seed)
     return QuantizedState(count, _replace_leaves(state, codes), bases)
 
 
@@ -165,23 +171,25 @@ def _update(
     inner: optax.GradientTransformationExtraArgs,
     codecs: StateCodecs,
     seed: ArrayLike,
+    /,
     updates: optax.Updates,
     state: QuantizedState,
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, QuantizedState]:
+    _validate.check_class(state, QuantizedState)
     leaves = _stored_leaves(codecs, state)
     full, count, bases, starts = _decode_stored(leaves, state.count, state.bases, seed)
     before = _replace_leaves(state.inner_state, full)
-    updates, after = inner.update(updates, before, params, **extra_args)
-    codes = _encode(_full_leaves(codecs, after), bases, starts, count)
-    return updates, QuantizedState(count, _replace_leaves(after, codes), bases)
+    steps, after = inner.update(updates, before, params, **extra_args)
+    codes = _encode(_full_leaves(codecs, after, updates), bases, starts, count)
+    return steps, QuantizedState(count, _replace_leaves(after, codes), bases)
 
 
 # Outside a jit each of these is one dispatch, not a dozen for each leaf.
 
 
-@one_dispatch
+@functools.partial(jax.jit, inline=True)
 def _encode_first(
     leaves: list[_Leaf], count: jax.Array, seed: ArrayLike
 ) -> tuple[list[Any], jax.Array]:
@@ -190,7 +198,7 @@ def _encode_first(
     return _encode(leaves, bases, starts, count), bases
 
 
-@one_dispatch
+@functools.partial(jax.jit, inline=True)
 def _decode_stored(
     leaves: list[_Leaf], count: jax.Array, bases: jax.Array, seed: ArrayLike
 ) -> tuple[list[Any], ArrayLike, jax.Array, jax.Array]:
@@ -209,7 +217,7 @@ def _decode_stored(
     return _decode(leaves, bases), next_count, next_bases, starts
 
 
-@one_dispatch
+@functools.partial(jax.jit, inline=True)
 def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[Any]:
     return [
         None if leaf.codec is None else leaf.codec.decode(leaf.x, bases[i])
@@ -217,7 +225,7 @@ def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[Any]:
     ]
 
 
-@one_dispatch
+@functools.partial(jax.jit, inline=True)
 def _encode(
     leaves: list[_Leaf], bases: jax.Array, starts: jax.Array, count: ArrayLike
 ) -> list[Any]:
@@ -275,34 +283,64 @@ def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
     return result
 
 
-def _full_leaves(codecs: StateCodecs, state: optax.OptState) -> list[_Leaf]:
+def _full_leaves(
+    codecs: StateCodecs, state: optax.OptState, params: optax.Params
+) -> list[_Leaf]:
     """The leaves of a state in full: what a codec would keep is float32."""
-    return _leaves(codecs, state, lambda codec: jnp.float32)
+
+    def leaf(field: str | None, parameter: Any, x: jax.Array) -> _Leaf:
+        codec = codecs.get(field) if field is not None else None
+        if codec and x.dtype == jnp.float32 and x.size >= max(1, codec.min_size):
+            return _Leaf(x, codec, parameter)
+        return _Leaf(None, None, None)
+
+    places = _fields(state, params)
+    return [leaf(*at, x) for at, x in zip(places, jax.tree.leaves(state), strict=True)]
 
 
 def _stored_leaves(codecs: StateCodecs, state: QuantizedState) -> list[_Leaf]:
-    """The leaves of the inner state: what a codec keeps has the dtype of its codes."""
-    return _leaves(codecs, state.inner_state, _code_dtype)
+    """The leaves of the inner state: what a codec keeps has the dtype of its codes.
 
+    Whoever rebuilds a state leaves the dtypes as they are.
 
-def _leaves(
-    codecs: StateCodecs, state: optax.OptState, dtype: Callable[[Codec], Any]
-) -> list[_Leaf]:
-    """The leaves of a state in order.
-
-    A codec keeps what has this dtype: whoever rebuilds a state leaves the dtypes as
-    they are.
+    Raises:
+      ValueError: a field has the codes of another codec.
     """
 
     def leaf(path: Any, x: jax.Array) -> _Leaf:
         for i, key in enumerate(path):
             if is_field(key) and key.name in codecs:
                 codec = codecs[key.name]
-                if x.dtype == dtype(codec) and x.size >= max(1, codec.min_size):
+                if x.dtype == _code_dtype(codec) and x.size >= max(1, codec.min_size):
                     return _Leaf(x, codec, path[i + 1 :])
+                if jnp.issubdtype(x.dtype, jnp.integer):
+                    raise ValueError(
+                        f"`state` has {key.name} in {x.dtype}, but `codecs` keeps it "
+                        f"in {_code_dtype(codec)}"
+                    )
         return _Leaf(None, None, None)
 
-    return [leaf(path, x) for path, x in path_leaves(state)]
+    return [leaf(path, x) for path, x in path_leaves(state.inner_state)]
+
+
+def _fields(
+    state: optax.OptState, params: optax.Params
+) -> list[tuple[str | None, Any]]:
+    """For each leaf of a state the field that it is in, and its place within that.
+
+    Fields of the parameters are none of the state's: where a parameter's whole path
+    follows a field, the leaf is that parameter's part of it.
+    """
+    parameters = {path for path, _ in path_leaves(params)}
+
+    def field(path: Any) -> tuple[str | None, Any]:
+        ends = [i for i, key in enumerate(path) if is_field(key)]
+        like = [i for i in ends if path[i + 1 :] in parameters]
+        for i in like[:1] or ends[:1]:
+            return path[i].name, path[i + 1 :]
+        return None, path
+
+    return [field(path) for path, _ in path_leaves(state)]
 
 
 @functools.cache
