@@ -6,14 +6,15 @@ recipes. Where two frameworks differ only in values, the values are in `CONVENTI
 `explain` prints them, and so does `python -m jax_rmsprop.conventions`.
 
 Each function returns an Optax transformation, made of `rmsprop` and Optax's own parts,
-and what `rmsprop` promises holds here. The learning rate and the average's decay may be
-a number, an array, a tracer or a schedule (a function of the step, from 0); the other
-numbers all but a schedule. State and arithmetic are float32 or wider, and an update has
-its gradient's dtype. A wrong value is refused in one line, in the framework's words
-(TypeError, ValueError); what a framework takes and has no meaning here, such as
-PyTorch's `foreach`, is accepted. Where the momentum is the number 0 there is no buffer.
-For groups of parameters with settings of their own use `optax.partition`, with one of
-these for each group.
+and what `rmsprop` promises holds here. A number may be an array or a tracer too, and
+those of the learning rate, the average's decay, the momentum and the weight decay a
+schedule (a function of the step, from 0) where `rmsprop` takes one. State and
+arithmetic are float32 or wider, and an update has its gradient's dtype. A wrong value
+is refused in one line, in the framework's words (TypeError, ValueError). What has no
+meaning here, such as PyTorch's `foreach`, is accepted; what could only be refused, such
+as Keras's `use_ema`, is no argument. Where the momentum is the number 0 there is no
+buffer. For groups of parameters with settings of their own use `optax.partition`, with
+one of these for each group.
 
 In the equations x is a parameter, g its gradient, nu the average of g^2 or, if
 `centered`, the variance; b is the momentum buffer, which starts at 0. An argument that
