@@ -108,15 +108,15 @@ def test_the_textbook(cells):
 @pytest.mark.filterwarnings(
     "ignore:jax.(array_ref|ArrayRef) is deprecated:DeprecationWarning"
 )
-@pytest.mark.parametrize(
-    "name", [pytest.param("flax_network", marks=pytest.mark.slow), "equinox_network"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flax_network", "equinox_network"])
 def test_networks(cells, name):
     printed, pictures = cells(name)
     assert pictures == 1
     assert float(re.search(r"([\d.]+)% right", printed).group(1)) > 93
 
 
+@pytest.mark.slow
 def test_reading_a_sweep(cells):
     printed, pictures = cells("reading_a_sweep")
     assert pictures == 6
@@ -285,6 +285,7 @@ def test_gamma_sweep(run, data, tmp_path):
     assert "of which 0.0 s compiling" in run(*words)
 
 
+@pytest.mark.slow
 def test_a_members_curve_is_its_own_training():
     """One of the sweep's members, trained alone with plain Python loops."""
     example, common = (importlib.import_module(n) for n in ("gamma_sweep", "common"))

@@ -730,16 +730,12 @@ def loss_curves(problem, make):
     ("problem", "convention"),
     [
         ("mlp", "textbook"),
-        *(
-            pytest.param(problem, convention, marks=pytest.mark.slow)
-            for problem, convention in (
-                ("mlp", "pytorch"),
-                ("conv", "textbook"),
-                ("airfoil", "pytorch"),
-            )
-        ),
+        ("mlp", "pytorch"),
+        ("conv", "textbook"),
+        ("airfoil", "pytorch"),
     ],
 )
+@pytest.mark.slow
 def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
     if problem == "airfoil":

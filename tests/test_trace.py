@@ -227,6 +227,7 @@ def test_the_fingerprint_where_jax_makes_arguments_of_constants():
         assert of(1.0) != of(2.0)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_every_process(capsys, standard_promotion):
     code = (
         "import numpy as np;"
