@@ -62,17 +62,18 @@ def test_members_side_by_side_have_the_bits_of_one(rng):
     """As the how-to shows: hyperparameters in the state, by jax.vmap."""
     make = optax.inject_hyperparams(rmsprop, hyperparam_dtype=jnp.float32)
     gammas, rates = jnp.array([0.5, 0.9, 0.999]), jnp.array([0.1, 0.01, 0.001])
-    x = jnp.asarray(rng.standard_normal((3, 16)), "float32")
+    x = jnp.asarray(rng.standard_normal((3, 64)), "float32")
+    gradients = jnp.asarray(rng.standard_normal((10, 64)), "float32")
 
     def train(gamma, rate, x):
-        optimizer = make(learning_rate=rate, gamma=gamma, momentum=0.9)
+        optimizer = make(learning_rate=rate, gamma=gamma)
 
-        def step(carry, batch):
+        def step(carry, g):
             x, state = carry
-            updates, state = optimizer.update(batch * x, state, x)
-            return (optax.apply_updates(x, updates), state), None
+            updates, state = optimizer.update(g, state, x)
+            return (optax.apply_updates(x, updates), state), updates
 
-        return jax.lax.scan(step, (x, optimizer.init(x)), jnp.arange(1.0, 11))[0]
+        return jax.lax.scan(step, (x, optimizer.init(x)), gradients)
 
     many, alone = jax.jit(jax.vmap(train))(gammas, rates, x), jax.jit(train)
     for i in range(3):
