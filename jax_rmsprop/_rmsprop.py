@@ -109,7 +109,24 @@ def step(
         u = u + (times(n.learning_rate, decay) if rate_is_in_b else decay)
     if n.learning_rate is not None:
         u = -u if rate_is_in_b else times(-n.learning_rate, u)  # (6)
-    return _equations.clip(u, jnp.finfo(kept).max).astype(kept), nu, mu, b
+    may_overflow = decay is not None or (b is not None and not rate_is_in_b)
+    if may_overflow or kept != g.dtype:  # else `_least_eps` sees to it
+        u = _equations.clip(u, jnp.finfo(kept).max)
+    return u.astype(kept), nu, mu, b
+
+
+def _least_eps(eps: jax.Array, rate: jax.Array | None, in_sqrt: bool) -> jax.Array:
+    """An eps > 0, of which the learning rate times (3) is finite.
+
+    Up to a rate of 4 it is the smallest normal number, in float32.
+    """
+    eps = _equations.positive(eps)
+    if rate is None:
+        return eps
+    info = jnp.finfo(eps.dtype)
+    root = rate * (2 * _equations.largest(eps.dtype) / info.max)
+    least = root * root if in_sqrt else root - jnp.sqrt(info.tiny)
+    return jnp.maximum(eps, least)
 
 
 def _finite(x: jax.Array) -> jax.Array:
@@ -146,7 +163,7 @@ def _compiled_update(
         return _Numbers(
             cast(h.learning_rate),
             _equations.decay(cast(gamma), cast(one_minus_gamma)),
-            _equations.positive(cast(h.eps)),
+            _least_eps(cast(h.eps), cast(h.learning_rate), options.eps_in_sqrt),
             cast(h.momentum),
             cast(h.weight_decay),
             None if weight is None else _equations.positive(cast(weight)),
