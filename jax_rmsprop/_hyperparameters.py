@@ -18,7 +18,7 @@ from jax_rmsprop._validate import (
     check_bool,
     check_scalar,
     is_zero,
-    key_name,
+    match_parameters,
     short_repr,
 )
 
@@ -154,37 +154,16 @@ def decaying(
     Raises:
       ValueError: the parameters are missing, or are no tree of arrays like the updates.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(
-        updates, is_leaf=lambda x: x is None
-    )
-    present = [g is not None for _, g in leaves]
     if params is None:
         if not (is_zero(h.weight_decay) or isinstance(h.weight_decay, jax.core.Tracer)):
             raise ValueError(
                 "`params` must be passed to `update` when `weight_decay` is not 0, got "
                 "None"
             )
-        return off_if_zero(h, "weight_decay"), [None] * sum(present)
+        return off_if_zero(h, "weight_decay"), [None] * len(jax.tree.leaves(updates))
     if mask is not None:
         params = _masked(mask, params)
-    try:
-        parameters = tree.flatten_up_to(params)
-    except ValueError as error:
-        raise ValueError(
-            "`params` must have the tree of the updates, but "
-            + str(error).splitlines()[0][:200]
-        ) from None
-    found: list[Any] = []
-    for (path, g), x in zip(leaves, parameters, strict=True):
-        if g is None:
-            continue
-        if x is not None and np.shape(x) != np.shape(g):
-            raise ValueError(
-                f"`params` must have the shapes of the updates, but {key_name(path)} "
-                f"has {np.shape(x)} and its gradient {np.shape(g)}"
-            )
-        found.append(x)
-    return h, found
+    return h, match_parameters(updates, params)
 
 
 def _masked(mask: Any, params: optax.Params) -> Any:

@@ -290,6 +290,32 @@ def check_fields(state: Any, **on: tuple[str, bool]) -> None:
             )
 
 
+def match_parameters(updates: Any, params: Any) -> list[Any]:
+    """The parameter of each leaf of the updates that is not None, in their order.
+
+    Raises:
+      ValueError: the parameters have another tree, or a leaf another shape.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(
+        updates, is_leaf=lambda x: x is None
+    )
+    try:
+        parameters = tree.flatten_up_to(params)
+    except ValueError as error:
+        raise ValueError(
+            "`params` must have the tree of the updates, but "
+            + str(error).splitlines()[0][:200]
+        ) from None
+    pairs = [(p, g, x) for (p, g), x in zip(leaves, parameters, strict=True)]
+    for path, g, x in pairs:
+        if g is not None and x is not None and np.shape(x) != np.shape(g):
+            raise ValueError(
+                f"`params` must have the shapes of the updates, but {key_name(path)} "
+                f"has {np.shape(x)} and its gradient {np.shape(g)}"
+            )
+    return [x for _, g, x in pairs if g is not None]
+
+
 def check_full_precision(leaves: Sequence[Any]) -> None:
     """Check that averages are float32 or wider.
 

@@ -64,6 +64,7 @@ def test_parameters_that_do_not_fit_are_refused(params):
         rmsprop(0.1, weight_decay=0.1),
         conventions.dreamer_v3(warmup=0),
         conventions.laprop(weight_decay=0.1),
+        conventions.mxnet1(wd=0.1),
     ):
         with pytest.raises(ValueError, match="^`params` must ") as refused:
             optimizer.update(g, optimizer.init(g), params)

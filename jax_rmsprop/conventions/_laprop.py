@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jax_rmsprop import _validate
@@ -239,23 +238,7 @@ def _map_with(
         raise ValueError(
             f"`params` must be passed to `update` when `{name}` is not 0, got None"
         )
-    leaves, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    try:
-        parameters = tree.flatten_up_to(params)
-    except ValueError as error:
-        raise ValueError(
-            "`params` must have the tree of the updates, but "
-            + str(error).splitlines()[0][:200]
-        ) from None
-
-    def each(g: Any, x: Any) -> Any:
-        if g is None:
-            return None
-        if np.shape(g) != np.shape(x):
-            raise ValueError(
-                "`params` must have the shapes of the updates, but one has "
-                f"{np.shape(x)} and its gradient {np.shape(g)}"
-            )
-        return function(g, jnp.asarray(x))
-
-    return tree.unflatten([each(g, x) for g, x in zip(leaves, parameters, strict=True)])
+    leaves, tree = jax.tree.flatten(updates)
+    parameters = _validate.match_parameters(updates, params)
+    pairs = zip(leaves, parameters, strict=True)
+    return tree.unflatten([function(g, jnp.asarray(x)) for g, x in pairs])

@@ -135,13 +135,10 @@ def decayed(name: str, amount: Number) -> Part:
 
     def add(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is not None:
-            return jax.tree.map(
-                lambda g, x: (
-                    None if g is None else g + jnp.asarray(amount, g.dtype) * x
-                ),
-                updates,
-                params,
-                is_leaf=lambda x: x is None,
+            g, tree = jax.tree.flatten(updates)
+            pairs = zip(g, _validate.match_parameters(updates, params), strict=True)
+            return tree.unflatten(
+                [g + jnp.asarray(amount, g.dtype) * x for g, x in pairs]
             )
         if not isinstance(amount, jax.core.Tracer):
             raise ValueError(
