@@ -13,9 +13,10 @@ import optax
 from jax.tree_util import keystr
 
 from jax_rmsprop import _validate
-from jax_rmsprop._equations import positive, scaled
+from jax_rmsprop._arithmetic import positive, widen
+from jax_rmsprop._equations import scaled
 from jax_rmsprop._hyperparameters import Hyperparameters, Options, at_step
-from jax_rmsprop._rmsprop import RMSPropState, update, widen
+from jax_rmsprop._rmsprop import RMSPropState, update
 
 # Of nu: the extremes, all but a tenth of the elements, and the middle.
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -200,7 +201,7 @@ def _largest_step(
 
     def largest(g: jax.Array, nu: jax.Array) -> jax.Array:
         at_least = positive(eps.astype(nu.dtype))
-        u = scaled(widen(g, nu.dtype), nu, eps=at_least, eps_in_sqrt=inside)
+        u = scaled(widen(g, nu), nu, eps=at_least, eps_in_sqrt=inside)
         return jnp.max(jnp.abs(u).astype(jnp.float32), initial=0)
 
     sizes = [largest(g, nu) for g, nu in zip(gradients, averages, strict=True)]

@@ -28,12 +28,20 @@ Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jax_rmsprop._arithmetic import (
+    abs_square,
+    bounded,
+    bounded_square,
+    map_real_imag,
+    no_fma,
+    positive,
+)
 
 
 class Decay(NamedTuple):
@@ -73,7 +81,7 @@ def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
 
 def mean_square(nu: jax.Array, g: jax.Array, decay: Decay) -> jax.Array:
     """The new nu, (2); no part of g beyond `largest` counts."""
-    return average(nu, _bounded_square(g), decay)
+    return average(nu, bounded_square(g), decay)
 
 
 def mean_and_variance(
@@ -81,7 +89,7 @@ def mean_and_variance(
 ) -> tuple[jax.Array, jax.Array]:
     """The new mu and the new nu of the centered variant, (2')."""
     g = bounded(g)
-    square = _no_fma(decay.gamma * _abs_square(g - mu))
+    square = no_fma(decay.gamma * abs_square(g - mu))
     mu = map_real_imag(lambda old, new: average(old, new, decay), mu, g)
     return mu, average(nu, square, decay)
 
@@ -92,74 +100,3 @@ def scaled(
     """The step u, (3), for an eps > 0; a gradient of zero gives zero."""
     root = jnp.sqrt(nu + eps) if eps_in_sqrt else jnp.sqrt(positive(nu)) + eps
     return map_real_imag(lambda x: x / root, bounded(g))
-
-
-def bounded(g: jax.Array) -> jax.Array:
-    """Hold each part of g within `largest`, in (3) as in its square.
-
-    Else one huge gradient takes a huge step.
-    """
-    return clip(g, largest(g.real.dtype))
-
-
-def largest(dtype: Any) -> Any:
-    """The largest part of a gradient that counts: 2^62 in float32.
-
-    Chosen so that 8 * largest^2 and largest / sqrt(tiny) are finite.
-    """
-    return dtype.type(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 2))
-
-
-def clip(x: jax.Array, bound: jax.typing.ArrayLike) -> jax.Array:
-    """Hold each part of x between -bound and bound; a NaN stays."""
-    limit = jnp.asarray(bound, x.real.dtype)
-    return map_real_imag(lambda part: lax.clamp(-limit, part, limit), x)
-
-
-def times(number: jax.Array, x: jax.Array) -> jax.Array:
-    """The product of a real number and each part of x."""
-    return map_real_imag(lambda part: number * part, x)
-
-
-def positive(x: jax.Array) -> jax.Array:
-    """Replace zeros of x >= 0 by the smallest normal number.
-
-    So the root is not zero, and its derivative is finite.
-    """
-    return lax.max(x, jnp.finfo(x.dtype).tiny)
-
-
-def map_real_imag(f: Callable[..., jax.Array], *xs: jax.Array) -> jax.Array:
-    """Apply f to the arrays or, if complex, to their real and their imaginary parts.
-
-    A product of a complex and a real number would multiply by an imaginary 0 too,
-    which makes NaN of infinity.
-    """
-    if not jnp.iscomplexobj(xs[0]):
-        return f(*xs)
-    return lax.complex(f(*(x.real for x in xs)), f(*(x.imag for x in xs)))
-
-
-def _abs_square(x: jax.Array) -> jax.Array:
-    """|x|^2, also of complex x."""
-    return x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x
-
-
-def _bounded_square(g: jax.Array) -> jax.Array:
-    """|g|^2 of the bounded g; the bound fences the square as `_no_fma` does."""
-
-    def square(x: jax.Array) -> jax.Array:
-        return lax.min(x * x, largest(x.dtype) ** 2)
-
-    return square(g.real) + square(g.imag) if jnp.iscomplexobj(g) else square(g)
-
-
-def _no_fma(x: jax.Array) -> jax.Array:
-    """min(x, a bound that is never reached), which rounds x before it is added.
-
-    Compilers contract a product and a sum into one operation of one rounding: a product
-    that is used once always, one that is used twice in some programs and not in others.
-    They do not look through a minimum, so a row of a sweep has the bits of its single
-    run.
-    """
-    return lax.min(x, 8 * largest(x.dtype) ** 2)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jax_rmsprop._arithmetic import least_eps, positive
+from jax_rmsprop._equations import Decay, decay
 from jax_rmsprop._validate import (
     Number,
     NumberOrSchedule,
@@ -38,6 +40,17 @@ class Hyperparameters(NamedTuple):
     learning_rate: NumberOrSchedule | None = None
     momentum: NumberOrSchedule | None = None
     weight_decay: NumberOrSchedule | None = None
+
+
+class Operands(NamedTuple):
+    """The numbers of a step in the dtype of a leaf's state; None for off."""
+
+    learning_rate: Any
+    decay: Decay
+    eps: Any
+    momentum: Any
+    weight_decay: Any
+    weight: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +127,32 @@ def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
     if callable(h.gamma) and isinstance(now.gamma, float):
         now = now._replace(one_minus_gamma=1 - now.gamma)
     return now
+
+
+def one_minus_gamma(h: Hyperparameters) -> jax.Array:
+    """1 - gamma, of which the digits are right where they can be."""
+    if h.one_minus_gamma is None:
+        return 1 - jnp.asarray(h.gamma, float)
+    return jnp.asarray(h.one_minus_gamma)
+
+
+def in_dtype(
+    h: Hyperparameters, options: Options, weight: jax.Array | None, dtype: Any
+) -> Operands:
+    """The numbers at a step, and the weight that nu has, for a leaf of this dtype."""
+
+    def cast(x: Any) -> Any:
+        return None if x is None else jnp.asarray(x, dtype)
+
+    rate = cast(h.learning_rate)
+    return Operands(
+        rate,
+        decay(jnp.asarray(h.gamma, dtype), one_minus_gamma(h).astype(dtype)),
+        least_eps(jnp.asarray(h.eps, dtype), rate, options.eps_in_sqrt),
+        cast(h.momentum),
+        cast(h.weight_decay),
+        None if weight is None else positive(weight.astype(dtype)),
+    )
 
 
 def off_if_zero(h: Hyperparameters, name: str) -> Hyperparameters:

@@ -9,22 +9,40 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jax_rmsprop import _equations, _validate
-from jax_rmsprop._equations import times
+from jax_rmsprop._arithmetic import (
+    as_array,
+    clip,
+    narrow,
+    state_dtype,
+    summable,
+    times,
+    widen,
+)
+from jax_rmsprop._equations import mean_and_variance, mean_square, scaled
 from jax_rmsprop._hyperparameters import (
     Hyperparameters,
+    Operands,
     Options,
     at_step,
     check_mask,
     check_numbers,
     decaying,
+    in_dtype,
     off_if_zero,
+    one_minus_gamma,
 )
 from jax_rmsprop._sharding import shard_new_like, zeros_for_shapes
-from jax_rmsprop._validate import Number, NumberOrSchedule
+from jax_rmsprop._validate import (
+    Number,
+    NumberOrSchedule,
+    blame_leaves,
+    check_class,
+    check_fields,
+    check_gradient,
+    check_inexact_leaves,
+)
 
 
 class RMSPropState(NamedTuple):
@@ -50,22 +68,11 @@ class RMSPropState(NamedTuple):
     weight: jax.Array | None
 
 
-class _Numbers(NamedTuple):
-    """The hyperparameters of a step in the dtype of a leaf's state; None for off."""
-
-    learning_rate: Any
-    decay: _equations.Decay
-    eps: Any
-    momentum: Any
-    weight_decay: Any
-    weight: Any
-
-
 # Compiled by itself, a thousand leaves of one shape are traced once.
 @functools.partial(jax.jit, static_argnums=0)
 def step(
     options: Options,
-    n: _Numbers,
+    n: Operands,
     g: jax.Array,
     x: jax.Array | None,
     nu: jax.Array,
@@ -76,10 +83,11 @@ def step(
 
     Args:
       options: which of them, and where.
-      n: the numbers.
+      n: the numbers, and the weight of nu.
       g: the gradient.
       x: the parameter; None where nothing decays.
-      nu: the average of squares. Its precision is that of the arithmetic.
+      nu: the average of squares. Its precision is that of the arithmetic, and its
+        place is where it is done.
       mu: the average of gradients, or None.
       b: the momentum's buffer, or None.
 
@@ -87,58 +95,31 @@ def step(
       What to add to x, in the gradient's dtype; without a learning rate, u. And the
       new nu, mu and b. All is finite if the gradient and the parameter are.
     """
-    kept = g.dtype
-    g = widen(g, nu.dtype)
-    decay = None if x is None else times(n.weight_decay, widen(x, nu.dtype))
+    gradient, g = g, widen(g, nu)
+    decay = None if x is None else times(n.weight_decay, widen(x, nu))
     if decay is not None and not options.decoupled_weight_decay:
         g, decay = g + decay, None  # (1)
     if mu is None:
-        nu = _equations.mean_square(nu, g, n.decay)  # (2)
+        nu = mean_square(nu, g, n.decay)  # (2)
     else:
-        mu, nu = _equations.mean_and_variance(mu, nu, g, n.decay)  # (2')
+        mu, nu = mean_and_variance(mu, nu, g, n.decay)  # (2')
     corrected = nu if n.weight is None else nu / n.weight
-    u = _equations.scaled(g, corrected, eps=n.eps, eps_in_sqrt=options.eps_in_sqrt)  # 3
+    u = scaled(g, corrected, eps=n.eps, eps_in_sqrt=options.eps_in_sqrt)  # (3)
     rate_is_in_b = b is not None and options.lr_in_momentum
     if rate_is_in_b:
         u = times(n.learning_rate, u)  # (4)
     if b is not None:
-        u = _finite(u)
-        b = _finite(times(n.momentum, b) + u)  # (5)
+        u = summable(u)
+        b = summable(times(n.momentum, b) + u)  # (5)
         u = times(n.momentum, b) + u if options.nesterov else b
     if decay is not None:
         u = u + (times(n.learning_rate, decay) if rate_is_in_b else decay)
     if n.learning_rate is not None:
         u = -u if rate_is_in_b else times(-n.learning_rate, u)  # (6)
     may_overflow = decay is not None or (b is not None and not rate_is_in_b)
-    if may_overflow or kept != g.dtype:  # else `_least_eps` sees to it
-        u = _equations.clip(u, jnp.finfo(kept).max)
-    return u.astype(kept), nu, mu, b
-
-
-def _least_eps(eps: jax.Array, rate: jax.Array | None, in_sqrt: bool) -> jax.Array:
-    """An eps > 0, of which the learning rate times (3) is finite.
-
-    Up to a rate of 4 it is the smallest normal number, in float32.
-    """
-    eps = _equations.positive(eps)
-    if rate is None:
-        return eps
-    info = jnp.finfo(eps.dtype)
-    root = rate * (2 * _equations.largest(eps.dtype) / info.max)
-    least = root * root if in_sqrt else root - jnp.sqrt(info.tiny)
-    return jnp.maximum(eps, least)
-
-
-def _finite(x: jax.Array) -> jax.Array:
-    """Hold x where the sum of four such is finite."""
-    return _equations.clip(x, jnp.finfo(x.dtype).max / 4)
-
-
-def widen(x: jax.Array, dtype: Any) -> jax.Array:
-    """Cast to a real dtype or, if x is complex, to its complex counterpart."""
-    return x.astype(
-        np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype
-    )
+    if may_overflow or gradient.dtype != g.dtype:  # else `least_eps` sees to it
+        u = clip(u, jnp.finfo(gradient.dtype).max)
+    return narrow(u, gradient), nu, mu, b
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -146,29 +127,14 @@ def _compiled_update(
     options: Options, h: Any, updates: Any, state: Any, parameters: Any
 ) -> tuple[optax.Updates, RMSPropState]:
     """Step every leaf; `parameters` has one for each, None where nothing decays."""
-    # Numbers, where jit is switched off, and Python's as leaves.
-    h, updates, parameters = jax.tree.map(jnp.asarray, (h, updates, parameters))
-    _validate.check_gradient(updates, state.nu, state.mu, state.momentum)
-    gamma = h.gamma.astype(float)
-    one_minus_gamma = 1 - gamma if h.one_minus_gamma is None else h.one_minus_gamma
+    # Numbers, where jit is switched off; Python's as leaves; a state made under x64.
+    every = h, updates, state, parameters
+    h, updates, state, parameters = jax.tree.map(as_array, every)
+    check_gradient(updates, state.nu, state.mu, state.momentum)
     weight = state.weight
     if weight is not None:
-        weight += one_minus_gamma.astype(weight.dtype) * (1 - weight)
-
-    @functools.cache
-    def numbers(dtype: Any) -> _Numbers:
-        def cast(x: Any) -> Any:
-            return None if x is None else x.astype(dtype)
-
-        return _Numbers(
-            cast(h.learning_rate),
-            _equations.decay(cast(gamma), cast(one_minus_gamma)),
-            _least_eps(cast(h.eps), cast(h.learning_rate), options.eps_in_sqrt),
-            cast(h.momentum),
-            cast(h.weight_decay),
-            None if weight is None else _equations.positive(cast(weight)),
-        )
-
+        weight += one_minus_gamma(h).astype(weight.dtype) * (1 - weight)
+    operands = functools.cache(functools.partial(in_dtype, h, options, weight))
     g, tree = jax.tree.flatten(updates)
     nothing = [None] * len(g)
     nu, mu, b = (
@@ -176,7 +142,7 @@ def _compiled_update(
         for part in (state.nu, state.mu, state.momentum)
     )
     leaves: Any = zip(g, parameters, nu, mu, b, strict=True)
-    new = [step(options, numbers(leaf[2].dtype), *leaf) for leaf in leaves]
+    new = [step(options, operands(leaf[2].dtype), *leaf) for leaf in leaves]
 
     def part(i: int, old: Any = ()) -> Any:
         return None if old is None else tree.unflatten([leaf[i] for leaf in new])
@@ -192,11 +158,11 @@ def _compiled_init(
     options: Options, has_momentum: bool, initial_scale: Any, params: Any
 ) -> RMSPropState:
     params = jax.tree.map(jnp.asarray, params)
-    _validate.check_inexact_leaves(params)
+    check_inexact_leaves(params)
 
     def filled(value: Any, real: bool = False) -> Any:
         def fill(p: jax.Array) -> jax.Array:
-            dtype = _state_dtype(p)
+            dtype = state_dtype(p)
             dtype = jnp.finfo(dtype).dtype if real else dtype
             return shard_new_like(jnp.full_like(p, value, dtype), p)
 
@@ -215,7 +181,7 @@ def _compiled_init(
 
 def init(options: Options, h: Hyperparameters, params: optax.Params) -> Any:
     """The state at the beginning."""
-    with _validate.blame_leaves(params):
+    with blame_leaves(params):
         momentum = h.momentum is not None
         shapes = zeros_for_shapes(params)
         return _compiled_init(options, momentum, h.initial_scale, shapes)
@@ -234,17 +200,17 @@ def update(
 ) -> tuple[optax.Updates, Any]:
     """Take a step; see `step`."""
     del extra_args
-    _validate.check_class(state, RMSPropState)
+    check_class(state, RMSPropState)
     h = at_step(h, state.count)
     if state.momentum is None and isinstance(h.momentum, jax.core.Tracer):
         h = off_if_zero(h, "momentum")  # it was known, and 0, when the state was made
-    _validate.check_fields(
+    check_fields(
         state,
         mu=("centered", options.centered),
         momentum=("momentum", h.momentum is not None),
         weight=("bias_correction", options.bias_correction),
     )
-    with _validate.blame_leaves(updates, state):
+    with blame_leaves(updates, state):
         if h.weight_decay is None:
             parameters = [None] * len(jax.tree.leaves(updates))
         else:
@@ -267,11 +233,6 @@ def build(
         functools.partial(init, options, h),
         functools.partial(update, options, h, check_mask(mask)),
     )
-
-
-def _state_dtype(p: jax.Array) -> Any:
-    """The dtype of a leaf's averages: its own, or float32 for what is narrower."""
-    return p.dtype if jnp.finfo(p.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def scale_by_rmsprop(

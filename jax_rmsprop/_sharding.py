@@ -28,6 +28,20 @@ def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
     return lax.select(p != p, lax.optimization_barrier(x), x)
 
 
+def place_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Shard x as `like` is, where an explicit mesh makes that a part of its type.
+
+    A state may be spread over more devices than its parameters are: the step is taken
+    where the state is, and the update goes back to where the gradient was.
+    """
+    if (
+        not on_explicit_mesh(like)
+        or jax.typeof(x).sharding == jax.typeof(like).sharding
+    ):
+        return x
+    return reshard(x, jax.typeof(like).sharding)
+
+
 def on_explicit_mesh(p: jax.Array) -> bool:
     """Tell whether an axis of p's mesh is explicit, its devices part of its type."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rmsprop import _equations
+from jax_rmsprop import _arithmetic, _equations
 from tests.helpers import tolerance
 
 GAMMAS = [0.0, 1e-9, 0.1, 0.3, 0.4999, 0.5, 0.9, 0.9999, 1 - 1e-9, 1.0]
@@ -84,7 +84,7 @@ def test_squares_are_rounded_before_they_are_averaged(rng):
 def test_scaled(eps, eps_in_sqrt, rng):
     g, nu = jnp.float32(rng.normal(size=100)), jnp.float32(rng.random(100))
     options = {
-        "eps": _equations.positive(jnp.float32(eps)),
+        "eps": _arithmetic.positive(jnp.float32(eps)),
         "eps_in_sqrt": eps_in_sqrt,
     }
     found = _equations.scaled(g, nu, **options)
@@ -98,12 +98,12 @@ def test_scaled(eps, eps_in_sqrt, rng):
 def test_a_bounded_gradient_has_a_finite_square(dtype, request):
     if dtype == "float64":
         request.getfixturevalue("x64")
-    g = _equations.bounded(jnp.array([-np.inf, 1e38, 3.0, np.inf], dtype))
+    g = _arithmetic.bounded(jnp.array([-np.inf, 1e38, 3.0, np.inf], dtype))
     # Four of them, or eight where a part is that of a difference.
-    assert jnp.isfinite(8 * _equations.largest(g.real.dtype) ** 2)
+    assert jnp.isfinite(8 * _arithmetic.largest(g.real.dtype) ** 2)
     assert jnp.isfinite(
         4 * _equations.mean_square(0 * g.real, g, decay(0.0, g.real.dtype))
     ).all()
     assert g[2] == 3
     tiny = jnp.sqrt(jnp.finfo(g.real.dtype).tiny)
-    assert jnp.isfinite(_equations.largest(g.real.dtype) / tiny)
+    assert jnp.isfinite(_arithmetic.largest(g.real.dtype) / tiny)

@@ -5,15 +5,19 @@ import inspect
 import weakref
 from typing import NamedTuple
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
 from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
+from tests.helpers import flag, mesh_of_four
 from tests.test_conventions import every_convention
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -301,6 +305,51 @@ def test_layers_on_different_devices_are_one_line():
     with pytest.raises(ValueError, match="^the leaves are on different devices: ") as e:
         rmsprop(0.1).init(x)
     assert "\n" not in str(e.value)
+
+
+NARROWER = {jnp.float64: jnp.float32, jnp.complex128: jnp.complex64}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_state_made_under_x64_is_used_outside(jit):
+    for optimizer in (
+        rmsprop(0.1, momentum=0.9, weight_decay=0.1, bias_correction=True),
+        rmsprop(0.1, centered=True),
+    ):
+        update = jax.jit(optimizer.update) if jit else optimizer.update
+        for dtype in NARROWER:
+            with flag("jax_enable_x64", True):
+                x = jnp.array([1.0, -2.0], dtype)
+                wide = optimizer.init(x)
+            assert wide.nu.dtype == jnp.float64
+            narrow = jnp.array([1, -2], NARROWER[dtype])
+            expected = optimizer.update(narrow, optimizer.init(narrow), narrow)
+            for g in (x, narrow):
+                found = update(g, wide, g)
+                assert jax.tree.map(jnp.result_type, found) == jax.tree.map(
+                    jnp.result_type, expected
+                )
+                chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("state_place", [P(), P("d"), P(None, "d")], ids=str)
+@pytest.mark.parametrize("place", [P(), P("d"), P(None, "d")], ids=str)
+def test_a_state_sharded_otherwise_than_its_parameters(place, state_place, jit, rng):
+    """As where a state is spread over the devices that each have the parameters."""
+    mesh = mesh_of_four(AxisType.Explicit)
+    x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    optimizer = rmsprop(0.1, momentum=0.9, weight_decay=0.1)
+    expected = optimizer.update(x, optimizer.init(x), x)
+    with jax.set_mesh(mesh):
+        g = jax.device_put(x, NamedSharding(mesh, place))
+        state = optimizer.init(jax.device_put(x, NamedSharding(mesh, state_place)))
+        update = jax.jit(optimizer.update) if jit else optimizer.update
+        updates, new = update(g, state, g)
+    assert updates.sharding.is_equivalent_to(g.sharding, 2)
+    assert new.nu.sharding.is_equivalent_to(state.nu.sharding, 2)
+    assert new.momentum.sharding.is_equivalent_to(state.nu.sharding, 2)
+    chex.assert_trees_all_close((updates, new), expected, rtol=1e-6)
 
 
 # States of another optimizer.
