@@ -1,13 +1,19 @@
 """The update itself: outside a jit, on large arrays, and its compilation."""
 
 import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.timing import medians, on_cpu, table
+from benchmarks.timing import medians, medians_of, on_cpu, table, timed
 from jax_rmsprop import rmsprop
 from jax_rmsprop.quantization import quantize_state, uint8
 
@@ -38,10 +44,14 @@ def eager():
         optimizers = {name: make(1e-3) for name, make in makes.items()}
         return {n: partial(updates, o, o.init(params)) for n, o in optimizers.items()}
 
+    def scheduled(make):
+        return lambda rate: make(optax.linear_schedule(rate, 0.0, 1000))
+
     def in_one_byte(rate):
         return quantize_state(rmsprop(rate), {"nu": uint8(0)})
 
-    ten = medians(calls(10, MAKES | {"uint8": in_one_byte}), rounds=10)
+    schedules = {f"{name}, scheduled": scheduled(MAKES[name]) for name in MAKES}
+    ten = medians(calls(10, MAKES | schedules | {"uint8": in_one_byte}), rounds=10)
     one = medians(calls(1), rounds=50)
 
     heard = []  # by a listener that stays: JAX 0.8 has no public way to take it away
@@ -58,7 +68,12 @@ def eager():
             (
                 "times faster than `optax.rmsprop`, ten updates in a row",
                 f"{ten['optax'] / ten['ours']:.1f}",
-                ">= 12",
+                ">= 18",
+            ),
+            (
+                "the same with a schedule of the learning rate",
+                f"{ten['optax, scheduled'] / ten['ours, scheduled']:.1f}",
+                ">= 8",
             ),
             ("milliseconds an update", f"{1e3 * ten['ours'] / 10:.2f}", ""),
             (
@@ -80,28 +95,30 @@ def eager():
     )
 
 
-def large(rounds=60):
-    """Update and apply, jitted with donation, one array of float32 numbers."""
-    size = 2**24 if on_cpu() else 2**28
-    gradient = jax.random.normal(jax.random.key(0), (size,))
-    calls = {}
-    for name, make in MAKES.items():
-        step, carry = update_step(make(1e-3), gradient)
-        calls[name] = carried(lambda c, step=step: step(*c, gradient), carry)
-    # Five arrays' worth of traffic, 20 bytes a parameter: read three, write two.
-    scale = jax.jit(lambda xs: [x * 0.999 for x in xs], donate_argnums=0)
-    part = size * 5 // 4  # two arrays of it are read and written: 20 bytes a parameter
-    calls["scale"] = carried(scale, [jnp.ones(part), jnp.ones(part)])
-    if torch is not None and on_cpu():
-        weights = torch.randn(size)
-        weights.grad = torch.randn(size)
-        calls["torch"] = torch.optim.RMSprop([weights], lr=1e-3, foreach=True).step
-    seconds = medians(calls, rounds)
-    ratio = {name: seconds["ours"] / s for name, s in seconds.items()}
+def large(processes=5):
+    """Update and apply, jitted with donation, one array of float32 numbers.
+
+    On a CPU in processes of their own, of which the median counts.
+    """
+    if on_cpu():
+        command = [sys.executable, "-m", "benchmarks.update"]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        found = [
+            json.loads(subprocess.check_output(command, env=environment))
+            for _ in range(processes)
+        ]
+    else:
+        found = [_large()]
+    ratio = {name: statistics.median(f[name] for f in found) for name in found[0]}
+    each = sorted(f["optax"] for f in found)
     return table(
-        f"Jitted with donation, update and apply, {size:,} float32 parameters",
+        f"Jitted with donation, update and apply, {_size():,} float32 parameters",
         [
-            ("time / `optax.rmsprop`'s", f"{ratio['optax']:.3f}", "<= 1.05"),
+            (
+                f"time / `optax.rmsprop`'s, median of {len(found)} processes",
+                f"{ratio['optax']:.3f} (" + ", ".join(f"{x:.3f}" for x in each) + ")",
+                "<= 1.02",
+            ),
             (
                 "time / `torch.optim.RMSprop`'s (foreach)",
                 f"{ratio['torch']:.3f}" if "torch" in ratio else "not measured",
@@ -112,9 +129,58 @@ def large(rounds=60):
                 f"{ratio['scale']:.2f}",
                 "1 is the memory's limit; two passes, 28 bytes, are 1.4",
             ),
-            ("milliseconds", f"{1e3 * seconds['ours']:.1f}", ""),
+            ("milliseconds", f"{1e3 * ratio['seconds']:.1f}", ""),
         ],
     )
+
+
+def _size():
+    return 2**24 if on_cpu() else 2**28
+
+
+def _large(rounds=40):
+    """Our seconds, and their ratio to each other's, in this process and one memory.
+
+    In arrays of their own each keeps what their places in memory give it, which is a
+    tenth either way: 0.97, 1.00, 1.06, 1.08 and 1.09 of Optax's in five processes. And
+    PyTorch's threads go on spinning, so it is not beside those two.
+    """
+    size = _size()
+    gradient = jax.random.normal(jax.random.key(0), (size,))
+    # What both read and write; of each the rest of its state.
+    shared = {"params": jnp.copy(gradient), "nu": jnp.zeros(size)}
+
+    def in_turn(make):
+        step, (_, state) = update_step(make(1e-3), gradient)
+
+        def seconds():
+            nonlocal state
+            state = optax.tree.set(state, nu=shared["nu"])
+            began = time.perf_counter()
+            params, state = jax.block_until_ready(
+                step(shared["params"], state, gradient)
+            )
+            ended = time.perf_counter()
+            shared.update(params=params, nu=optax.tree.get(state, "nu"))
+            return ended - began
+
+        return seconds
+
+    calls = {name: in_turn(make) for name, make in MAKES.items()}
+    seconds = medians_of(calls, rounds, warm=2)
+    found = {"seconds": seconds["ours"], "optax": seconds["ours"] / seconds["optax"]}
+    del calls["optax"]
+    # Five arrays' worth of traffic, 20 bytes a parameter: read three, write two.
+    scale = jax.jit(lambda xs: [x * 0.999 for x in xs], donate_argnums=0)
+    part = size * 5 // 4  # two arrays of it are read and written: 20 bytes a parameter
+    calls["scale"] = timed(carried(scale, [jnp.ones(part), jnp.ones(part)]))
+    if torch is not None and on_cpu():
+        weights = torch.randn(size)
+        weights.grad = torch.randn(size)
+        step = torch.optim.RMSprop([weights], lr=1e-3, foreach=True).step
+        calls["torch"] = timed(step)
+    seconds = medians_of(calls, rounds, warm=2)
+    return found | {n: seconds["ours"] / seconds[n] for n in calls if n != "ours"}
 
 
 def update_step(optimizer, gradients):
@@ -169,8 +235,12 @@ def compiling(leaves=1000, rounds=15):
             (
                 "tracing and compiling / `optax.rmsprop`'s",
                 f"{seconds['ours'] / seconds['optax']:.3f}",
-                "<= 1.1",
+                "<= 1.05",
             ),
             ("seconds", f"{seconds['ours']:.2f}", ""),
         ],
     )
+
+
+if __name__ == "__main__":
+    print(json.dumps(_large()))
