@@ -98,7 +98,8 @@ def least_eps(eps: jax.Array, rate: jax.Array | None, in_sqrt: bool) -> jax.Arra
     if rate is None:
         return eps
     info = jnp.finfo(eps.dtype)
-    root = rate * (2 * largest(eps.dtype) / info.max)
+    # Fenced: a compiler would square the small number by itself, which is 0.
+    root = no_fma(rate * (2 * largest(eps.dtype) / info.max))
     least = root * root if in_sqrt else root - jnp.sqrt(info.tiny)
     return jnp.maximum(eps, least)
 

@@ -16,7 +16,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
-from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
+from jax_rmsprop.quantization import (
+    bfloat16,
+    dequantize_state,
+    int8,
+    quantize_state,
+    uint8,
+)
 from tests.helpers import flag, mesh_of_four
 from tests.test_conventions import every_convention
 
@@ -283,6 +289,25 @@ def test_parameters_with_the_names_of_fields():
             _, state = jax.jit(optimizer.update)(x, state)
 
 
+def test_nested_parameters_with_the_names_of_fields():
+    """Each is kept in the codec of the state's field that it is in, deep down, too."""
+    x = {n: Family(jnp.ones((64, 64)), {"nu": jnp.ones(64)}) for n in ("a", "b")}
+    for codecs in ({"mu": int8(0)}, {"nu": uint8(0)}, {"mu": int8(0), "nu": uint8(0)}):
+        optimizer = quantize_state(rmsprop(0.1, centered=True), codecs)
+        plain = rmsprop(0.1, centered=True)
+        state, whole = optimizer.init(x), plain.init(x)
+        for step in range(3):
+            g = jax.tree.map(lambda p, step=step: (1.0 + step) * p, x)
+            _, state = jax.jit(optimizer.update)(g, state)
+            _, whole = jax.jit(plain.update)(g, whole)
+        for field in ("mu", "nu"):
+            kept = jax.tree.leaves(getattr(state.inner_state, field))
+            assert {p.dtype == jnp.float32 for p in kept} == {field not in codecs}
+        found = dequantize_state(state, codecs)
+        chex.assert_trees_all_close(found.nu, whole.nu, rtol=0.2)
+        chex.assert_trees_all_close(found.mu, whole.mu, rtol=0.2)
+
+
 # Places.
 
 
@@ -438,6 +463,34 @@ def test_the_hyperparameters_of_a_pytorch_checkpoint():
 
 
 # Finite in, finite out.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eps_in_sqrt": False},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "lr_in_momentum": False},
+        {"momentum": 0.9, "lr_in_momentum": False, "nesterov": True},
+    ],
+    ids=str,
+)
+def test_a_huge_learning_rate_overflows_nothing(options):
+    for rate in (1e19, 1e30, 3e38):
+        updates = run(rmsprop(rate, **options), jnp.array([1.0, -1.0]), n=20)
+        assert np.isfinite(updates).all()
+        np.testing.assert_array_equal(np.sign(updates), [-1, 1])
+
+
+def test_a_variance_of_large_gradients_is_that_variance():
+    """What rounds a square before it is added is no bound that is ever reached."""
+    optimizer = scale_by_rmsprop(0.5, centered=True)
+    state = optimizer.init(jnp.zeros(1))
+    for g in (1e15, -1e15):
+        _, state = optimizer.update(jnp.array([g]), state)
+    # The variance of 0, 1e15 and -1e15 with weights 1/4, 1/4 and 1/2.
+    np.testing.assert_allclose(state.nu, [0.6875e30], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])

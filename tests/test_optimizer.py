@@ -1,12 +1,14 @@
 """The whole step: learning rate, momentum and decay, each in its place."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jax_rmsprop import rmsprop
+from jax_rmsprop import rmsprop, scale_by_rmsprop
 from tests import reference
 from tests.helpers import axis, few_or_all, tolerance, train_each
 
@@ -138,3 +140,28 @@ def test_a_python_number_is_exact_for_each_leaf(x64, standard_promotion):
         for name, stepper in truth.items():
             bound = tolerance(x[name].dtype, 2**6)
             np.testing.assert_allclose(x[name], stepper.x, bound, 1e-30)
+
+
+def test_what_an_optimizer_is_by_default():
+    """The textbook's, and Optax's where the textbook has nothing."""
+    defaults = {
+        name: p.default
+        for name, p in inspect.signature(rmsprop).parameters.items()
+        if name != "learning_rate"
+    }
+    assert defaults == {
+        "gamma": 0.9,
+        "eps": 1e-6,
+        "eps_in_sqrt": True,
+        "initial_scale": 0.0,
+        "centered": False,
+        "bias_correction": False,
+        "momentum": None,
+        "nesterov": False,
+        "lr_in_momentum": True,
+        "weight_decay": 0.0,
+        "decoupled_weight_decay": True,
+        "mask": None,
+    }
+    inner = inspect.signature(scale_by_rmsprop).parameters
+    assert {n: p.default for n, p in inner.items()} == {n: defaults[n] for n in inner}
