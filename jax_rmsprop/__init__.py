@@ -4,13 +4,17 @@ from jax_rmsprop import _versions as _versions  # isort: skip - tells an old JAX
 
 from jax_rmsprop._diagnose import Diagnosis, diagnose
 from jax_rmsprop._rmsprop import RMSPropState, rmsprop, scale_by_rmsprop
-from jax_rmsprop._sweep import (
+from jax_rmsprop.sweeps import (
     Summary,
+    Training,
+    drop_carries,
     linear,
+    load_carry,
     load_sweep,
     log,
     log_one_minus,
     points,
+    successive_halving,
     summary,
     sweep,
     to_dataframe,
@@ -22,15 +26,19 @@ __all__ = [
     "Diagnosis",
     "RMSPropState",
     "Summary",
+    "Training",
     "__version__",
     "diagnose",
+    "drop_carries",
     "linear",
+    "load_carry",
     "load_sweep",
     "log",
     "log_one_minus",
     "points",
     "rmsprop",
     "scale_by_rmsprop",
+    "successive_halving",
     "summary",
     "sweep",
     "to_dataframe",

@@ -126,16 +126,16 @@ def together():
 @pytest.fixture
 def compiled(monkeypatch):
     """The batch sizes that are compiled."""
-    from jax_rmsprop._sweep import _program
+    from jax_rmsprop.sweeps import _batch
 
     sizes = []
-    build = _program.CompiledBatch.__init__
+    build = _batch.CompiledBatch.__init__
 
     def counted(self, traced, mesh, size):
         sizes.append(size)
         build(self, traced, mesh, size)
 
-    monkeypatch.setattr(_program.CompiledBatch, "__init__", counted)
+    monkeypatch.setattr(_batch.CompiledBatch, "__init__", counted)
     return sizes
 
 

@@ -23,8 +23,8 @@ import optax
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_rmsprop import log_one_minus, rmsprop, sweep
-from jax_rmsprop._sweep import _program, _run
+from jax_rmsprop import Training, log_one_minus, rmsprop, sweep
+from jax_rmsprop.sweeps import _batch, _run
 from tests import cache
 
 DATA = np.random.default_rng(0).standard_normal((20, 5)).astype("float32")
@@ -84,6 +84,34 @@ def called_back(gamma, learning_rate, seed):
     jax.debug.print("{x}", x=gamma)
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     return {"loss": jax.pure_callback(lambda x: x, shape, gamma * learning_rate) + seed}
+
+
+def _begin(rate, seed):
+    x = jax.random.normal(jax.random.key(seed), (3,))
+    return {"x": x, "key": jax.random.key(seed + 1), "count": jnp.zeros([], int)}
+
+
+def _go_on(carry, rate, seed):
+    key, now = jax.random.split(carry["key"])
+    noise = jax.random.normal(now, (2,))
+    x = carry["x"] - rate * (2 * carry["x"] ** 3 + 0.01 * noise.sum())
+    new = {"x": x, "key": key, "count": carry["count"] + 1}
+    return new, {"loss": (x**2).sum(), "noise": noise}
+
+
+# A training of many steps; at a huge rate it diverges.
+long_training = Training(_begin, _go_on)
+
+
+def run_long(answer, store, axes, steps, die):
+    """Run a training in this process, killed at an event of a write; send the bits."""
+    if die:
+        cache.only_read()
+        die_at(die)
+    curves = quiet(
+        long_training, axes, steps=steps, store=store, batch_size=4, save_every=0
+    )
+    answer.send(bits(curves[["loss", "noise", "steps"]]))
 
 
 def bits(curves):
@@ -203,18 +231,18 @@ def result(process, answer):
 
 
 def chunks(store):
-    return sum(1 for _ in store.glob("checksum/c/*"))
+    return sum(1 for _ in store.glob("diverged_at/c/*/*"))
 
 
 def interrupt_after(monkeypatch, batches):
     """Press Ctrl-C while a batch runs."""
-    call = _program.CompiledBatch.__call__
+    step = _batch.CompiledBatch.step
     count = []
 
-    def interrupted(self, numbers):
+    def interrupted(self, *arguments):
         count.append(None)
         if len(count) == batches:
             signal.raise_signal(signal.SIGINT)
-        return call(self, numbers)
+        return step(self, *arguments)
 
-    monkeypatch.setattr(_program.CompiledBatch, "__call__", interrupted)
+    monkeypatch.setattr(_batch.CompiledBatch, "step", interrupted)

@@ -72,7 +72,7 @@ def test_each_error_is_the_one_that_is_shown(tmp_path, standard_promotion):
         said = f"{type(caught.value).__name__}: {caught.value}\n"
         assert re.sub(r"/tmp\S*/runs", "/tmp/.../runs", said) == shown
         seen += 1
-    assert seen == 6
+    assert seen == 7
 
 
 # Of other frameworks' own lines, what stands before them in a real script.

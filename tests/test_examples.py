@@ -335,7 +335,7 @@ def test_sweep_many_hosts(tmp_path):
         assert [process.exitcode for process in started] == [0] * processes
         first = printed[0].read_text()
         assert f"on {2 * processes} devices of {processes} process(es)" in first
-        found.append(re.search(r"best loss: .*", first).group(0))
+        found.append(re.search(r"lowest loss: .*", first).group(0))
         assert (tmp_path / "picture.png").exists()
     assert found[0] == found[1]
 
@@ -371,15 +371,18 @@ def test_successive_halving(monkeypatch, capsys, tmp_path):
     assert best <= ours <= best + (high - low)
 
 
-def test_halving_keeps_the_best():
-    """On losses that fall with the epochs, by a third of the points at each rung."""
-    example = importlib.import_module("successive_halving")
-
-    def train(x, seed, epochs):
-        return {"loss": (x - 3.0) ** 2 + (seed + 1.0) / epochs}
-
-    points = {"x": np.arange(9.0)}
-    rungs = example.halving(train, points, [0, 1], (1, 2, 4))
-    assert [len(loss) for _, loss in rungs] == [9, 3, 1]
-    assert [points["x"][0] for points, _ in rungs] == [3, 3, 3]
-    np.testing.assert_allclose([loss[0] for _, loss in rungs], [1.5, 0.75, 0.375])
+@pytest.mark.slow
+def test_population_based_training(monkeypatch, capsys, tmp_path):
+    """It gets better, and its members have copied others."""
+    example = importlib.import_module("population_based_training")
+    monkeypatch.setattr(example, "RUNGS", 3)
+    picture = str(tmp_path / "population.png")
+    words = ["population_based_training.py", "--output", picture]
+    monkeypatch.setattr(sys, "argv", words)
+    example.main()
+    look_at(picture)
+    printed = capsys.readouterr().out
+    best = [float(x) for x in re.findall(r"best loss ([\d.]+)", printed)]
+    assert len(best) == 3
+    assert best[-1] < best[0]
+    assert printed.count("; 4 replaced") == 3

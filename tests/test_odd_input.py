@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_rmsprop import (
+    Training,
     conventions,
     diagnose,
     linear,
@@ -23,6 +24,7 @@ from jax_rmsprop import (
     points,
     rmsprop,
     scale_by_rmsprop,
+    successive_halving,
     summary,
     sweep,
     to_dataframe,
@@ -211,7 +213,7 @@ axes = st.one_of(
 
 @given(axis=axes, zipped=st.booleans())
 def test_axes_of_a_sweep(axis, zipped):
-    with in_one_line("grid", "train", "x", "batch_size"):
+    with in_one_line("axes", "train", "x", "batch_size"):
         curves = sweep(train, {"x": axis}, zipped=zipped, progress=False)
         for call in (summary, to_dataframe):
             with in_one_line():
@@ -222,18 +224,36 @@ def test_axes_of_a_sweep(axis, zipped):
             plt.close("all")
 
 
-@given(
-    name=st.sampled_from(["train", "grid", "batch_size", "devices", "store", "client"]),
-    x=odd,
-)
-def test_arguments_of_a_sweep(name, x, tmp_path_factory):
-    values = {"train": train, "grid": {"x": [1.0]}, "progress": False}
+OF_A_SWEEP = [
+    name for name in arguments(sweep) if name not in ("progress", "wait", "save_every")
+]
+
+
+@given(name=st.sampled_from(OF_A_SWEEP), x=odd, steps=st.booleans())
+def test_arguments_of_a_sweep(name, x, steps, tmp_path_factory):
+    values = {"train": train, "axes": {"x": [1.0]}, "progress": False}
+    if steps:
+        values |= {"train": Training(train, lambda carry, x: (carry, x)), "steps": 2}
     if name == "store" and isinstance(x, str | bytes):
         return  # a name is a folder of that name
-    if name == "client" and x is None:
+    if name in ("client", "labels", "on_step") and x is None:
         return  # none
-    with in_one_line(name, "grid", "train", "a"):
+    # A function that is called says for itself what it wants.
+    step = name == "on_step" and callable(x)
+    with (
+        contextlib.suppress(Exception)
+        if step
+        else in_one_line(name, "axes", "train", "step", "init", "a")
+    ):
         sweep(**(values | {name: x}))
+
+
+@given(name=st.sampled_from(["steps", "by", "keep", "over", "maximize"]), x=odd)
+def test_arguments_of_successive_halving(name, x):
+    training = Training(train, lambda carry, x: (carry, {"loss": x}))
+    values = {"steps": [1, 2], "progress": False}
+    with in_one_line(name, "by", "maximize"):
+        successive_halving(training, {"x": [1.0, 2.0]}, **(values | {name: x}))
 
 
 @given(x=odd)

@@ -77,7 +77,9 @@ def test_summary(curves):
     np.testing.assert_allclose(list(around.values()), 2.2, rtol=1e-5)
     text = str(found)
     assert "36 members, 1 diverged" in text
-    assert "best loss: 1.1 (1 to 1.2 over 3 seeds) at gamma 0.99, learning_rate" in text
+    assert (
+        "lowest loss: 1.1 (1 to 1.2 over 3 seeds) at gamma 0.99, learning_rate" in text
+    )
 
 
 def test_a_point_with_a_diverged_seed_is_never_the_best(curves):
@@ -92,7 +94,12 @@ def test_a_point_with_a_diverged_seed_is_never_the_best(curves):
 
 def test_summary_by_another_output(curves):
     assert summary(curves, "accuracy", maximize=True).value == pytest.approx(1)
-    assert summary(curves, "accuracy").best["learning_rate"] in (0.001, 0.1)
+    least = summary(curves, "accuracy", maximize=False)
+    assert least.best["learning_rate"] in (0.001, 0.1)
+    assert "lowest accuracy: " in str(least)
+    assert "highest accuracy: " in str(summary(curves, "accuracy", maximize=True))
+    with pytest.raises(ValueError, match="^`maximize` must be True or False for 'acc"):
+        summary(curves, "accuracy")
     edge = summary(curves.isel(gamma=slice(0, 3)))
     assert edge.edges == ["gamma"]
     assert "at the end of its axis: gamma" in str(edge)
@@ -352,7 +359,7 @@ def test_a_report_is_one_file_with_everything_in_it(curves, tmp_path):
     path = plotting.report(curves, tmp_path / "sweep.html", "loss")
     page = path.read_text()
     assert not re.search(r"<(script|link)[^>]* (src|href)=", page)
-    assert "best loss: 1.1 (1 to 1.2 over 3 seeds)" in page
+    assert "lowest loss: 1.1 (1 to 1.2 over 3 seeds)" in page
     for word in ("gamma", "learning_rate", "seed", "accuracy", "diverged", "DataTable"):
         assert word in page
     with pytest.raises(ValueError, match="`top_k` must be"):
@@ -372,7 +379,7 @@ def test_bad_input(curves, monkeypatch):
     with pytest.raises(ValueError, match="no axis 'learning_rate', its axes are gamma"):
         heatmap(curves.isel(learning_rate=0))
     with pytest.raises(ValueError, match="one axis of its own, but accuracy has 0"):
-        best_curves(curves, "accuracy")
+        best_curves(curves, "accuracy", maximize=True)
     with pytest.raises(ValueError, match="`top_k` must be an integer >= 1, got 0"):
         best_curves(curves, top_k=0)
     with pytest.raises(TypeError, match="`maximize` must be True or False, got 1"):
@@ -444,7 +451,7 @@ def test_an_output_is_judged_by_itself():
     by_loss = summary(found, "loss")
     assert (by_loss.best, by_loss.diverged) == ({"gamma": 0.5}, 0)
     with pytest.raises(ValueError, match="every point has a seed that diverged"):
-        summary(found, "accuracy")
+        summary(found, "accuracy", maximize=True)
     for draw in (loss_against_gamma, best_curves):
         draw(found)
 

@@ -9,10 +9,12 @@ import uuid
 import jax
 import numpy as np
 import pytest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import FsspecStore, MemoryStore
 
 from jax_rmsprop import load_sweep
-from jax_rmsprop._sweep import _location, _run, _table
+from jax_rmsprop.sweeps import _location, _run, _store
 from tests.helpers import require
 from tests.sweeps import GRID, bits, network, quiet, square
 
@@ -77,15 +79,15 @@ class Killed(BaseException):
 
 def killed_after(n, monkeypatch):
     """End the sweep when so many blocks have been written."""
-    append, left = _table.Store.append, iter(range(n))
+    append, left = _store.ZarrStore.append, iter(range(n))
 
     def counted(self, blocks):
-        if next(left, None) is None:
+        if blocks and next(left, None) is None:
             raise Killed
         append(self, blocks)
 
     monkeypatch.setattr(_run, "SECONDS_BETWEEN_APPENDS", 0)
-    monkeypatch.setattr(_table.Store, "append", counted)
+    monkeypatch.setattr(_store.ZarrStore, "append", counted)
 
 
 def test_killed_and_resumed(store, together, monkeypatch):
@@ -109,10 +111,13 @@ def test_torn_chunks_are_computed_again(store):
     expected = quiet(square, grid, store=store, batch_size=4)
     root = zarr.open_group(_location.locate(store).target, mode="r+")
     torn = root["loss"]
-    torn[5] = 1e9
-    root["diverged_at"][9] = 3
+    whole = sync(
+        torn.store_path.store.get(torn.path + "/c/1", default_buffer_prototype())
+    )
+    half = default_buffer_prototype().buffer.from_bytes(whole.to_bytes()[:-3])
+    sync(torn.store_path.store.set(torn.path + "/c/1", half))
     again = quiet(square, grid, store=store, batch_size=4)
-    assert again.computed == 8
+    assert again.computed == 4
     assert bits(again) == bits(expected)
     assert bits(load_sweep(store)) == bits(expected)
 

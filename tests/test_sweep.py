@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rmsprop._sweep import _program, _trace
+from jax_rmsprop.sweeps import _batch, _training
 from tests.helpers import SWITCHES, require, tolerance
 from tests.sweeps import GRID, bits, network, quiet, raises, square
 
@@ -157,11 +157,12 @@ def test_one_compilation_for_each_shape(compiled):
 def test_what_the_training_closes_over_is_an_argument_of_the_program():
     """Data as constants would be compiled into the program of every batch size."""
     data = jnp.asarray(np.random.default_rng(0).standard_normal(100_000), "float32")
-    traced = _trace.trace(lambda x: data.sum() * x, {}, {"x": np.dtype("float32")})
-    mesh = _program.make_mesh(jax.devices()[:1])
-    program = _program.CompiledBatch(_program.replicate_consts(traced, mesh), mesh, 4)
+    kinds = {"x": np.dtype("float32")}
+    traced = _training.trace(lambda x: data.sum() * x, {}, kinds)
+    mesh = _batch.make_mesh(jax.devices()[:1])
+    program = _batch.CompiledBatch(traced, mesh, 4)
     assert program.memory_bytes > 400_000
-    assert len(program._call.as_text()) < 100_000
+    assert len(program._step.as_text()) < 100_000
 
 
 def test_other_arguments():
@@ -184,7 +185,12 @@ def test_other_arguments():
         grid,
         devices="cpu",
     )
-    raises(TypeError, "`train` must be a function of the axes, got 3", 3, grid)
+    raises(
+        TypeError,
+        "`train` must be a function of the axes, or a Training, got 3",
+        3,
+        grid,
+    )
 
 
 def test_outputs_that_differ_between_groups():

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jax_rmsprop._diagnose import Diagnosis
-from jax_rmsprop._sweep._report import (
+from jax_rmsprop._validate import check_int, require_extra
+from jax_rmsprop.sweeps._report import (
     Scores,
     best_index,
+    check_direction,
     ordered,
     own_axes,
     reduce_seeds,
     resolve_output,
 )
-from jax_rmsprop._validate import check_int, require_extra
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +34,7 @@ def loss_against_gamma(
     *,
     gamma: str = "gamma",
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """The output against gamma, with its spread over the seeds.
@@ -48,7 +49,7 @@ def loss_against_gamma(
       output: which output; needed if there are several and none is "loss".
       gamma: the axis that is drawn, of values in [0, 1).
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -69,6 +70,7 @@ def loss_against_gamma(
       >>> ax.figure.savefig("/dev/null", format="png")
     """
     ax, curves = new_axes(ax), ordered(curves)
+    maximize = check_direction(resolve_output(curves, output), maximize)
     output, found, place, rest = select_scores(
         curves, output, seed_dim, maximize, gamma
     )
@@ -99,7 +101,7 @@ def heatmap(
     x: str = "gamma",
     y: str = "learning_rate",
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """The output over two axes of the grid, as a map.
@@ -115,7 +117,7 @@ def heatmap(
       x: the horizontal axis.
       y: the vertical axis.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -139,6 +141,7 @@ def heatmap(
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
+    maximize = check_direction(resolve_output(curves, output), maximize)
     output, found, place, rest = select_scores(curves, output, seed_dim, maximize, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
@@ -184,7 +187,7 @@ def best_curves(
     *,
     top_k: int = 5,
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """The output along its own axis, for the best points of the grid.
@@ -198,7 +201,7 @@ def best_curves(
         none is "loss".
       top_k: how many points, at least 1.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -222,6 +225,7 @@ def best_curves(
     from matplotlib.ticker import MaxNLocator
 
     check_int("top_k", top_k, low=1)
+    maximize = check_direction(resolve_output(curves, output), maximize)
     output, found, _, _ = select_scores(curves, output, seed_dim, maximize)
     values = curves[output]
     own = own_axes(curves, output)
@@ -264,7 +268,7 @@ def sensitivity(
     gamma: str = "gamma",
     hue: str = "learning_rate",
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw how much the output depends on gamma, for each value of another axis.
@@ -281,7 +285,7 @@ def sensitivity(
       gamma: the horizontal axis, of values in [0, 1).
       hue: the axis of which each value is a line.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -301,6 +305,7 @@ def sensitivity(
       >>> ax = plotting.sensitivity(curves)
     """
     ax, curves = new_axes(ax), ordered(curves)
+    maximize = check_direction(resolve_output(curves, output), maximize)
     output, found, _, rest = select_scores(
         curves, output, seed_dim, maximize, gamma, hue
     )

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop._sweep._report import (
+from jax_rmsprop._validate import check_int, require_extra
+from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
+from jax_rmsprop.sweeps._report import (
+    check_direction,
     ordered,
     outputs,
     own_axes,
@@ -17,8 +20,6 @@ from jax_rmsprop._sweep._report import (
     summary,
     to_dataframe,
 )
-from jax_rmsprop._validate import check_int, require_extra
-from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +32,7 @@ def report(
     *,
     top_k: int = 20,
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
 ) -> Path:
     """Write a sweep as one HTML file that opens in a browser, offline too.
 
@@ -47,7 +48,7 @@ def report(
       output: which output; needed if there are several and none is "loss".
       top_k: of how many members to draw the curves, at least 1.
       seed_dim: the axis over which the summary averages, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
 
     Returns:
       The path of the file.
@@ -77,6 +78,7 @@ def report(
     check_int("top_k", top_k, low=1)
     curves = ordered(curves)
     output = resolve_output(curves, output)
+    maximize = check_direction(output, maximize)
     found = summary(curves, output, maximize=maximize, seed_dim=seed_dim)
     # Its index says where each stood in the grid.
     table = to_dataframe(curves).sort_values(output, ascending=not maximize)
@@ -113,7 +115,9 @@ def report(
     parts.append(_table(source, [*axes, *outputs(curves), "diverged", "finished"]))
     layout = column(*parts, sizing_mode="stretch_width", max_width=1100)
     path = Path(path)
-    path.write_text(file_html(layout, INLINE, title=f"{output}, a sweep"))
+    path.write_text(
+        file_html(layout, INLINE, title=f"{output}, a sweep"), encoding="utf-8"
+    )
     return path
 
 
@@ -177,12 +181,16 @@ def _best(
     own = own_axes(curves, output)
     if len(own) != 1:
         return None
-    lines = curves[output].transpose(*curves["finished"].dims, own[0]).values
-    lines = lines.reshape(-1, lines.shape[-1]).astype(float)
-    best = members[:top_k]
+    best, dims = members[:top_k], curves["finished"].dims
+    values = curves[output].transpose(*dims, own[0])
+    places = [np.unravel_index(i, curves["finished"].shape) for i in best.index]
+    lines = [
+        values.isel(dict(zip(dims, place, strict=True))).values.astype(float)
+        for place in places
+    ]
     return {
-        "xs": [list(range(1, lines.shape[1] + 1))] * len(best),
-        "ys": [lines[i].tolist() for i in best.index],
+        "xs": [list(range(1, values.sizes[own[0]] + 1))] * len(best),
+        "ys": [line.tolist() for line in lines],
         "_colour": [COLOURS[rank % len(COLOURS)] for rank in range(len(best))],
         **{name: best[name].astype(str).tolist() for name in best.columns},
     }

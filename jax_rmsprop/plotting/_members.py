@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop._sweep._report import (
-    best_index,
-    diverged,
-    last_value,
-    ordered,
-    reduce_seeds,
-    resolve_output,
-)
-from jax_rmsprop._validate import check_bool
 from jax_rmsprop.plotting._axes import (
     COLOURS,
     label_of,
     new_axes,
     short,
     spacing,
+)
+from jax_rmsprop.sweeps._report import (
+    best_index,
+    check_direction,
+    diverged,
+    last_value,
+    ordered,
+    reduce_seeds,
+    resolve_output,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def parallel_coordinates(
     output: str | None = None,
     *,
     seed_dim: str = "seed",
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Each point of a sweep as a line across its hyperparameters, to its output.
@@ -55,7 +55,7 @@ def parallel_coordinates(
       curves: what `sweep` returned, of a grid or of points.
       output: which output; needed if there are several and none is "loss".
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -87,6 +87,7 @@ def parallel_coordinates(
     from matplotlib.colors import to_rgba
 
     output = resolve_output(curves, output)
+    maximize = check_direction(output, maximize)
     mean = reduce_seeds(curves, output, seed_dim).mean
     place = best_index(mean, maximize)
     best = int(np.ravel_multi_index(tuple(place.values()), mean.shape))
@@ -137,7 +138,7 @@ def importance(
     curves: xr.Dataset,
     output: str | None = None,
     *,
-    maximize: bool = False,
+    maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     r"""Draw which hyperparameters matter: the share of variance each explains.
@@ -162,7 +163,7 @@ def importance(
     Args:
       curves: what `sweep` returned, of a grid or of points.
       output: which output; needed if there are several and none is "loss".
-      maximize: whether more is better.
+      maximize: whether more is better; needed unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -193,6 +194,7 @@ def importance(
     """
     ax, curves = new_axes(ax), ordered(curves)
     output = resolve_output(curves, output)
+    maximize = check_direction(output, maximize)
     shares = explained(curves, output, maximize)
     names = sorted(shares, key=lambda name: shares[name])
     places = np.arange(len(names))
@@ -232,7 +234,7 @@ def explained(
     from scipy.stats import rankdata
 
     values = last_value(curves, output)
-    worst = -np.inf if check_bool("maximize", maximize) else np.inf
+    worst = -np.inf if maximize else np.inf
     values = values.astype(float).where(~diverged(curves, output), worst)
     values = values.where(curves["finished"]).compute()
     ranked = rankdata(values.values, axis=None, nan_policy="omit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rmsprop._validate import short_repr
+from jax_rmsprop.sweeps._identity import identify
+from jax_rmsprop.sweeps._points import ShortOfOne
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,19 +32,47 @@ class Axis:
       numbers: what a program gets as an array; None if the values are Python's.
       values: Python's values, each once; empty for numbers.
       value_index: for each entry of the axis, which of `values` it is; 0 for numbers.
+      named: whether the caller has named the values.
     """
 
     labels: np.ndarray
     numbers: np.ndarray | None
     values: tuple[Any, ...]
     value_index: np.ndarray
+    named: bool = False
 
     @property
     def kind(self) -> str:
-        """What a program has of it: a dtype of numbers, or the labels of Python's."""
+        """What a program has of it: a dtype of numbers, or the kind of Python's."""
         if self.numbers is not None:
             return str(self.numbers.dtype)
-        return "bool" if self.labels.dtype == bool else "str"
+        return {"b": "bool", "i": "int", "f": "float"}.get(
+            self.labels.dtype.kind, "str"
+        )
+
+    def named_by(self, known: Mapping[str, str]) -> tuple[Axis, dict[str, str]]:
+        """The axis with the labels that its values have elsewhere, and all labels.
+
+        Args:
+          known: the labels there, and what each of them is (`identify`).
+
+        Raises:
+          TypeError: a value cannot be told apart from others.
+        """
+        if self.kind != "str":
+            return self, dict(known)
+        names, known = [], dict(known)
+        label_of = {what: label for label, what in known.items()}
+        first = [int(np.argmax(self.value_index == i)) for i in range(len(self.values))]
+        for label, value in zip(self.labels[first].tolist(), self.values, strict=True):
+            text = self.named or isinstance(value, str)
+            what = label if text else _identified(value)
+            if what not in label_of:
+                new = f"{label} {what[:6]}" if label in known else label
+                label_of[what], known[new] = new, what
+            names.append(label_of[what])
+        labels = np.array(names)[self.value_index]
+        return dataclasses.replace(self, labels=labels), known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,15 +228,15 @@ def index_members(
     import pandas as pd
 
     keys = [
-        x if kinds[name] in ("bool", "str") else x.astype(kinds[name])
+        x if kinds[name] in ("bool", "str", "int", "float") else x.astype(kinds[name])
         for name, x in sorted(columns.items())
         if name in kinds
     ]
     return pd.MultiIndex.from_arrays(keys, names=sorted(kinds))
 
 
-def parse_grid(grid: Any, zipped: bool) -> Grid:
-    """Check a grid as a person writes it.
+def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
+    """Check axes as a person writes them, and the names that are given to values.
 
     Raises:
       TypeError: not a mapping from names to sequences of values.
@@ -214,8 +245,13 @@ def parse_grid(grid: Any, zipped: bool) -> Grid:
     """
     if not isinstance(grid, Mapping) or not grid:
         raise TypeError(
-            "`grid` must map the name of at least one axis to its values, got "
+            "`axes` must map the name of at least one axis to its values, got "
             f"{short_repr(grid)}"
+        )
+    if not isinstance(labels, Mapping | None):
+        raise TypeError(
+            "`labels` must map the names of axes to texts for their values, got "
+            f"{short_repr(labels)}"
         )
     axes: dict[str, Axis] = {}
     for name, values in grid.items():
@@ -224,7 +260,9 @@ def parse_grid(grid: Any, zipped: bool) -> Grid:
                 "an axis' name must be an argument's name, and none of "
                 f"{', '.join(sorted(RESERVED))}; got {name!r}"
             )
-        axes[name] = _axis(name, values, zipped)
+        axes[name] = _axis(name, values, zipped, (labels or {}).get(name))
+    for name in set(labels or {}) - set(axes):
+        raise ValueError(f"`labels` must name axes, but there is no {name!r}")
     lengths = {name: len(axis.labels) for name, axis in axes.items()}
     if zipped and len(set(lengths.values())) > 1:
         found = ", ".join(f"`{name}` has {n}" for name, n in lengths.items())
@@ -249,13 +287,14 @@ def check_distinct(points: Grid) -> None:
 
 # What a result, or its folder, calls something else.
 RESERVED = frozenset(
-    {"checksum", "diverged", "diverged_at", "finished", "member", "output"}
+    {"diverged", "diverged_at", "finished", "member", "output", "rung", "step", "steps"}
 )
 
 
-def _axis(name: str, values: Any, zipped: bool) -> Axis:
+def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"`{name}` must be known when the sweep is made, got a tracer")
+    short_of_1 = isinstance(values, ShortOfOne)
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
         values = np.asarray(values)  # of pandas, xarray, PyTorch
     is_array = isinstance(values, np.ndarray | jax.Array)
@@ -278,8 +317,8 @@ def _axis(name: str, values: Any, zipped: bool) -> Axis:
         # NumPy's own tools stop at its own floats; float64 holds the others exactly.
         values = np.asarray(values, None if values.dtype.kind == "f" else "float64")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
-    if labels is not None and labels.dtype.kind in "iuf":
-        numbers = _numbers(name, labels)
+    if labels is not None and labels.dtype.kind in "iuf" and names is None:
+        numbers = _numbers(name, labels, short_of_1)
         unique = np.unique(labels)
         same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
         if len(same) and not zipped:  # of points, other axes may tell them apart
@@ -289,7 +328,8 @@ def _axis(name: str, values: Any, zipped: bool) -> Axis:
                 f"and {b} are the same there"
             )
         return Axis(labels, numbers, (), np.zeros(len(labels), int))
-    return _python_axis(np.asarray(values).tolist() if is_array else list(values))
+    every = np.asarray(values).tolist() if is_array else list(values)
+    return _python_axis(name, every, names)
 
 
 def _all_numbers(values: Iterable[Any]) -> bool:
@@ -300,7 +340,7 @@ def _all_numbers(values: Iterable[Any]) -> bool:
     )
 
 
-def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
+def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
     """Cast to JAX's own width, 32 bits unless x64 is on, as the programs get them."""
     if np.isnan(labels).any():
         where = int(np.isnan(labels).argmax())
@@ -311,46 +351,75 @@ def _numbers(name: str, labels: np.ndarray) -> np.ndarray:
     if (wrong & np.isfinite(labels)).any():
         raise ValueError(f"`{name}` must fit {dtype}, got {labels[wrong][0]}")
     numbers = labels.astype(dtype)
-    if labels.dtype.kind == "f":
-        gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
-        if gone.any():
-            raise ValueError(f"`{name}` must fit {dtype}, where {labels[gone][0]} is 0")
-        # What it is short of 1 decides how long an average remembers.
-        short = 1 - labels.astype("float64")
-        wrong = abs(1 - numbers.astype("float64") - short) > 1e-3 * short
-        wrong &= (short > 0) & (short <= 0.5)
-        if wrong.any():
-            raise ValueError(
-                f"`{name}` must have values whose distance to 1 {dtype} holds, but of "
-                f"{labels[wrong][0]} it is off by more than a thousandth; set "
-                "jax_enable_x64, or make it an axis of Python values (an array of "
-                "dtype object)"
-            )
+    if labels.dtype.kind != "f":
+        return numbers
+    gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
+    if gone.any():
+        raise ValueError(f"`{name}` must fit {dtype}, where {labels[gone][0]} is 0")
+    short = 1 - labels.astype("float64")
+    lost = (short > 0) & (abs(1 - numbers.astype("float64") - short) > 1e-3 * short)
+    if short_of_1 and lost.any():
+        raise ValueError(
+            f"`{name}` must have values whose distance to 1 {dtype} holds, but of "
+            f"{labels[lost][0]} it is off by more than a thousandth; set "
+            "jax_enable_x64, or make it an axis of Python values (an array of "
+            "dtype object)"
+        )
+    one = (labels < 1) & (numbers == 1)
+    if one.any():
+        warnings.warn(
+            f"`{name}` {labels[one][0]} is exactly 1 as {dtype}", stacklevel=5
+        )
     return numbers
 
 
-def _python_axis(values: list[Any]) -> Axis:
+def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     # By type too: True == 1, and a training may tell them apart.
     keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     value_index = np.array([order[key] for key in keys])
     unique = tuple(dict(zip(keys, values, strict=True)).values())
+    if names is not None:
+        names = list(names) if isinstance(names, Sequence) else [names]
+        texts = all(isinstance(n, str) for n in names)
+        if not texts or len({*names}) < len(names) or len(names) != len(unique):
+            raise ValueError(
+                f"`labels` must have a text for each value of `{name}`, no two alike, "
+                f"got {short_repr(names)}"
+            )
+        return Axis(np.array(names)[value_index], None, unique, value_index, named=True)
     if all(isinstance(v, bool) for v in unique):
         labels = np.array(unique)
+    elif _all_numbers(unique):  # which decide shapes, and so are Python's
+        labels = np.array([x.item() if hasattr(x, "item") else x for x in unique])
     else:
-        names = [_label(value) for value in unique]
+        found = [_label(value) for value in unique]
         labels = np.array(
-            [f"{s}[{i}]" if names.count(s) > 1 else s for i, s in enumerate(names)]
+            [
+                f"{text} {_identified(v)[:6]}" if found.count(text) > 1 else text
+                for text, v in zip(found, unique, strict=True)
+            ]
         )
     return Axis(labels[value_index], None, unique, value_index)
+
+
+def _identified(value: Any) -> str:
+    try:
+        return identify(value)
+    except TypeError as error:
+        raise TypeError(
+            f"`axes` has a value that cannot be told apart from others, "
+            f"{short_repr(value)}: {error}; name the values of its axis with `labels`"
+        ) from None
 
 
 def _label(value: Any) -> str:
     """A name without an address in memory, which is another in every process."""
     while isinstance(value, functools.partial):
         value = value.func
-    return getattr(value, "__name__", None) or (
-        str(value)
-        if type(value).__repr__ is not object.__repr__
-        else type(value).__name__
-    )
+    name = getattr(value, "__name__", None)
+    if name is None:
+        name = " ".join(str(value).split())
+        if len(name) > 60 or " at 0x" in name:
+            name = type(value).__name__
+    return name

@@ -11,6 +11,19 @@ import numpy as np
 
 from jax_rmsprop._validate import check_int, short_repr
 
+
+class ShortOfOne(np.ndarray):
+    """Numbers of which it matters what they are short of 1, as of gammas."""
+
+
+class Points(dict[str, Any]):
+    """Axes that are pairs: `sweep` runs no product of them."""
+
+    def __or__(self, other: Any) -> Points:
+        """Further axes, as long as these."""
+        return Points({**self, **other})
+
+
 _METHODS = ("sobol", "random", "latin")
 # What the ends of a range may be on each scale; beyond 1e300 a float64 may overflow.
 _ENDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -45,7 +58,8 @@ class Range:
             values = 1 - short * (least / short) ** fraction
         # The ends themselves, whatever the logarithms have rounded.
         values = np.where(fraction == 0, self.low, values)
-        return np.where(fraction == 1, self.high, values)
+        values = np.where(fraction == 1, self.high, values)
+        return values.view(ShortOfOne) if self.scale == "log_one_minus" else values
 
     def grid(self, num: int) -> np.ndarray:
         """So many values, from end to end."""
@@ -72,7 +86,7 @@ def log_one_minus(low: float, high: float, num: int | None = None) -> Any:
       num: how many, at least 2; None for the range itself, of which `points` draws.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      A float64 array of shape [num], for an axis of `sweep`; without
       `num` a range for `points`.
 
     Raises:
@@ -106,7 +120,7 @@ def log(low: float, high: float, num: int | None = None) -> Any:
       num: how many, at least 2; None for the range itself, of which `points` draws.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      A float64 array of shape [num], for an axis of `sweep`; without
       `num` a range for `points`.
 
     Raises:
@@ -140,7 +154,7 @@ def linear(low: float, high: float, num: int | None = None) -> Any:
       num: how many, at least 2; None for the range itself, of which `points` draws.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep` or `population`; without
+      A float64 array of shape [num], for an axis of `sweep`; without
       `num` a range for `points`.
 
     Raises:
@@ -172,8 +186,8 @@ def _range_or_grid(scale: str, low: Any, high: Any, num: int | None) -> Any:
 
 def points(
     space: Mapping[str, Any], n: int, *, method: str = "sobol", seed: int = 0
-) -> dict[str, Any]:
-    r"""Points spread over a space of hyperparameters, for a zipped `sweep`.
+) -> Points:
+    r"""Points spread over a space of hyperparameters, for `sweep`.
 
     Where a grid of 8 x 8 tries 8 values of each hyperparameter, 64 points try 64 of
     each. A point :math:`u` of the unit cube becomes, on each axis, the value that far
@@ -193,7 +207,8 @@ def points(
       seed: of the scrambling or drawing, at least 0.
 
     Returns:
-      For each axis n values: float64 of a range, else of the sequence's own kind.
+      For each axis n values: float64 of a range, else of the sequence's own kind; a
+      dict that `sweep` knows to be pairs, also with further axes: `points(...) | more`.
 
     Raises:
       TypeError: an argument of the wrong kind.
@@ -204,7 +219,7 @@ def points(
       >>> space = {"gamma": log_one_minus(0.5, 0.999), "learning_rate": log(1e-4, 1)}
       >>> def train(gamma, learning_rate):
       ...     return {"loss": gamma * learning_rate}
-      >>> curves = sweep(train, points(space, 64), zipped=True, progress=False)
+      >>> curves = sweep(train, points(space, 64), progress=False)
       >>> dict(curves.loss.sizes)
       {'member': 64}
 
@@ -230,10 +245,8 @@ def points(
             # That n is no power of two, which the docstring says.
             warnings.filterwarnings("ignore", "The balance properties of Sobol'")
             cube = sampler(len(space), rng=random).random(count)
-    return {
-        name: _take(values, u)
-        for (name, values), u in zip(space.items(), cube.T, strict=True)
-    }
+    pairs = zip(space.items(), cube.T, strict=True)
+    return Points({name: _take(values, u) for (name, values), u in pairs})
 
 
 def _check_space(space: Any) -> None:

@@ -12,11 +12,6 @@ from urllib.parse import unquote, urlsplit
 
 from jax_rmsprop._validate import short_repr
 
-try:
-    import fcntl
-except ImportError:  # Windows has other locks
-    fcntl = None
-
 if TYPE_CHECKING:
     import zarr.storage
 
@@ -99,23 +94,47 @@ def _remote(store: zarr.storage.FsspecStore) -> Location:
     return Location(files.unstrip_protocol(store.path), store)
 
 
+# Folders whose locks are locks.
+_tried = set[Path]()
+
+
 @contextlib.contextmanager
 def locked(at: Location) -> Generator[None]:
-    """Let no other process or thread add to the store within it, which is short.
+    """Let no other process or thread write to the store within it, which is short.
 
-    The folder itself is locked, so that nothing is left behind; the lock of a process
-    that is killed goes with it. Where the file system knows no locks, there is none.
+    A file beside the folder is locked, opened for writing; the lock of a process that
+    is killed goes with it. What is no folder cannot be locked.
+
+    Raises:
+      OSError: the file system grants no lock.
     """
-    lock = None
-    if at.folder is not None and fcntl is not None:
-        with contextlib.suppress(OSError):  # what cannot be written says so later
-            lock = os.open(at.folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = at.folder
+    if folder is None:
+        yield
+        return
+    import filelock
+
+    lock = filelock.FileLock(folder.parent / f".{folder.name}.lock", is_singleton=False)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if folder not in _tried:
+            second = filelock.FileLock(lock.lock_file, timeout=0, is_singleton=False)
+            with contextlib.suppress(filelock.Timeout):
+                second.acquire()
+                raise OSError("the file system gives a lock to two at once")
+            _tried.add(folder)
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or in_one_line(error)
+        raise OSError(
+            f"`store` {at.name} cannot be locked: {why}; use a folder of a file system "
+            "with locks, or a URL such as file-like stores have ('s3://...'), and let "
+            "one call at a time write there"
+        ) from error
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -130,10 +149,7 @@ def explain_oserror(at: Location) -> Generator[None]:
         if at.folder is not None and not isinstance(error, OSError):
             raise
         why = getattr(error, "strerror", None) or in_one_line(error)
-        message = (
-            f"`store` {at.name} cannot be written: {why}; what is finished is kept, "
-            "and the same call goes on from there"
-        )
+        message = f"`store` {at.name} cannot be written: {why}; what it has stays there"
         number = getattr(error, "errno", None)
         raise OSError(*([message] if number is None else [number, message])) from error
 

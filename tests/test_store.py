@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 from jax_rmsprop import load_sweep
-from jax_rmsprop._sweep import _location, _sweep, _table
+from jax_rmsprop.sweeps import _location, _store, _sweep
 from tests.sweeps import (
     GRID,
     bits,
@@ -64,32 +64,50 @@ def test_it_is_lazy_where_it_does_not_fit(tmp_path, monkeypatch, together):
     assert bits(curves.compute()) == bits(together)
 
 
-HARMS_OF_DATA = ("cut", "emptied", "removed", "a bit", "another chunk")
+HARMS = ("cut", "emptied", "a bit", "another chunk")
 
 
-@pytest.mark.parametrize("harm", [*HARMS_OF_DATA, "checksum", "x", "finished"])
-def test_a_torn_write_is_noticed_and_computed_again(tmp_path, harm):
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_found_where_it_is_read(tmp_path, harm):
+    """By anyone; a sweep that asks for it computes it again."""
+
     def wave(x):
         return {"loss": jnp.sin(x * jnp.arange(100.0))}
 
-    grid = {"x": np.linspace(1, 2, 60)}
+    grid, one = {"x": np.linspace(1, 2, 60)}, jax.devices()[:1]
     store = tmp_path / "sweep.zarr"
-    whole = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
-    chunk = store / ("loss/c/2/0" if harm in HARMS_OF_DATA else f"{harm}/c/2")
+    whole = quiet(wave, grid, batch_size=8, store=store, devices=one)
+    chunk = store / "loss/c/2/0"
     content = chunk.read_bytes()
-    if harm == "removed" or harm not in HARMS_OF_DATA:
-        chunk.unlink()
-    elif harm == "another chunk":
-        chunk.write_bytes((store / "loss/c/3/0").read_bytes())
-    else:
-        harmed = {"cut": content[: len(content) // 2], "emptied": b""}
-        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
-        chunk.write_bytes(harmed.get(harm, flipped))
-    curves = quiet(wave, grid, batch_size=8, store=store, devices=jax.devices()[:1])
+    if harm == "another chunk":
+        content = (store / "loss/c/3/0").read_bytes()[:-1] + b"0"
+    harmed = {"cut": content[: len(content) // 2], "emptied": b""}
+    flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    chunk.write_bytes(harmed.get(harm, flipped))
+    with pytest.raises(ValueError, match="."):
+        xr.open_zarr(store).load()
+    with pytest.raises(OSError, match=f"^`store` {store} is damaged: the members of 1"):
+        load_sweep(store)
+    # Who does not ask for it does not meet it.
+    some = {"x": grid["x"][:16]}
+    assert quiet(wave, some, store=store, devices=one).computed == 0
+    curves = quiet(wave, grid, batch_size=8, store=store, devices=one)
     assert curves.computed == 8  # that batch, and no other
     assert bits(curves) == bits(whole)
     assert bits(load_sweep(store)) == bits(whole)
     assert quiet(wave, grid, store=store).computed == 0
+
+
+@pytest.mark.parametrize("column", ["steps", "x"])
+def test_a_damaged_column_is_as_nothing(tmp_path, column):
+    store = tmp_path / "sweep.zarr"
+    whole = quiet(square, {"x": np.arange(16.0)}, batch_size=4, store=store)
+    chunk = store / column / "c/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    curves = quiet(square, {"x": np.arange(16.0)}, store=store)
+    assert curves.computed == 16
+    assert bits(curves) == bits(whole)
+    assert bits(load_sweep(store)) == bits(whole)
 
 
 def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypatch):
@@ -100,21 +118,6 @@ def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypat
     monkeypatch.undo()
     curves = quiet(network, GRID, batch_size=8, store=store, devices=jax.devices()[:2])
     assert bits(curves) == bits(together)
-
-
-def test_damage_is_not_finished_for_other_readers(tmp_path):
-    """Nor where the members of the block are not asked for again."""
-    store = tmp_path / "sweep.zarr"
-    quiet(square, {"x": np.arange(16.0)}, batch_size=4, store=store)
-    (store / "loss/c/2").write_bytes(b"")
-    curves = quiet(square, {"x": np.arange(4.0)}, store=store)
-    assert curves.computed == 0
-    finished = xr.open_zarr(store).finished.values
-    np.testing.assert_array_equal(finished, np.repeat([True, True, False, True], 4))
-    assert load_sweep(store).sizes["x"] == 12
-    # The place is used again by what comes next.
-    assert quiet(square, {"x": [20.0]}, store=store).computed == 1
-    assert xr.open_zarr(store).sizes["member"] == 16
 
 
 def test_axes_of_any_name(tmp_path):
@@ -234,7 +237,7 @@ def test_a_full_disk(tmp_path, start):
     store = tmp_path / "sweep.zarr"
     failed = result(*start(store, 20_000, target=run_with_limit))
     assert failed.startswith(
-        f"`store` {store} cannot be written: File too large; what is finished"
+        f"`store` {store} cannot be written: File too large; what it has stays"
     )
     assert int(load_sweep(store).finished.sum()) == 8
     # What had room is whole.
@@ -250,7 +253,7 @@ def test_100_000_members_in_bounded_memory(tmp_path):
     code = (
         "import resource, sys, jax.numpy as jnp\n"
         "from jax_rmsprop import sweep\n"
-        "from jax_rmsprop._sweep import _sweep\n"
+        "from jax_rmsprop.sweeps import _sweep\n"
         "_sweep.free_memory = lambda: 0\n"
         "def train(x):\n"
         "    return {'loss': x + jnp.arange(1000.0), 'last': x}\n"
@@ -285,14 +288,14 @@ def test_it_is_an_ordinary_dataset(tmp_path, together):
     plain = xr.open_zarr(store)
     assert set(plain.coords) == {*GRID, "output"}
     assert set(plain.data_vars) == {
-        *("loss", "end.v", "end.seed", "diverged_at", "finished", "checksum")
+        *("loss", "end.v", "end.seed", "diverged_at", "steps")
     }
     assert plain.loss.dims == ("member", "loss_dim_0")
     assert plain.gamma.dims == ("member",)
-    assert {x.chunks[0] for x in plain.data_vars.values()} == {(8,) * 8}
+    assert plain.loss.chunks[0] == (8,) * 8
     # 60 members in blocks of 8; what fills the last one up is not finished.
-    np.testing.assert_array_equal(plain.finished, np.arange(64) < 60)
-    rows = plain.isel(member=plain.finished.values).load()
+    np.testing.assert_array_equal(plain.steps, np.arange(64) < 60)
+    rows = plain.isel(member=plain.steps.values > 0).load()
     for i in (0, 17, 59):
         row = rows.isel(member=i)
         whole = together.sel({name: row[name].item() for name in GRID})
@@ -319,8 +322,7 @@ def test_more_values_on_any_axis(axis, tmp_path, together):
         assert curves.computed == 60 // len(GRID[axis])
         assert bits(curves) == bits(together.isel({axis: known}))
     assert bits(load_sweep(store)) == bits(by_value(together))
-    finished = xr.open_zarr(store).finished
-    assert int(finished.sum()) == 60
+    assert int(xr.open_zarr(store).steps.sum()) == 60
 
 
 def test_a_subset_and_the_axes_in_another_order(tmp_path, together):
@@ -398,16 +400,16 @@ def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):
 
 def test_two_make_the_same_store(tmp_path, monkeypatch):
     """The first one stays; nothing that another wrote is deleted."""
-    store, create = tmp_path / "sweep.zarr", _table.create
+    store, create = tmp_path / "sweep.zarr", _store.create
     first = []
 
     def after_another(at, *rest):
         create(at, *rest)
-        first.append(_table.read_header(at)["id"])
+        first.append(_store.read_header(at)["id"])
         create(at, *rest)
 
     monkeypatch.setattr(_sweep, "create", after_another)
     curves = quiet(square, {"x": [1.0, 2.0]}, store=store)
     np.testing.assert_array_equal(curves.loss, [1, 4])
-    assert _table.read_header(_location.locate(store))["id"] == first[0]
-    assert [p.name for p in tmp_path.iterdir()] == ["sweep.zarr"]
+    assert _store.read_header(_location.locate(store))["id"] == first[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"sweep.zarr", ".sweep.zarr.lock"}

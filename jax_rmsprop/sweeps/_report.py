@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jax_rmsprop import _markdown
-from jax_rmsprop._validate import check_bool, require_extra
+from jax_rmsprop._validate import check_bool, require_extra, short_repr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +26,16 @@ class Scores(NamedTuple):
       low: the least of them.
       high: the greatest of them.
       seeds: how many there are; 1 if the grid has no such axis.
+      lacking: of how many points some seeds, but not all, have not run.
+      of_others: the mean over the seeds that have.
     """
 
     mean: xr.DataArray
     low: xr.DataArray
     high: xr.DataArray
     seeds: int
+    lacking: int
+    of_others: xr.DataArray
 
     def values_at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
         """Mean, least and greatest at one point."""
@@ -55,7 +59,11 @@ class Summary:
       edges: the axes at whose first or last value the best point lies.
       members: how many there are.
       diverged: of how many of them the output is not finite.
-      unfinished: how many have not run.
+      unfinished: how many have not run, or not to the end.
+      maximized: whether more is better.
+      lacking: of how many points some seeds have not run: none of them is the best.
+      promising: the best of those by the seeds that have, if better than the best:
+        the mean, and the point.
     """
 
     output: str
@@ -69,6 +77,9 @@ class Summary:
     members: int
     diverged: int
     unfinished: int
+    maximized: bool = False
+    lacking: int = 0
+    promising: tuple[float, dict[str, Any]] | None = None
 
     def __str__(self) -> str:
         """The best point, its neighbours, and what to mind."""
@@ -85,7 +96,9 @@ class Summary:
         lines = [
             f"{self.members:,} members, {self.diverged:,} diverged"
             + (f", {self.unfinished:,} not run" if self.unfinished else ""),
-            f"best {self.output}: {self.value:.4g}{over} at {_point(self.best)}",
+            f"{'highest' if self.maximized else 'lowest'} {self.output}: "
+            f"{self.value:.4g}{over} at {_point(self.best)}",
+            *self._lacking(),
             "",
             _markdown.table(rows, numbers=True),
         ]
@@ -93,12 +106,21 @@ class Summary:
             lines += ["", f"at the end of its axis: {', '.join(self.edges)}"]
         return "\n".join(lines)
 
+    def _lacking(self) -> list[str]:
+        if not self.lacking:
+            return []
+        line = f"{self.lacking:,} points lack seeds"
+        if self.promising is not None:
+            value, point = self.promising
+            line += f"; by those that ran, {value:.4g} at {_point(point)}"
+        return [line]
+
 
 def summary(
     curves: xr.Dataset,
     output: str | None = None,
     *,
-    maximize: bool = False,
+    maximize: bool | None = None,
     seed_dim: str = "seed",
 ) -> Summary:
     r"""The best point of a sweep, its neighbours, the spread over seeds.
@@ -114,8 +136,9 @@ def summary(
       curves: what `sweep` returned.
       output: which output is judged; needed if there are several and none is "loss".
         It has at most one axis of its own.
-      maximize: whether more is better, as for an accuracy.
-      seed_dim: the axis over which to average, if the grid has it.
+      maximize: whether more is better, as for an accuracy; needed unless the output is
+        called a loss, an error or the like.
+      seed_dim: the axis over which to average, if the grid has it; of points, too.
 
     Returns:
       A `Summary`: a frozen dataclass of the numbers, which prints as a text.
@@ -136,7 +159,7 @@ def summary(
       ... )
       >>> print(summary(curves))
       9 members, 0 diverged
-      best loss: 0.001 (0 to 0.002 over 3 seeds) at gamma 0.9
+      lowest loss: 0.001 (0 to 0.002 over 3 seeds) at gamma 0.9
       <BLANKLINE>
       |            |   loss | lowest seed | highest seed |
       | ---------- | ------ | ----------- | ------------ |
@@ -150,8 +173,16 @@ def summary(
     """
     curves = ordered(curves)
     output = resolve_output(curves, output)
+    most = check_direction(output, maximize)
     found = reduce_seeds(curves, output, seed_dim)
-    place = best_index(found.mean, maximize)
+    place = best_index(found.mean, most)
+    promising = None
+    if found.lacking:
+        other = best_index(found.of_others, most)
+        value = float(found.of_others.isel(other))
+        best = float(found.mean.isel(place))
+        if value > best if most else value < best:
+            promising = value, _labels(found.of_others.isel(other))
     neighbours: list[tuple[str, float, float, float, float]] = []
     edges: list[str] = []
     for axis, i in place.items():
@@ -167,7 +198,7 @@ def summary(
     value, low, high = found.values_at(place)
     return Summary(
         output,
-        {str(name): x.item() for name, x in found.mean.isel(place).coords.items()},
+        _labels(found.mean.isel(place)),
         value,
         low,
         high,
@@ -177,7 +208,14 @@ def summary(
         members=curves["finished"].size,
         diverged=int(diverged(curves, output).sum()),
         unfinished=int((~curves["finished"]).sum()),
+        maximized=most,
+        lacking=found.lacking,
+        promising=promising,
     )
+
+
+def _labels(point: xr.DataArray) -> dict[str, Any]:
+    return {str(name): x.item() for name, x in point.coords.items()}
 
 
 def to_dataframe(curves: xr.Dataset) -> pd.DataFrame:
@@ -208,7 +246,7 @@ def to_dataframe(curves: xr.Dataset) -> pd.DataFrame:
       Wickham, [Tidy Data](https://doi.org/10.18637/jss.v059.i10), 2014
     """
     require_extra("sweep", "pandas")
-    checked(curves)
+    curves = checked(curves)
     last = {name: last_value(curves, name) for name in outputs(curves)}
     rows = curves[["diverged", "finished"]].assign(
         {name: x for name, x in last.items() if x.ndim == curves["finished"].ndim}
@@ -224,30 +262,45 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
     Raises:
       TypeError, ValueError: as `checked` does.
     """
-    checked(curves)
+    curves = checked(curves)
     unsorted = [a for a in _numeric(curves) if (np.diff(curves[a].values) < 0).any()]
     return curves.sortby(unsorted) if unsorted else curves
 
 
-def checked(curves: xr.Dataset) -> None:
-    """Check that it is what `sweep` returned, each value of an axis once.
+def checked(curves: xr.Dataset) -> xr.Dataset:
+    """Check that it is what `sweep` returned, or a selection of it.
+
+    Returns:
+      The same with the dtypes that it had, and "member" as a dimension if one member
+      was selected.
 
     Raises:
       TypeError: something else than a sweep's results.
       ValueError: an axis has a value twice, as where two sweeps were joined.
     """
-    wanted = {"finished": "b", "diverged": "b", "diverged_at": "i", "output": "UO"}
-    for name, kinds in wanted.items():
+    wanted = {"finished": bool, "diverged": bool, "diverged_at": int}
+    for name in (*wanted, "output"):
         if name not in getattr(curves, "variables", ()):
             raise TypeError(
                 f"`curves` must be what `sweep` returned, got {type(curves).__name__} "
                 f"without {name!r}"
             )
-        if curves[name].dtype.kind not in kinds:
-            raise TypeError(
-                "`curves` must be what `sweep` returned, but its "
-                f"{name!r} is {curves[name].dtype}; `seed_dim` averages the seeds here"
-            )
+    for name, kind in wanted.items():
+        found = curves[name]
+        if found.dtype.kind in "Of":  # where() has put NaN in the place of some
+            whole = found.notnull()
+            known = found.where(whole, -1 if kind is int else False)
+            if not bool((known == known.astype(kind)).all()):
+                raise TypeError(
+                    "`curves` must be what `sweep` returned, but its "
+                    f"{name!r} is {found.dtype}; `seed_dim` averages the seeds here"
+                )
+            curves = curves.assign({name: known.astype(kind)})
+    if not curves["finished"].dims:
+        members = [n for n in curves.coords if n not in ("output", "step")]
+        kept = curves.reset_coords([n for n in members if not curves[n].dims])
+        curves = kept.expand_dims("member").set_coords(members)
+        curves = curves.assign_coords(output=kept["output"])
     for axis in _numeric(curves):
         labels, count = np.unique(curves[axis].values, return_counts=True)
         if (count > 1).any():
@@ -255,6 +308,7 @@ def checked(curves: xr.Dataset) -> None:
                 f"`curves` must have each value of an axis once, but {axis} has "
                 f"{labels[count > 1][0]} more than once"
             )
+    return curves
 
 
 def _numeric(curves: xr.Dataset) -> list[str]:
@@ -294,9 +348,12 @@ def resolve_output(curves: xr.Dataset, output: str | None) -> str:
 
 
 def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
-    """The last value along the output's own leading axis."""
-    own = own_axes(curves, output)
-    return curves[output].isel({own[0]: -1}) if own else curves[output]
+    """The last value: of the last step that was run, then along its leading axis."""
+    own, values = own_axes(curves, output), curves[output]
+    if own[:1] == ["step"] and "steps" in curves:
+        last = (curves["steps"] - 1).clip(min=0).astype(int).compute()
+        return values.isel(step=last)
+    return values.isel({own[0]: -1}) if own else values
 
 
 def own_axes(curves: xr.Dataset, output: str) -> list[str]:
@@ -316,25 +373,76 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
             f"`output` must have at most one axis of its own, but {output} has "
             f"{values.ndim - curves['finished'].ndim + 1}"
         )
-    good = curves["finished"] & ~diverged(curves, output)
+    ran = curves["finished"]
+    good = ran & ~diverged(curves, output)
     values = values.astype(float).where(good).compute()
+    of_points = seed_dim in values.coords and values[seed_dim].dims == ("member",)
+    if seed_dim not in values.dims and not of_points:
+        return Scores(values, values, values, 1, 0, values)
     if seed_dim not in values.dims:
-        return Scores(values, values, values, 1)
+        values, ran = _by_point(values, seed_dim), _by_point(ran, seed_dim)
+        ran = ran.fillna(False).astype(bool)
+    some = ran.any(seed_dim) & ~ran.all(seed_dim)
+    mean = values.mean(seed_dim, skipna=False)
+    # Where what ran has not diverged.
+    others = values.mean(seed_dim).where(some & (values.notnull() | ~ran).all(seed_dim))
     return Scores(
-        values.mean(seed_dim, skipna=False),
+        mean,
         values.min(seed_dim, skipna=False),
         values.max(seed_dim, skipna=False),
         values.sizes[seed_dim],
+        int(some.sum()),
+        others,
     )
 
 
-def best_index(mean: xr.DataArray, maximize: bool) -> dict[str, int]:
+def _by_point(values: xr.DataArray, seed_dim: str) -> xr.DataArray:
+    """Members in a row as points and seeds: one point differs in the seed alone."""
+    import pandas as pd
+    import xarray as xr
+
+    axes = [str(n) for n in values.coords if n not in (seed_dim, "output")]
+    table = pd.DataFrame({n: values[n].values for n in [*axes, seed_dim]})
+    point = (
+        table.groupby(axes, sort=False, dropna=False).ngroup().to_numpy()
+        if axes
+        else np.zeros(len(table), int)
+    )
+    seeds, seed = np.unique(table[seed_dim], return_inverse=True)
+    first = np.unique(point, return_index=True)[1]
+    found = np.full((len(first), len(seeds)), np.nan)
+    found[point, seed] = values.values
+    coords = {n: ("member", values[n].values[first]) for n in axes}
+    return xr.DataArray(found, {**coords, seed_dim: seeds}, ("member", seed_dim))
+
+
+def check_direction(output: Any, maximize: bool | None) -> bool:
+    """Whether more is better.
+
+    Raises:
+      TypeError: it is no bool.
+      ValueError: it was not said, and the output's name does not.
+    """
+    if maximize is not None:
+        return check_bool("maximize", maximize)
+    if not isinstance(output, str):
+        raise TypeError(f"`by` must be an output's name, got {short_repr(output)}")
+    words = "loss", "error", "cost", "regret", "nll", "mse", "rmse", "mae", "perplexity"
+    if not any(word in output.lower() for word in words):
+        raise ValueError(
+            f"`maximize` must be True or False for {short_repr(output)}, whose name "
+            "does not say whether more is better"
+        )
+    return False
+
+
+def best_index(mean: xr.DataArray, most: bool) -> dict[str, int]:
     """Find the place of the best value, by dimension.
 
     Raises:
       ValueError: no value is finite.
     """
-    values = -mean if check_bool("maximize", maximize) else mean
+    values = -mean if most else mean
     if not bool(np.isfinite(values).any()):
         raise ValueError("every point has a seed that diverged or has not run")
     place = np.unravel_index(int(np.nanargmin(values.values)), values.shape)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rmsprop._sweep import _trace
+from jax_rmsprop.sweeps import _training
 from tests.helpers import flag
 from tests.sweeps import quiet, raises, square
 
@@ -31,14 +31,14 @@ def test_train_is_traced_once():
 def test_train_without_the_axis_name():
     raises(
         TypeError,
-        "`train` must take the axes of the grid by name: got an unexpected keyword "
+        "`train` must take the axes by name: got an unexpected keyword "
         "argument 'gamma'; the axes are gamma, its arguments (x)",
         square,
         {"gamma": [0.9]},
     )
     raises(
         TypeError,
-        "`train` must take the axes of the grid by name: missing a required argument: "
+        "`train` must take the axes by name: missing a required argument: "
         "'learning_rate'; the axes are gamma, its arguments (gamma, learning_rate)",
         lambda gamma, learning_rate: gamma,
         {"gamma": [0.9]},
@@ -82,9 +82,9 @@ def test_train_that_cannot_be_traced():
     line = branches.__code__.co_firstlineno + 1
     raises(
         TypeError,
-        f"`train` cannot be traced: TracerBoolConversionError at test_trace.py:{line}; "
-        "a hyperparameter that decides shapes or branches must be an axis of Python "
-        "values (an array of dtype object)",
+        "`train` cannot be traced: TracerBoolConversionError at "
+        f"test_training.py:{line}; a hyperparameter that decides shapes or branches "
+        "must be an axis of Python values (an array of dtype object)",
         branches,
         {"x": [1.0]},
     )
@@ -97,7 +97,8 @@ def test_train_that_raises():
     line = fails.__code__.co_firstlineno + 1
     raises(
         RuntimeError,
-        f"`train` raised KeyError at test_trace.py:{line}: 'no such file\\nand more'",
+        f"`train` raised KeyError at test_training.py:{line}: "
+        "'no such file\\nand more'",
         fails,
         {"x": [1.0]},
     )
@@ -179,7 +180,7 @@ KINDS = {
 
 
 def fingerprint(train):
-    return _trace.fingerprint(_trace.trace(train, {}, {"x": np.dtype("float32")}))
+    return _training.fingerprint(_training.trace(train, {}, {"x": np.dtype("float32")}))
 
 
 def product(x, data):
@@ -232,9 +233,9 @@ def test_the_fingerprint_is_the_same_in_every_process(capsys, standard_promotion
     code = (
         "import numpy as np;"
         "from tests.sweeps import called_back, named_residuals, network;"
-        "from jax_rmsprop._sweep import _trace; d = np.dtype('float32');"
+        "from jax_rmsprop.sweeps import _training; d = np.dtype('float32');"
         "n = dict(gamma=d, learning_rate=d, seed=np.dtype('int32'));"
-        "print([_trace.fingerprint(_trace.trace(train, {}, n)) for train in"
+        "print([_training.fingerprint(_training.trace(train, {}, n)) for train in"
         " (network, named_residuals, called_back)])"
     )
     other = subprocess.run(

@@ -1,0 +1,419 @@
+"""A batch of members: one compiled program, on each device of a mesh; and its size."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.extend.core
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_rmsprop import _versions
+from jax_rmsprop._validate import short_repr
+from jax_rmsprop.sweeps._identity import without_key
+from jax_rmsprop.sweeps._location import in_one_line
+from jax_rmsprop.sweeps._training import Traced, inner_jaxprs
+
+Rows = dict[str, np.ndarray]
+
+
+def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Begin and advance `size` members; the arrays that they close over come first."""
+    if size == 1:  # the training as it is, without the cost of a batch axis
+
+        def begin(consts: list[Any], *numbers: Any) -> list[Any]:
+            return [x[None] for x in traced.begin(consts, *(n[0] for n in numbers))]
+
+        def advance(consts: list[Any], carry: list[Any], *numbers: Any) -> Any:
+            own = traced.advance(
+                consts, [x[0] for x in carry], *(n[0] for n in numbers)
+            )
+            return jax.tree.map(lambda x: x[None], own)
+
+        return begin, advance
+    # A sweep without numbers has one member in a batch for each lane.
+    numbers = (0,) * len(traced.init.in_avals)
+    over = functools.partial(jax.vmap, axis_size=size)
+    return (
+        over(traced.begin, in_axes=(None, *numbers)),
+        over(traced.advance, in_axes=(None, 0, *numbers)),
+    )
+
+
+class CompiledBatch:
+    """`size` members on each device: vmap inside, the mesh outside.
+
+    The devices do not talk to each other, and each runs the same program whatever
+    their number. So a member's bits depend on `size`, and neither on its place in the
+    batch nor on the other members.
+
+    Attributes:
+      size: the members that a device runs at once.
+      devices: how many devices there are.
+      seconds: how long it took to compile.
+      memory_bytes: what a device needs, as the compiler says; 0 if it doesn't.
+      temporary_bytes: those of it that are neither arguments nor results.
+    """
+
+    def __init__(self, traced: Traced, mesh: Mesh, size: int):
+        """Compile for that many members a device."""
+        began = time.perf_counter()
+        self.size, self.devices = size, mesh.size
+        self._traced, self._names = traced, tuple(traced.outputs)
+        # What the training closes over is an argument here: as constants of the
+        # program, data would be compiled again with every size.
+        begin, advance = batched(traced, size)
+        self._consts, self._per_member = traced.consts, None
+        if not traced.has_mesh:
+            replicated, self._per_member = _shardings(mesh)
+            self._consts = jax.device_put(traced.consts, replicated)
+        if mesh.size > 1:
+            all_of, each = PartitionSpec(), PartitionSpec("member")
+            numbers = (each,) * len(traced.init.in_avals)
+            # `train` may hold loops whose carries start replicated.
+            over = functools.partial(
+                jax.shard_map, mesh=mesh, out_specs=each, check_vma=False
+            )
+            begin = over(begin, in_specs=(all_of, *numbers))
+            advance = over(advance, in_specs=(all_of, each, *numbers))
+
+        def specs(avals: Sequence[Any]) -> list[Any]:
+            return [
+                jax.ShapeDtypeStruct(
+                    (mesh.size * size, *x.shape), x.dtype, sharding=self._per_member
+                )
+                for x in avals
+            ]
+
+        numbers, carry = specs(traced.init.in_avals), specs(traced.carry_specs)
+        try:
+            self._begin = None
+            if carry:
+                self._begin = jax.jit(begin).lower(self._consts, *numbers).compile()
+            # The carry makes room for the next one.
+            step = jax.jit(advance, donate_argnums=1)
+            self._step = step.lower(self._consts, carry, *numbers).compile()
+        except (NotImplementedError, ValueError) as error:
+            if isinstance(error, ValueError) and not traced.has_mesh:
+                raise
+            raise TypeError(
+                f"`train` cannot run in a batch: {in_one_line(error)}; at "
+                "`batch_size` 1 it need not"
+            ) from error
+        memory = self._step.memory_analysis()
+        self.memory_bytes = self.temporary_bytes = 0
+        if memory is not None:
+            self.temporary_bytes = memory.temp_size_in_bytes
+            self.memory_bytes = (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+            )
+        self.seconds = time.perf_counter() - began
+
+    def place(self, array: Any) -> Any:
+        """Put an array of all devices' members where they run."""
+        if self._per_member is None:
+            return array
+        if jax.process_count() == 1:
+            return jax.device_put(array, self._per_member)
+        return jax.make_array_from_callback(
+            array.shape, self._per_member, array.__getitem__
+        )
+
+    def begin(self, numbers: Sequence[Any]) -> list[Any]:
+        """The first carry of each device's members, by their hyperparameters."""
+        return [] if self._begin is None else self._begin(self._consts, *numbers)
+
+    def resume(self, packed: np.ndarray) -> list[Any]:
+        """A carry that was on the host."""
+        return [self.place(x) for x in unpack(packed, self._traced.carry_specs)]
+
+    def step(
+        self, carry: Sequence[Any], numbers: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Begin to run a step: the next carry, in this one's place, and the outputs."""
+        return self._step(self._consts, list(carry), *numbers)
+
+    def rows(self, outputs: Sequence[Any]) -> Rows:
+        """Wait for the outputs of all processes' devices, in the mesh's order."""
+        found = zip(self._names, map(on_host, outputs), strict=True)
+        # bfloat16 and the like are float32, since files do not know them.
+        return {n: x.astype(file_dtype(x.dtype), copy=False) for n, x in found}
+
+
+def on_host(array: Any) -> np.ndarray:
+    """An array of all processes' devices; of random keys their data."""
+    array = without_key(array)
+    if jax.process_count() > 1:
+        array = _versions.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def pack(carry: Sequence[np.ndarray]) -> np.ndarray:
+    """The bytes of each member's carry, [members, bytes]."""
+    parts = [np.ascontiguousarray(x).reshape(len(x), -1) for x in carry]
+    return np.concatenate([x.view(np.uint8) for x in parts], axis=1)
+
+
+def unpack(packed: np.ndarray, specs: Sequence[Any]) -> list[Any]:
+    """The arrays that `pack` has made bytes of, of these shapes and dtypes."""
+    found: list[Any] = []
+    for spec in specs:
+        impl, plain = key_impl(spec), spec
+        if impl:
+            plain = jax.eval_shape(jax.random.key_data, spec)
+        shape = (len(packed), *plain.shape)
+        size = plain.dtype.itemsize * int(np.prod(plain.shape))
+        own, packed = packed[:, :size], packed[:, size:]
+        array: Any = np.ascontiguousarray(own).view(plain.dtype).reshape(shape)
+        if impl:
+            array = jax.random.wrap_key_data(array, impl=impl)
+        found.append(array)
+    return found
+
+
+def key_impl(x: Any) -> str:
+    """The name of the generator of random keys; empty for other arrays."""
+    if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return ""
+    short = str(x.dtype).removeprefix("key<").removesuffix(">")
+    return _KEYS.get(short, short)
+
+
+# As their dtypes abbreviate them.
+_KEYS = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
+
+
+def _shardings(mesh: Mesh) -> tuple[Any, Any]:
+    """Where what all members share is, and where each device's members are."""
+    if mesh.size == 1:
+        one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+        return one, one
+    return (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec("member")),
+    )
+
+
+def make_mesh(devices: Any) -> Mesh:
+    """The mesh of these devices, or of all that all processes have.
+
+    Raises:
+      TypeError: not a sequence of devices.
+      ValueError: none, one twice, or none of this process.
+    """
+    if devices is None:
+        devices = jax.devices()
+    if not isinstance(devices, Sequence) or not all(
+        isinstance(d, jax.Device) for d in devices
+    ):
+        raise TypeError(
+            f"`devices` must be a sequence of jax devices, got {short_repr(devices)}"
+        )
+    if not devices or len(set(devices)) < len(devices):
+        raise ValueError(
+            f"`devices` must be at least one device, each once, got {list(devices)}"
+        )
+    if all(d.process_index != jax.process_index() for d in devices):
+        raise ValueError(
+            "`devices` must have one of this process' own, got "
+            f"{list(devices)} in process {jax.process_index()}"
+        )
+    return Mesh(np.array(devices), ("member",))
+
+
+def broadcast_from_process_0(value: Any) -> Any:
+    """The first process' value, in every process."""
+    if jax.process_count() == 1:
+        return value
+    return _versions.broadcast_one_to_all(value)
+
+
+def versions_of(device: Any) -> dict[str, str]:
+    """What decides about a member's last bits, besides its program."""
+    kind = device.device_kind
+    if device.platform == "cpu":
+        kind = f"{platform.machine()} {_vectors()}".rstrip()
+    return {
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "device": kind,
+    }
+
+
+@functools.cache
+def _vectors() -> str:
+    """The widest vectors of this CPU, for which a program is compiled."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return ""
+    return next((name for name in ("avx512f", "avx2", "avx") if name in flags), "")
+
+
+def device_bytes(device: Any) -> int:
+    """The memory that a program may use on a device.
+
+    Of a CPU's, which everything else uses too, a quarter of the machine's.
+    """
+    import psutil
+
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] * 9 // 10
+    return psutil.virtual_memory().total // 4
+
+
+def file_dtype(dtype: Any) -> np.dtype:
+    """The narrowest of NumPy's own dtypes that holds all of this one's values."""
+    dtype = np.dtype(dtype)
+    if dtype.kind != "V":
+        return dtype
+    is_float = jax.numpy.issubdtype(dtype, jax.numpy.floating)
+    return np.dtype("float32" if is_float else "int16")
+
+
+# As many as hide what a CPU spends on each operation besides the arithmetic.
+_AT_MOST_ON_CPU = 128
+# Bytes of cache that a core of today's processors has for itself, about.
+_CACHE_BYTES = 4_000_000
+# A CPU's compiler runs a convolution whose kernels are the members' own group by group.
+_AT_MOST_CONVOLUTIONS = 4
+# An accelerator takes what it can hold; beyond this it gets no faster.
+_AT_MOST_ELSEWHERE, _TEMPORARY_BYTES = 65_536, 2**30
+
+
+def auto_batch_size(
+    traced: Sequence[Traced],
+    platform: str,
+    device_bytes: int,
+    compiled: Callable[[int, int], CompiledBatch],
+) -> int:
+    """The number of members that a device runs at once: a power of two.
+
+    On a CPU as many as hide the cost of an operation, but no more than what keeps the
+    largest array of a step, of all of them together, in a core's cache; elsewhere as
+    many as need 1 GiB of temporary arrays. And half as many for as long as the compiler
+    says that the device has not the memory.
+
+    Args:
+      traced: the programs, of which the most demanding one decides.
+      platform: of the devices.
+      device_bytes: the memory of a device.
+      compiled: the program of that number at a batch size; asked on a CPU only where
+        the memory might not do.
+    """
+    if not any(each.init.in_avals for each in traced):
+        return 1  # each program has one member
+    try:
+        needs = [member_needs(each) for each in traced]
+    except NotImplementedError:
+        return 1  # there is no batch of it, as of a callback
+    size = _AT_MOST_ON_CPU
+    if platform == "cpu":
+        largest = max(need.step_bytes for need in needs)
+        while size > 1 and size * largest > _CACHE_BYTES:
+            size //= 2
+        if any(need.has_own_kernels for need in needs):
+            size = min(size, _AT_MOST_CONVOLUTIONS)
+    else:
+        size = _AT_MOST_ELSEWHERE
+        # Of a small batch, so that the largest is compiled once.
+        each = max(
+            compiled(which, 1024).temporary_bytes / 1024 for which in range(len(needs))
+        )
+        while size > 1 and size * each > _TEMPORARY_BYTES:
+            size //= 2
+    for which, need in enumerate(needs):
+        while size > 1 and size * need.all_bytes > device_bytes:
+            if compiled(which, size).memory_bytes <= device_bytes:
+                break
+            size //= 2
+    return size
+
+
+class Needs(NamedTuple):
+    """What a member needs of its own; what all share is there once for all of them.
+
+    Attributes:
+      step_bytes: of the largest array in an innermost loop, or anywhere if there is
+        none: what the inner steps touch again and again.
+      all_bytes: of all arrays together, were no memory used twice.
+      has_own_kernels: whether it convolves with kernels that it has changed.
+    """
+
+    step_bytes: int
+    all_bytes: int
+    has_own_kernels: bool
+
+
+def member_needs(traced: Traced) -> Needs:
+    """What each member has of its own: what a batch of three has more than one of two.
+
+    Data in one order for all of them, for instance, do not count.
+    """
+    two, three = (_jaxpr_of(traced.step, members) for members in (2, 3))
+    loops = _innermost_loops(two), _innermost_loops(three)
+    own = _growth(_array_bytes, two, three)
+    stepped = _growth(_array_bytes, *loops) if loops[0] else own
+    return Needs(
+        max(stepped, default=0),
+        sum(own),
+        any(_growth(_convolution_groups, two, three)),
+    )
+
+
+def _jaxpr_of(closed: Any, members: int) -> Any:
+    """The program of so many members."""
+    arguments = [
+        jax.ShapeDtypeStruct((members, *x.shape), x.dtype) for x in closed.in_avals
+    ]
+    batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)
+    return jax.make_jaxpr(batch)(*arguments)
+
+
+def _growth(
+    measure: Callable[[Any], Generator[int]], two: Any, three: Any
+) -> list[int]:
+    """What each thing that is measured grows by with one more member."""
+    return [b - a for a, b in zip(measure(two), measure(three), strict=False)]
+
+
+def _array_bytes(jaxprs: Any) -> Generator[int]:
+    """The bytes of all arrays that are made, in order."""
+    for inner in inner_jaxprs(jaxprs):
+        for equation in inner.eqns:
+            for variable in equation.outvars:
+                array = variable.aval  # untyped: in JAX 0.8 not all have an itemsize
+                if isinstance(variable.aval, jax.core.ShapedArray):
+                    yield array.size * array.dtype.itemsize
+
+
+def _convolution_groups(jaxprs: Any) -> Generator[int]:
+    """In how many groups each convolution is done, in order."""
+    for inner in inner_jaxprs(jaxprs):
+        for equation in inner.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                groups = equation.params
+                yield groups["feature_group_count"] * groups["batch_group_count"]
+
+
+def _innermost_loops(jaxprs: Any) -> list[Any]:
+    """What is within the loops that have no loop within."""
+    return [body for body in _loops(jaxprs) if not any(True for _ in _loops(body))]
+
+
+def _loops(jaxprs: Any) -> Generator[Any]:
+    for inner in inner_jaxprs(jaxprs):
+        for equation in inner.eqns:
+            if equation.primitive.name in ("scan", "while"):
+                yield tuple(equation.params.values())

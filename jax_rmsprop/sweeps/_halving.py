@@ -1,0 +1,118 @@
+"""Successive halving: rungs that go on from where the ones before have ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jax_rmsprop._validate import check_int, short_repr
+from jax_rmsprop.sweeps._report import check_direction
+from jax_rmsprop.sweeps._sweep import Call
+from jax_rmsprop.sweeps._training import Training
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def successive_halving(
+    training: Any,
+    axes: Mapping[str, Any],
+    *,
+    steps: Any,
+    by: Any = "loss",
+    keep: Any = 1 / 3,
+    over: Any = "seed",
+    maximize: bool | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    r"""Run all members for a few steps, the best of them for more, and so on.
+
+    After :math:`t_r` steps, of the points that have come so far, those with the best
+    mean of the output over the seeds go on to :math:`t_{r+1}`, each from where it is:
+
+    .. math::
+        P_{r+1} = \text{the best } \lceil \text{keep} \cdot |P_r| \rceil
+        \text{ of } P_r \text{ by } \frac{1}{S} \sum_s y_{p,s}(t_r)
+
+    A point of which a member has diverged comes last.
+
+    Args:
+      training: a `Training`.
+      axes: as for `sweep`.
+      steps: of each rung, ascending: to which step its members are run.
+      by: the output that is compared, at the last step of a rung; one number a step.
+      keep: the part of the points that goes on, above 0 and below 1.
+      over: the axis over which to average, if there is one.
+      maximize: whether more is better; needed unless `by` is a loss or an error.
+      options: those of `sweep`: store, client, batch_size and so on. With a store the
+        same call goes on from where it was, and one with more points or seeds runs
+        what is new.
+
+    Returns:
+      What `sweep` does for `steps[-1]`, and `rung` for each member: the number of the
+      last rung that it has run, from 0. Those of the last are `finished`, and who has
+      diverged.
+
+    Raises:
+      TypeError, ValueError: as `sweep`, and for the arguments above.
+
+    Example:
+      >>> from jax_rmsprop import Training, successive_halving
+      >>> training = Training(
+      ...     lambda rate: 1.0 + 0 * rate,
+      ...     lambda x, rate: (rate * x, {"loss": rate * x}),
+      ... )
+      >>> rates = {"rate": [0.9, 0.5, 0.7, 0.3]}
+      >>> found = successive_halving(
+      ...     training, rates, steps=[1, 3], keep=0.5, progress=False
+      ... )
+      >>> print(found.rung.values, found.steps.values)
+      [0 1 0 1] [1 3 1 3]
+
+    References:
+      Jamieson and Talwalkar, [Non-stochastic Best Arm Identification and
+      Hyperparameter Optimization](https://arxiv.org/abs/1502.07943), 2016
+    """
+    if not isinstance(training, Training):
+        raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
+    if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
+        raise TypeError(f"`steps` must be a sequence, got {short_repr(steps)}")
+    ends = [check_int("steps", step, low=1) for step in steps]
+    if sorted(set(ends)) != ends:
+        raise ValueError(f"`steps` must ascend, got {short_repr(steps)}")
+    if type(keep) not in (int, float) or not 0 < keep < 1:
+        raise ValueError(f"`keep` must be above 0 and below 1, got {short_repr(keep)}")
+    if not isinstance(over, str):
+        raise TypeError(f"`over` must be an axis' name, got {short_repr(over)}")
+    sign = -1 if check_direction(by, maximize) else 1
+    call = Call(training, axes, steps=ends[-1], keeps_carries=True, **options)
+    with call.running():
+        if by not in call.outputs:
+            raise ValueError(
+                f"`by` must be one of {', '.join(call.outputs)}, got {by!r}"
+            )
+        point = call.points_of_members(over)
+        alive = call.every
+        rung = np.zeros(len(alive), int)
+        for number, end in enumerate(ends):
+            call.run(alive, end)
+            rung[alive] = number
+            if call.progress.stopped or end == ends[-1]:
+                break
+            scores = sign * _means(call.last(by, end), point, alive)
+            order = np.argsort(scores, kind="stable")  # NaN comes last
+            count = len(np.unique(point[alive]))
+            best = order[: math.ceil(keep * count - 1e-9)]
+            alive = alive[np.isin(point[alive], best)]
+    return call.curves(alive, rung)
+
+
+def _means(values: np.ndarray, point: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """For each point the mean over its members; NaN of one that has not come so far."""
+    total, count = (np.zeros(point.max() + 1) for _ in range(2))
+    np.add.at(total, point[alive], values[alive])
+    np.add.at(count, point[alive], 1)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -1,0 +1,115 @@
+"""Tell a Python value by what it is: not by its address, its place or its name."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import sys
+import types
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_PLAIN = bool | int | float | complex | str | bytes | np.dtype | range | slice
+
+
+def identify(value: Any) -> str:
+    """A digest of a value, which is the same in every process.
+
+    Of a function it is that of its code, its defaults, what it closes over and the
+    globals that it names; of a partial, a dataclass or another object that of its
+    parts; of what a library defines the name there.
+
+    Raises:
+      TypeError: something in it says nothing of itself.
+    """
+    digest = hashlib.sha256()
+    for part in _parts(value, frozenset()):
+        digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def without_key(array: Any) -> Any:
+    """The numbers of an array: of random keys their data."""
+    is_key = jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(array) if is_key else array
+
+
+def _parts(value: Any, outside: frozenset[int]) -> Generator[bytes]:
+    """The value as bytes, of which no two values have the same."""
+    yield f"{type(value).__qualname__}(".encode()
+    name = _name_in_library(value)
+    if name is not None:
+        yield name.encode()
+    elif value is None or isinstance(value, _PLAIN):
+        yield repr(value).encode()
+    elif isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype != "O":
+        yield f"{value.dtype}{value.shape}".encode()
+        yield np.asarray(without_key(value)).tobytes()
+    elif id(value) not in outside:  # else it is within itself
+        for part in _inside(value):
+            yield from _parts(part, outside | {id(value)})
+    yield b")"
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, types.FunctionType):
+        code, cells = value.__code__, value.__closure__ or ()
+        names = _names(code)
+        known = {n: value.__globals__[n] for n in names if n in value.__globals__}
+        closed = [cell.cell_contents for cell in cells]
+        return [code, value.__defaults__, value.__kwdefaults__, closed, known]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, list(value.co_consts), list(value.co_names)]
+    if isinstance(value, functools.partial):
+        return [value.func, list(value.args), value.keywords]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, enum.Enum):
+        return [value.name]
+    if isinstance(value, Mapping):
+        pairs = [(identify(key), x) for key, x in value.items()]
+        return [list(pair) for pair in sorted(pairs, key=lambda pair: pair[0])]
+    if isinstance(value, set | frozenset):
+        return sorted(map(identify, value))
+    if isinstance(value, np.ndarray | list | tuple):
+        return list(value)
+    if hasattr(value, "__wrapped__"):  # of jax.jit
+        return [value.__wrapped__]
+    slots = {n for c in type(value).__mro__ for n in getattr(c, "__slots__", ())}
+    parts = getattr(value, "__dict__", {}) | {
+        n: getattr(value, n) for n in slots if n[:2] != "__" and hasattr(value, n)
+    }
+    if not parts and type(value).__repr__ is object.__repr__:
+        raise TypeError(f"a {type(value).__name__} says nothing of itself")
+    return [parts]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names in a function's code, and in that of those within it."""
+    names = set(code.co_names)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names |= _names(const)
+    return names
+
+
+def _name_in_library(value: Any) -> str | None:
+    """Where an installed package has it: what a version of the package says, too."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    module = getattr(value, "__module__", None) or "numpy"  # a ufunc has none
+    found: Any = sys.modules.get(module) if isinstance(module, str) else None
+    if not isinstance(name, str) or found is None:
+        return None
+    file = getattr(found, "__file__", None) or "site-packages"
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    library = "site-packages" in file or file.startswith(sys.base_prefix)
+    if found is value and (library or isinstance(value, type)):
+        return f"{module}.{name}"
+    return None

@@ -1,0 +1,858 @@
+"""`sweep`: a training for every point of a grid, in batches, on all devices."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_rmsprop._validate import check_bool, check_int, require_extra, short_repr
+from jax_rmsprop.sweeps._batch import (
+    auto_batch_size,
+    broadcast_from_process_0,
+    device_bytes,
+    file_dtype,
+    make_mesh,
+    unpack,
+    versions_of,
+)
+from jax_rmsprop.sweeps._cluster import ClusterRunner, check_client
+from jax_rmsprop.sweeps._location import Location, locate, locked
+from jax_rmsprop.sweeps._members import (
+    RESERVED,
+    Axis,
+    Grid,
+    check_distinct,
+    parse_grid,
+)
+from jax_rmsprop.sweeps._points import Points
+from jax_rmsprop.sweeps._results import InMemory, Shapes
+from jax_rmsprop.sweeps._run import (
+    Group,
+    Programs,
+    Progress,
+    Runner,
+    Task,
+    finish_batch_on_sigint,
+    plan,
+)
+from jax_rmsprop.sweeps._store import (
+    FORMAT,
+    Damaged,
+    ZarrStore,
+    create,
+    delete_carries,
+    open_group,
+    read_column,
+    read_header,
+    select_rows,
+)
+from jax_rmsprop.sweeps._training import (
+    Traced,
+    Training,
+    check_signature,
+    fingerprint,
+    trace,
+)
+
+if TYPE_CHECKING:
+    import distributed
+    import xarray as xr
+    import zarr.abc.store
+
+    StoreLike = str | os.PathLike[str] | zarr.abc.store.Store
+
+
+def sweep(
+    train: Callable[..., Any] | Training,
+    axes: Mapping[str, Any],
+    *,
+    steps: int | None = None,
+    zipped: bool | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int | str = "auto",
+    devices: Sequence[Any] | None = None,
+    store: StoreLike | None = None,
+    save_every: float = 60.0,
+    on_step: Callable[[xr.Dataset], None] | None = None,
+    client: distributed.Client | None = None,
+    wait: float | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    r"""Run a training for every point of a grid of hyperparameters.
+
+    For every combination of the axes' values :math:`h` (or every pairing of them)
+
+    .. math::
+        y_h = \mathrm{train}(h)
+
+    The members run in batches: `jax.vmap` over the members of a batch, a loop over
+    the batches, each device with a batch of its own, all processes of `jax.distributed`
+    or all workers of a dask cluster together. The last batch is filled up, so every
+    batch is the same compiled program: for a given `batch_size` a row has the same bits
+    on one device, on many of its kind, after a resumption, and wherever in a batch it
+    stands; at 1 those of `jax.jit(train)` of the same arrays. Another batch size adds
+    in another order, and a number that is known when it is compiled may be rounded
+    otherwise: rows then differ by rounding error, as the training amplifies it.
+
+    Args:
+      train: a pure function of keyword arguments, the axes' names, to a tree of arrays,
+        such as `{"loss": [steps], "accuracy": []}`; traceable, the same shapes for all
+        members. An output is named by its path in the tree, with dots ("eval.loss"); a
+        bare array is "value".
+        A `Training` runs for many steps, from any of which it goes on.
+      axes: for each argument its values. Numbers (float32, int32; 64 bits under x64)
+        arrive traced, as scalars, and share a program; each value once, and all of them
+        different as the program has them. Python's values arrive as they
+        are, one compilation for each combination: bools, strings, functions, None, and
+        numbers in an array of dtype object. Of `log_one_minus` float32 must hold what
+        a value is short of 1, to a thousandth.
+      steps: of a `Training`, to which step each member is run; with a store the same
+        call with more of them goes on from where each is.
+      zipped: pair the axes' values, which must be equally many, instead of taking all
+        combinations; None for whether they are `points`.
+      labels: for an axis of Python's values a text for each, by which results and a
+        store know it; else a value is known by what it is.
+      batch_size: members that a device runs at once, at least 1. "auto" depends on the
+        program and the device: 128 on a CPU, fewer where the arrays of a step would not
+        fit its cache (4 with convolutions); elsewhere as many, up to 65,536, as need
+        1 GiB of temporary arrays; in either case fewer if the compiler says that they
+        need more memory than there is. It
+        suits hundreds of members; of fewer, the rest of a batch is computed in vain,
+        and a number is better. Of a training that calls back to this process, by
+        `jax.debug.callback` or the like, nothing is computed in vain: there it is 1.
+      devices: where to run; None for all devices of all processes.
+      store: where the members are kept as zarr when they are done: a folder (for
+        several processes, one that all share), a URL that fsspec knows, such as
+        "s3://bucket/gamma.zarr" with the credentials of the environment, or a store of
+        `zarr.storage`, such as a `FsspecStore` with credentials of its own. It is a
+        table that grows: a call computes those of its members that are not there,
+        whatever ended the last one, adds them, and returns what it asked for, so more
+        seeds, values of any axis or other points are the same call with more of them.
+        It must be the same training, axes, versions, kind of device and batch size
+        ("auto" takes the store's). Any number of calls may use a folder at once, where
+        the file system has locks; elsewhere nothing can be locked, so let one at a time
+        write there. `xarray.open_zarr(store)` reads it without this package: a row for
+        each member, of which those count whose `steps` are more than 0.
+      save_every: after how many seconds a `Training` with a store is kept with what it
+        goes on from; it is kept at the end and at Ctrl-C, too.
+      on_step: called in this process after each step of each batch with a Dataset of
+        its members and of the steps that this call has run of them.
+      client: a `dask.distributed.Client`: its workers run the batches, and this process
+        writes what comes back. They may join, leave and be killed; each needs the
+        caller's versions and kind of device.
+      wait: with a client, after how many seconds without any worker to end; None for
+        never. After a minute it is said.
+      progress: show members (of a `Training`: their steps) done, time left, the median
+        of the loss, and how many diverged so far, with tqdm.
+
+    Returns:
+      An `xarray.Dataset`. Its dimensions are the axes, in their order, with the values
+      as given as coordinates ("member" if zipped), then "step" of a `Training`, then an
+      output's own, called "loss_dim_0" and so on. Its variables are the outputs, kept
+      as they came (bfloat16 as float32), and
+
+      - `diverged`: whether any number of any output is not finite;
+      - `diverged_at` [..., output]: the first such index along the leading axis of the
+        output; -1 where there is none;
+      - `steps`, of a `Training`: how many each member has; what was not run is NaN. A
+        member whose loss (or first output) is not finite any more ends there;
+      - `finished`: False only after Ctrl-C, which ends the sweep when the batch at hand
+        is done (a second one at once, by KeyboardInterrupt); with several processes
+        Ctrl-C always raises. Where a parent has switched the signal off, it stays off.
+
+      With a `store` that takes more than a quarter of the machine's free memory its
+      arrays are dask's, read from the store where they are needed. Its attributes hold
+      how many members this call has `computed`, the `batch_size`, and `devices`,
+      `compile_seconds` and `run_seconds` of this call.
+
+    Raises:
+      TypeError: an argument of the wrong kind; a `train` that does not take an axis,
+        cannot be traced or returns something else than arrays.
+      ValueError: an axis that is empty, has NaN, a value twice, or one that 32 bits
+        make another; or whose distance to 1 they do not hold; zipped
+        axes of unequal lengths; a `store` that holds something else, or a worker with
+        other versions, which is said.
+      RuntimeError: `train` raised an error while it was traced, or for every member
+        (one that raises by itself is flagged as diverged); or there was no worker.
+      OSError: `store` cannot be read, written or locked.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jax_rmsprop import log_one_minus, rmsprop, sweep
+      >>> def train(gamma, learning_rate):
+      ...     optimizer = rmsprop(learning_rate, gamma)
+      ...
+      ...     def step(carry, _):
+      ...         x, state = carry
+      ...         loss, gradient = jax.value_and_grad(lambda x: (x**2).sum())(x)
+      ...         updates, state = optimizer.update(gradient, state)
+      ...         return (optax.apply_updates(x, updates), state), loss
+      ...
+      ...     x = jnp.array([-5.0, -2.0])
+      ...     _, losses = jax.lax.scan(step, (x, optimizer.init(x)), length=50)
+      ...     return {"loss": losses}
+      >>> curves = sweep(
+      ...     train,
+      ...     {"gamma": log_one_minus(0.9, 0.999, 5), "learning_rate": [0.1, 0.01]},
+      ...     progress=False,
+      ... )
+      >>> dict(curves.loss.sizes)
+      {'gamma': 5, 'learning_rate': 2, 'loss_dim_0': 50}
+
+    References:
+      [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
+    """
+    call = Call(**locals())
+    with call.running():
+        call.run(call.every, call.steps)
+    return call.curves(call.every)
+
+
+_OF_STORES = "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
+
+
+class Call:
+    """A call of `sweep`: its arguments, checked, and what it has found.
+
+    Attributes:
+      points: the axes.
+      steps: to which step members are run; 1 of a plain training.
+      every: the numbers of all members.
+      number: for each point of the axes, which member it is.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        axes: Any,
+        *,
+        steps: Any,
+        zipped: Any = None,
+        labels: Any = None,
+        batch_size: Any = "auto",
+        devices: Any = None,
+        store: Any = None,
+        save_every: Any = 60.0,
+        on_step: Any = None,
+        client: Any = None,
+        wait: Any = None,
+        progress: Any = True,
+        keeps_carries: bool = False,
+    ):
+        """Check the arguments; `keeps_carries` for who goes on without a store."""
+        require_extra("sweep", "pandas", "psutil", "tqdm.auto", "xarray")
+        if store is not None:
+            require_extra("sweep", "dask.array", "filelock", "zarr")
+        check_bool("progress", progress)
+        if zipped is None:
+            zipped = isinstance(axes, Points)
+        self.points = parse_grid(axes, check_bool("zipped", zipped), labels)
+        check_distinct(self.points)
+        if batch_size != "auto":
+            check_int("batch_size", batch_size, low=1)
+        _check_seconds("save_every", save_every)
+        if wait is not None:
+            _check_seconds("wait", wait)
+        if on_step is not None and not callable(on_step):
+            raise TypeError(f"`on_step` must be a function, got {short_repr(on_step)}")
+        if client is not None:
+            require_extra("cluster", "distributed", "flatbuffers")
+            check_client(client, devices)
+        self._mesh = make_mesh(devices)
+        check_signature(train, tuple(self.points.axes))
+        self._stepped = isinstance(train, Training)
+        if self._stepped:
+            self.steps = check_int("steps", steps, low=1)
+        elif steps is not None:
+            raise ValueError(
+                "`steps` must be None unless `train` is a Training, got "
+                f"{short_repr(steps)}"
+            )
+        else:
+            self.steps = 1
+        if isinstance(jnp.zeros([]), jax.core.Tracer):
+            raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
+        self._train, self._client, self._given = train, client, batch_size
+        self._at = None if store is None else locate(store)
+        self._save_every, self._wait, self._on_step = save_every, wait, on_step
+        self._shown = progress and jax.process_index() == 0
+        self._keeps_carries = keeps_carries
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[None]:
+        """Trace, open the store and show a bar, for `run` within it."""
+        from tqdm.auto import tqdm
+
+        # It is compiled programs, of which a member that diverges is a result; these
+        # switches are for a training by itself, and so is a mesh around it.
+        no_mesh = Mesh(np.empty((), object), ())
+        unit = "step" if self._stepped else "member"
+        bar = tqdm(unit=unit) if self._shown else tqdm(disable=True)
+        with (
+            jax.disable_jit(False),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.set_mesh(no_mesh),
+            bar,
+        ):
+            self.progress = Progress(bar)
+            with finish_batch_on_sigint(self.progress):
+                self._open()
+                bar.total = len(self.every) * self.steps
+                self.progress.there(
+                    int(np.minimum(self.results.steps, self.steps).sum())
+                )
+                yield
+
+    def _open(self) -> None:
+        """Trace the first training, and find what is there."""
+        header = None
+        if self._at is not None:
+            header = read_header(self._at)
+            header = header if broadcast_from_process_0(header is not None) else None
+        known = (header or {}).get("values", {})
+        values: dict[str, dict[str, str]] = {}
+        axes = self.points.axes
+        if self._at is not None:
+            axes = {}
+            for name, axis in self.points.axes.items():
+                axes[name], values[name] = axis.named_by(known.get(name, {}))
+        self.points = dataclasses.replace(self.points, axes=axes)
+        self._combinations = self.points.combinations()
+        self._traced = dict[int, Traced]()
+        self._checked: dict[str, str] | None = None
+        first = self.traced(0)
+        judged = "loss" if "loss" in first.outputs else next(iter(first.outputs))
+        self._shapes = Shapes(first.outputs, self._stepped, self.steps, judged)
+        self.progress.judged = judged
+        self._check_names()
+        members, self.number = self.points.members()
+        self.every = np.arange(members.size)
+        self._columns = members.columns
+        self.programs = Programs(self.traced, self._mesh, self.progress)
+        self._groups = [
+            Group(own, {n: x[at] for n, x in combination.numbers.items()})
+            for combination in self._combinations
+            for own, at in [
+                np.unique(self.number[combination.members], return_index=True)
+            ]
+        ]
+        if self._at is None:
+            self.size = self._batch_size()
+            self.results: Any = InMemory(
+                members.size, self._shapes, self._keeps_carries
+            )
+            return
+        ours = {
+            "format": FORMAT,
+            "axes": self.points.kinds,
+            "zipped": self.points.zipped,
+            "stepped": self._stepped,
+            "outputs": {n: _format_spec(x) for n, x in first.outputs.items()},
+            "programs": {},
+            "values": values,
+            "versions": versions_of(self._mesh.devices.flat[0]),
+        }
+        if header is None:
+            ours["batch_size"] = self._batch_size()
+            if jax.process_index() == 0:
+                create(self._at, ours, self.points.kinds, self._shapes)
+            broadcast_from_process_0(0)
+            header = read_header(self._at)
+            assert header is not None
+        check_same_sweep(self._at, ours, self._given, header)
+        self.size = header["batch_size"]
+        self.results = ZarrStore(self._at, header, members, self._shapes)
+        more = {n: x for n, x in values.items() if x != header["values"].get(n)}
+        if more or (self.points.zipped and not header["zipped"]):
+            self.results.add_to_header(values=values, zipped=self.points.zipped)
+        self._checked = dict(header["programs"])
+        self._check(0)
+
+    def traced(self, number: int) -> Traced:
+        """The training of a combination of Python's values.
+
+        Raises:
+          ValueError: it returns something else than the first, or is another one than
+            that of the store.
+        """
+        if number not in self._traced:
+            combination = self._combinations[number]
+            if len(self._combinations) > 1:
+                self.progress.say(f"tracing {combination.name}")
+            kinds = {name: x.dtype for name, x in combination.numbers.items()}
+            new = trace(self._train, combination.python, kinds)
+            first = self._shapes.outputs if self._traced else new.outputs
+            for name in {**first, **new.outputs}:
+                ours = _format_spec(first.get(name))
+                theirs = _format_spec(new.outputs.get(name))
+                if ours != theirs:
+                    raise ValueError(
+                        "`train` must return the same for all Python values, but "
+                        f"{name} is {ours} with {self._combinations[0].python} and "
+                        f"{theirs} with {combination.python}"
+                    )
+            self._traced[number] = new
+            self._check(number)
+        return self._traced[number]
+
+    def _check(self, number: int) -> None:
+        """Check that a program is the store's, and else note it there."""
+        if self._checked is None:
+            return
+        name, now = self._combinations[number].name, fingerprint(self._traced[number])
+        then = self._checked.get(name)
+        if then is None:
+            self._checked[name] = now
+            self.results.add_to_header(programs={name: now})
+        elif then != now:
+            where = f" for {name}" if name else ""
+            raise ValueError(
+                f"`store` {self.results.at.name} holds another sweep: its `train` is "
+                f"another function{where}, or closes over other data"
+            )
+
+    def _check_names(self) -> None:
+        taken = {*self.points.axes, *RESERVED}
+        taken -= set() if self._stepped else {"rung", "step", "steps"}
+        for name in self._shapes.outputs:
+            if name in taken:
+                raise ValueError(
+                    f"`train` must not call an output {name!r}: it is taken"
+                )
+
+    def _batch_size(self) -> int:
+        """The batch size that was given, or that of the programs."""
+        if isinstance(self._given, int):
+            return self._given
+        traced = [self.traced(i) for i in range(len(self._combinations))]
+        device = self._mesh.local_mesh.devices.flat[0]
+        if any(each.calls_back for each in traced):
+            return 1  # who calls back is a member, and no filler of a batch
+        return auto_batch_size(
+            traced,
+            device.platform,
+            int(broadcast_from_process_0(float(device_bytes(device)))),
+            lambda which, size: self.programs.get(which, size, size),
+        )
+
+    def run(self, some: np.ndarray, end: int) -> None:
+        """Run these members to a step; what is damaged once more.
+
+        Raises:
+          KeyboardInterrupt: before anything ran.
+        """
+        for _ in range(3):
+            self._run(some, end)
+            if self.progress.stopped and not self.results.steps.any():
+                raise KeyboardInterrupt
+            try:
+                self._rows = self.results.to_dataset(self.steps, free_memory() // 4)
+            except Damaged as damaged:
+                self.results.give_up(damaged.slots)
+                continue
+            return
+        raise OSError(f"`store` {self.results.at.name} is damaged again and again")
+
+    def _run(self, some: np.ndarray, end: int) -> None:
+        results, size = self.results, self.size
+        tasks: list[Task] = []
+        for i, group in enumerate(self._groups):
+            own = np.intersect1d(group.members, some)
+            own = own[results.steps[own] < end]
+            tasks += plan(results, i, group, own, end, size)
+        self.devices = self._mesh.size
+        if tasks:
+            kind = Runner if self._client is None else ClusterRunner
+            runner = kind(
+                results,
+                self._groups,
+                self._shapes,
+                self.programs,
+                self.progress,
+                self._save_every,
+                self._heard if self._on_step else None,
+            )
+            if isinstance(runner, ClusterRunner) and self._client is not None:
+                traced = [self.traced(i) for i in range(len(self._combinations))]
+                versions = versions_of(self._mesh.devices.flat[0])
+                runner.on(self._client, tasks, traced, versions, size, self._wait)
+                self.devices = len(runner.devices)
+            else:
+                runner.run(tasks, size)
+        if self._checked is not None and not self.progress.stopped:
+            for i in range(len(self._combinations)):
+                self.traced(i)  # also of what needed no run: is it the store's?
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what the training returns."""
+        return self._shapes.names
+
+    def points_of_members(self, over: str) -> np.ndarray:
+        """For each member the number of its point: who differ in one axis have one."""
+        import pandas as pd
+
+        others = [x for name, x in self._columns.items() if name != over]
+        if not others:
+            return np.zeros(len(self.every), int)
+        return pd.MultiIndex.from_arrays(others).factorize()[0]
+
+    def last(self, output: str, step: int) -> np.ndarray:
+        """The value of an output at a step, of each member; NaN where it has ended.
+
+        Raises:
+          ValueError: it is more than a number a step.
+        """
+        values = self._rows[output]
+        if values.ndim > 2:
+            raise ValueError(f"`by` must be one number a step, but {output} is more")
+        return np.asarray(values[:, step - 1], float)
+
+    def _heard(self, task: Task) -> None:
+        """Tell the caller of the steps of a batch."""
+        import xarray as xr
+
+        assert self._on_step is not None
+        dims, count = self._shapes.dimensions(), len(task.history)
+        rows = {
+            name: np.stack([step[name] for step in task.history], 1)
+            for name in self._shapes.names
+        }
+        coords: Any = {
+            name: ("member", column[task.begun.members])
+            for name, column in self._columns.items()
+        }
+        if self._stepped:
+            coords["step"] = int(task.steps.max()) - count + np.arange(count)
+        else:
+            rows = {name: x[:, 0] for name, x in rows.items()}
+        self._on_step(xr.Dataset({n: (dims[n], x) for n, x in rows.items()}, coords))
+
+    def curves(self, some: np.ndarray, rung: np.ndarray | None = None) -> xr.Dataset:
+        """The results along the axes; those of `some` should be finished."""
+        rows = self._rows
+        shapes = self._shapes
+        ended = rows["steps"].values > 0
+        if self._stepped:
+            judged = shapes.names.index(shapes.judged)
+            dead = rows["diverged_at"].values[:, judged] >= 0
+            ended = (rows["steps"].values >= self.steps) | (ended & dead)
+        rows = rows.assign(finished=("member", ended))
+        curves = _to_grid(rows, self.number, self.points, shapes)
+        if rung is not None:
+            found = rung[self.number].reshape(self.points.shape)
+            curves["rung"] = (self.points.dims, found)
+        lacking = int((~ended[some]).sum())
+        if lacking:
+            again = "" if self._at is None else ", and the same call computes them"
+            warnings.warn(
+                f"interrupted: {len(some) - lacking} of {len(some)} members are "
+                f"finished; those where `finished` is False are missing{again}",
+                stacklevel=3,
+            )
+        return curves.assign_attrs(
+            computed=self.progress.computed,
+            batch_size=self.size,
+            devices=self.devices,
+            compile_seconds=round(self.progress.compile_seconds, 3),
+            run_seconds=round(self.progress.run_seconds, 3),
+        )
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ValueError(
+            f"`{name}` must be a number of seconds >= 0, got {short_repr(value)}"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that this machine has to give."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def load_sweep(store: StoreLike) -> xr.Dataset:
+    """Open what `sweep` wrote to a store, without the training, finished or not.
+
+    Args:
+      store: as it was given to `sweep`.
+
+    Returns:
+      The Dataset that `sweep` would return for all values that are there, sorted along
+      each axis, without the attributes of a call; `finished` is False for combinations
+      that nobody has computed. Along "member", sorted by the axes, if any points have
+      been zipped, or if most combinations are not there.
+
+    Raises:
+      ValueError: the store holds something else, or no finished members.
+      OSError: it cannot be read, or is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> from jax_rmsprop import load_sweep, sweep
+      >>> def train(gamma):
+      ...     return {"loss": gamma**2}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     curves = sweep(train, {"gamma": [0.5]}, store=folder, progress=False)
+      ...     load_sweep(folder).loss.sel(gamma=0.5).item()
+      0.25
+
+    References:
+      [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
+    """
+    require_extra(
+        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
+    )
+    at = locate(store)
+    header = _open(at)
+    names = list(header["axes"])
+    group = open_group(at)
+    steps = read_column(group, "steps")
+    rows = np.flatnonzero(steps > 0)
+    if not len(rows):
+        raise ValueError(f"`store` {at.name} has no finished members")
+    import pandas as pd
+
+    # Texts as NumPy's usual ones, which those of a file are not.
+    labels = {
+        n: np.array(np.asarray(read_column(group, n))[rows].tolist()) for n in names
+    }
+    # Of equal ones that of the most steps, which has moved there.
+    frame = pd.DataFrame(labels).assign(row=rows, steps=steps[rows])
+    frame = frame.sort_values([*names, "steps"], kind="stable")
+    frame = frame.drop_duplicates(names, keep="last")
+    position = frame["row"].to_numpy()
+    values, entries = {}, []
+    for name in names:
+        column = np.array(frame[name].tolist())
+        values[name], entry = np.unique(column, return_inverse=True)
+        entries.append(entry)
+    shape = tuple(len(v) for v in values.values())
+    # A table whose product would be mostly holes stays a table.
+    zipped = bool(header["zipped"]) or np.prod(shape, dtype=float) > 4 * len(position)
+    if zipped:
+        axes = {n: np.array(frame[n].tolist()) for n in names}
+    else:
+        axes = values
+        where = np.full(shape, -1)
+        where[tuple(entries)] = position
+        position = where.ravel()
+    grid = Grid({n: _labelled(x) for n, x in axes.items()}, zipped)
+    shapes = _shapes_of(header, group)
+    try:
+        found = select_rows(at, position, shapes, shapes.steps, free_memory() // 4)
+    except Damaged as damaged:
+        raise OSError(
+            f"`store` {at.name} is damaged: the members of {len(damaged.slots)} "
+            "batches cannot be read; `sweep` computes them again"
+        ) from damaged
+    done = found["steps"] > 0
+    if shapes.stepped:
+        dead = (found["diverged_at"] >= 0).any("output")
+        done = (found["steps"] >= shapes.steps) | (done & dead)
+    found = found.assign(finished=done)
+    return _to_grid(found, np.arange(len(position)), grid, shapes)
+
+
+def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
+    """The carry of one member of a `Training`, to evaluate it or go on with by oneself.
+
+    Args:
+      training: the `Training` that was given to `sweep`.
+      store: as it was given to `sweep`.
+      point: a mapping from each axis to the member's value.
+
+    Returns:
+      The carry that its last step in the store returned.
+
+    Raises:
+      ValueError: there is no such member, or its carry has been dropped.
+
+    Example:
+      >>> import tempfile
+      >>> from jax_rmsprop import Training, load_carry, sweep
+      >>> training = Training(
+      ...     lambda rate: {"x": 0 * rate},
+      ...     lambda carry, rate: ({"x": carry["x"] + rate}, {"loss": carry["x"]}),
+      ... )
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     store = f"{folder}/a.zarr"
+      ...     _ = sweep(training, {"rate": [0.5]}, steps=4, store=store, progress=False)
+      ...     print(load_carry(training, store, {"rate": 0.5})["x"])
+      2.0
+    """
+    require_extra(
+        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
+    )
+    if not isinstance(training, Training):
+        raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
+    at = locate(store)
+    header = _open(at)
+    if not isinstance(point, Mapping) or set(point) != set(header["axes"]):
+        raise ValueError(
+            f"`point` must have a value for each of {', '.join(header['axes'])}, got "
+            f"{short_repr(point)}"
+        )
+    one = {name: np.empty(1, object) for name in header["axes"]}
+    for name, kind in header["axes"].items():
+        one[name][0] = point[name]
+        if kind not in ("bool", "str", "int", "float"):
+            one[name] = one[name].astype(float if "float" in kind else int)
+    grid = parse_grid(one, False)
+    axes = {n: a.named_by(header["values"].get(n, {}))[0] for n, a in grid.axes.items()}
+    grid = Grid(axes, False)
+    (combination,) = grid.combinations()
+    kinds = {name: x.dtype for name, x in combination.numbers.items()}
+    traced = trace(training, combination.python, kinds)
+    members, _ = grid.members()
+    shapes = _shapes_of(header, open_group(at))
+    packed = ZarrStore(at, header, members, shapes).carry_of(0)
+    if packed is None:
+        raise ValueError(
+            f"`store` {at.name} has no carry of {short_repr(dict(point))}: it was not "
+            "run, or its carry has been dropped"
+        )
+    leaves = unpack(packed, traced.carry_specs)
+    return jax.tree.unflatten(traced.carry, [jnp.asarray(x)[0] for x in leaves])
+
+
+def drop_carries(store: StoreLike) -> None:
+    """Free the space of what trainings would go on from; curves stay.
+
+    Args:
+      store: as it was given to `sweep`, which then no longer runs its members for
+        more steps.
+
+    Returns:
+      None.
+
+    Raises:
+      ValueError: the store holds something else.
+
+    Example:
+      >>> import tempfile
+      >>> from jax_rmsprop import Training, drop_carries, sweep
+      >>> training = Training(lambda x: x, lambda carry, x: (carry, {"loss": carry}))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     store = f"{folder}/a.zarr"
+      ...     _ = sweep(training, {"x": [0.5]}, steps=4, store=store, progress=False)
+      ...     drop_carries(store)
+    """
+    require_extra(
+        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
+    )
+    at = locate(store)
+    _open(at)
+    with locked(at):
+        delete_carries(at)
+
+
+def _open(at: Location) -> dict[str, Any]:
+    header = read_header(at)
+    if header is None:
+        raise ValueError(f"`store` {at.name} has no finished members")
+    return header
+
+
+def _shapes_of(header: Mapping[str, Any], group: Any) -> Shapes:
+    """The shapes of a store's results."""
+    stepped, outputs = bool(header["stepped"]), dict[str, jax.ShapeDtypeStruct]()
+    steps = 1
+    for name in header["outputs"]:
+        array = group[name]
+        if stepped:
+            steps = array.shape[1]
+        shape = array.shape[2:] if stepped else array.shape[1:]
+        outputs[name] = jax.ShapeDtypeStruct(shape, array.dtype)
+    judged = "loss" if "loss" in outputs else next(iter(outputs))
+    return Shapes(outputs, stepped, steps, judged)
+
+
+def _labelled(labels: np.ndarray) -> Axis:
+    """An axis of which the values of a program are not known any more."""
+    return Axis(labels, None, (), np.zeros(len(labels), int))
+
+
+def check_same_sweep(
+    at: Location,
+    ours: Mapping[str, Any],
+    batch_size: int | str,
+    theirs: Mapping[str, Any],
+) -> None:
+    """Refuse a store of another training.
+
+    Raises:
+      ValueError: saying the first thing that differs.
+    """
+
+    def refuse(what: str) -> None:
+        raise ValueError(f"`store` {at.name} holds another sweep: {what}")
+
+    if sorted(ours["axes"]) != sorted(theirs["axes"]):
+        refuse(
+            f"its axes are {', '.join(theirs['axes'])}, this one's "
+            f"{', '.join(ours['axes'])}"
+        )
+    if ours["stepped"] != theirs["stepped"]:
+        refuse("one of the two is a `Training` of steps")
+    for name, kind in ours["axes"].items():
+        if kind != theirs["axes"][name]:
+            refuse(f"its {name} is {theirs['axes'][name]}, this one's {kind}")
+    for name, now in ours["versions"].items():
+        then = theirs["versions"].get(name)
+        if now != then:
+            refuse(
+                f"it was computed with {name} {then}, this one is with {now}, "
+                "so the bits may differ; `load_sweep` reads it"
+            )
+    for name in theirs["outputs"] | ours["outputs"]:
+        now, then = (x["outputs"].get(name, "missing") for x in (ours, theirs))
+        if now != then:
+            refuse(f"its output {name} is {then}, this one's {now}")
+    if batch_size not in ("auto", theirs["batch_size"]):
+        refuse(
+            f"its `batch_size` is {theirs['batch_size']!r}, this one's {batch_size!r}"
+        )
+
+
+def _to_grid(
+    rows: xr.Dataset, number: np.ndarray, points: Grid, shapes: Shapes
+) -> xr.Dataset:
+    """The results along the axes of the grid, from those of each member."""
+    import xarray as xr
+
+    if not np.array_equal(number, np.arange(rows.sizes["member"])):
+        rows = rows.isel(member=number)
+    rows["diverged"] = (rows["diverged_at"] >= 0).any("output")
+    names = [*shapes.names, "diverged", "diverged_at", "finished"]
+    names += ["steps"] if shapes.stepped else []
+    return xr.Dataset(
+        {
+            name: (
+                (*points.dims, *rows[name].dims[1:]),
+                rows[name].data.reshape(*points.shape, *rows[name].shape[1:]),
+            )
+            for name in names
+        },
+        coords=points.coordinates | {"output": ("output", shapes.names)},
+    )
+
+
+def _format_spec(spec: jax.ShapeDtypeStruct | None) -> str:
+    """As "float32[50]"."""
+    if spec is None:
+        return "missing"
+    return f"{file_dtype(spec.dtype)}[{','.join(map(str, spec.shape))}]"

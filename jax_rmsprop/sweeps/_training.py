@@ -1,0 +1,375 @@
+"""Trace a training: its program for one member, its outputs, its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from jax_rmsprop._validate import key_name, short_repr
+from jax_rmsprop.sweeps._identity import identify, without_key
+
+OutputSpecs = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    r"""A training of many steps, which a `sweep` stops, keeps and goes on with.
+
+    .. math::
+        c_0 = \mathrm{init}(h), \qquad (c_{t+1}, y_t) = \mathrm{step}(c_t, h)
+
+    Attributes:
+      init: from the hyperparameters, keyword arguments, to the carry: parameters, the
+        optimizer's state, random keys, a place in the data; any tree of arrays.
+      step: from the carry, and the hyperparameters by name, to the next carry, which
+        has the same shapes and dtypes, and the outputs, as those of a `train`. What a
+        step is, is yours: an epoch, or a thousand steps of an environment. It should
+        take some milliseconds or more.
+
+    Raises:
+      TypeError: one of them is no function.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jax_rmsprop import Training, rmsprop, sweep
+      >>> def init(gamma):
+      ...     x = jnp.array([-5.0, -2.0])
+      ...     return x, rmsprop(0.4, gamma).init(x)
+      >>> def step(carry, gamma):
+      ...     x, state = carry
+      ...     loss, gradient = jax.value_and_grad(lambda x: (x**2).sum())(x)
+      ...     updates, state = rmsprop(0.4, gamma).update(gradient, state)
+      ...     return (optax.apply_updates(x, updates), state), {"loss": loss}
+      >>> curves = sweep(
+      ...     Training(init, step), {"gamma": [0.9, 0.99]}, steps=20, progress=False
+      ... )
+      >>> dict(curves.loss.sizes)
+      {'gamma': 2, 'step': 20}
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        for name, function in vars(self).items():
+            if not callable(function):
+                raise TypeError(
+                    f"`{name}` must be a function, got {short_repr(function)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A training of one member, as JAX sees it; a plain one has no carry and one step.
+
+    Attributes:
+      init: the jaxpr from the numeric hyperparameters, by name in sorted order, to the
+        leaves of the carry.
+      step: from those leaves and the hyperparameters to the leaves and the outputs.
+      carry: the structure of the carry.
+      outputs: the outputs' shapes and dtypes, by name.
+      consts: the arrays that both close over.
+    """
+
+    init: Any  # jax.extend.core.ClosedJaxpr, whose type JAX 0.12 does not export
+    step: Any
+    carry: Any
+    outputs: OutputSpecs
+    consts: list[Any]
+
+    @property
+    def carry_specs(self) -> list[Any]:
+        """The shape and dtype of each leaf of the carry."""
+        return list(self.init.out_avals)
+
+    def begin(self, consts: list[Any], *numbers: Any) -> list[Any]:
+        """The first carry, as a function of the arrays, too."""
+        own = consts[: len(self.init.consts)]
+        closed = self.init.replace(consts=own)
+        return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
+
+    def advance(
+        self, consts: list[Any], carry: list[Any], *numbers: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """The next carry, and the outputs of a step."""
+        closed = self.step.replace(consts=consts[len(self.init.consts) :])
+        found = jax.extend.core.jaxpr_as_fun(closed)(*carry, *numbers)
+        return found[: len(carry)], found[len(carry) :]
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether it calls functions of this process."""
+        return any(True for _ in _callbacks(self, returning=False))
+
+    @property
+    def has_mesh(self) -> bool:
+        """Whether it places arrays by itself."""
+        names = {"sharding_constraint", "shard_map", "device_put", "reshard"}
+        return any(
+            equation.primitive.name in names and "mesh" in str(equation.params).lower()
+            for inner in inner_jaxprs((self.init, self.step))
+            for equation in inner.eqns
+        )
+
+
+def trace(
+    train: Callable[..., Any] | Training,
+    python: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+) -> Traced:
+    """Trace a training for one member.
+
+    Args:
+      train: a function of keyword arguments, or a `Training` of two such.
+      python: those that are known while it is traced.
+      numbers: the dtypes of those that are not.
+
+    Raises:
+      TypeError: it cannot be traced or returns something else than arrays.
+      RuntimeError: it raises an error of its own.
+    """
+    arguments = {name: jax.ShapeDtypeStruct((), numbers[name]) for name in numbers}
+    names: list[str] = []
+    trees: list[Any] = []
+
+    def begin(numbers: Mapping[str, Any]) -> list[Any]:
+        if not isinstance(train, Training):
+            return []
+        tree = _called("init", train.init, **python, **numbers)
+        leaves, structure = jax.tree.flatten(tree)
+        trees.append(structure)
+        # Not weakly typed, as no step returns them.
+        return [jax.lax.convert_element_type(x, jnp.result_type(x)) for x in leaves]
+
+    def advance(carry: list[Any], numbers: Mapping[str, Any]) -> list[Any]:
+        if isinstance(train, Training):
+            tree = jax.tree.unflatten(trees[0], carry)
+            found = _called("step", train.step, tree, **python, **numbers)
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise TypeError(
+                    "`step` must return the carry and the outputs, got "
+                    f"{short_repr(found)}"
+                )
+            carry, tree = _same_carry(tree, found[0]), found[1]
+        else:
+            tree = _called("train", train, **python, **numbers)
+        leaves = name_outputs(tree, "step" if trees else "train")
+        names[:] = leaves
+        return [*carry, *leaves.values()]
+
+    init: Any = jax.make_jaxpr(begin)(arguments)
+    carry = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in init.out_avals]
+    step: Any = jax.make_jaxpr(advance)(carry, arguments)
+    outputs = step.out_avals[len(carry) :]
+    return Traced(
+        init,
+        step,
+        trees[0] if trees else jax.tree.structure(()),
+        {
+            name: jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+            for name, aval in zip(names, outputs, strict=True)
+        },
+        [*init.consts, *step.consts],
+    )
+
+
+def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) -> Any:
+    """What a person's function returns; what it raises is one line."""
+    try:
+        return function(*carry, **point)
+    except jax.errors.JAXTypeError as error:
+        raise TypeError(
+            f"`{name}` cannot be traced: {type(error).__name__} {user_frame(error)}"
+            "; a hyperparameter that decides shapes or branches must be an axis of "
+            "Python values (an array of dtype object)"
+        ) from error
+    except Exception as error:
+        raise RuntimeError(
+            f"`{name}` raised {type(error).__name__} {user_frame(error)}: "
+            f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
+        ) from error
+
+
+def _same_carry(before: Any, after: Any) -> list[Any]:
+    """The leaves of the carry that a step returns.
+
+    Raises:
+      TypeError: naming what is another than in the carry that it got.
+    """
+    old, tree = jax.tree_util.tree_flatten_with_path(before)
+    try:
+        new = tree.flatten_up_to(after)
+    except ValueError as error:
+        raise TypeError(
+            "`step` must return a carry like the one it got, but "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None
+    for (path, x), y in zip(old, new, strict=True):
+        found, wanted = (f"{jnp.result_type(z)}{list(jnp.shape(z))}" for z in (y, x))
+        if found != wanted:
+            raise TypeError(
+                f"`step` must return a carry like the one it got, but {key_name(path)} "
+                f"is {found} and was {wanted}"
+            )
+    return new
+
+
+def check_signature(train: Any, names: tuple[str, ...]) -> None:
+    """Check that a training can be called with the axes' names, and with nothing else.
+
+    Raises:
+      TypeError: naming the axis that it does not take, or the argument it lacks.
+    """
+    if isinstance(train, Training):
+        _check_call("init", train.init, (), names)
+        _check_call("step", train.step, (None,), names)
+        return
+    if not callable(train):
+        raise TypeError(
+            f"`train` must be a function of the axes, or a Training, got "
+            f"{short_repr(train)}"
+        )
+    _check_call("train", train, (), names)
+
+
+def _check_call(
+    called: str, function: Any, carry: tuple[Any, ...], names: tuple[str, ...]
+) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a builtin or the like has none; calling it will tell
+    try:
+        signature.bind_partial(*carry, **dict.fromkeys(names))  # what it does not take
+        signature.bind(*carry, **dict.fromkeys(names))  # what it lacks
+    except TypeError as error:
+        after = " after the carry" if carry else ""
+        raise TypeError(
+            f"`{called}` must take the axes by name{after}: {error}; the axes are "
+            f"{', '.join(names)}, its arguments ({', '.join(signature.parameters)})"
+        ) from None
+
+
+def fingerprint(traced: Traced) -> str:
+    """Fingerprint a training by its programs, the arrays and the callbacks in them.
+
+    A program is the one that is compiled, as StableHLO: a jaxpr prints a set in the
+    order of this process' hashes, and of an array its shape. The arrays that the
+    training closes over are the program's arguments and are hashed beside it, also
+    those that JAX may come to take out of it at a greater depth. A callback counts if
+    it returns something.
+
+    Raises:
+      TypeError: such a callback cannot be told apart from another.
+    """
+    digest = hashlib.sha256()
+    numbers = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.init.in_avals]
+    carry = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.carry_specs]
+    if carry:
+        begin = jax.jit(traced.begin, keep_unused=True)
+        digest.update(begin.lower(traced.consts, *numbers).as_text().encode())
+    advance = jax.jit(traced.advance, keep_unused=True)
+    program = advance.lower(traced.consts, carry, *numbers)
+    digest.update(program.as_text().encode())
+    for inner in inner_jaxprs((traced.init, traced.step)):
+        for array in _arrays(inner):
+            digest.update(np.asarray(without_key(array)).tobytes())
+    for function in _callbacks(traced):
+        try:
+            digest.update(identify(function).encode())
+        except TypeError as error:
+            raise TypeError(
+                "`train` calls back a function that a store cannot tell apart from "
+                f"another: {error}"
+            ) from None
+    return digest.hexdigest()[:16]
+
+
+def _callbacks(traced: Traced, returning: bool = True) -> Generator[Any]:
+    """The functions of this process that it calls."""
+    for inner in inner_jaxprs((traced.init, traced.step)):
+        for equation in inner.eqns:
+            function = equation.params.get("callback")
+            if function is not None and (equation.outvars or not returning):
+                yield getattr(function, "callback_func", function)
+
+
+def inner_jaxprs(value: Any) -> Generator[Any]:
+    """A jaxpr and all those within it, whatever class they are of."""
+    if hasattr(value, "eqns"):
+        yield value
+        for equation in value.eqns:
+            yield from inner_jaxprs(tuple(equation.params.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from inner_jaxprs(part)
+
+
+def _arrays(jaxpr: Any) -> Generator[Any]:
+    """The arrays that a jaxpr closes over, and those among its equations' operands."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        for operand in equation.invars:
+            value: Any = getattr(operand, "val", 0)
+            if np.ndim(value):
+                yield value
+
+
+def name_outputs(tree: Any, called: str) -> dict[str, Any]:
+    """The leaves by their paths; a bare array is called "value"."""
+    leaves: dict[str, Any] = {}
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    for path, leaf in found:
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        if name in leaves or "/" in name or not name.isprintable():
+            raise ValueError(
+                f"`{called}` must return names that differ, printable and without a /; "
+                f"got {name!r}"
+            )
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise TypeError(
+                f"`{called}` must return a tree of arrays, but {name} is "
+                f"{short_repr(leaf)}"
+            )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"`{called}` must return numbers, but {name} is {leaf.dtype}; "
+                "jax.random.key_data makes numbers of random keys"
+            )
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+            raise TypeError(
+                f"`{called}` must return numbers, but {name} is of dtype {leaf.dtype}"
+            )
+        if 0 in leaf.shape:
+            raise ValueError(
+                f"`{called}` must return arrays with elements, but {name} has shape "
+                f"{leaf.shape}"
+            )
+        leaves[name] = leaf
+    if not leaves:
+        raise TypeError(
+            f"`{called}` must return a tree of arrays, got {short_repr(tree)}"
+        )
+    return leaves
+
+
+def user_frame(error: BaseException) -> str:
+    """The last line of the caller's own code that an error passed through."""
+    library = str(Path(jax.__file__).parent)
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith((library, str(Path(__file__).parent)))
+    ]
+    return f"at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -1,0 +1,652 @@
+"""Trainings of many steps: stopped, killed, grown and gone on with, in any order."""
+
+import itertools
+import signal
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from jax_rmsprop import (
+    Training,
+    drop_carries,
+    load_carry,
+    load_sweep,
+    log,
+    points,
+    rmsprop,
+    successive_halving,
+    summary,
+    sweep,
+    to_dataframe,
+)
+from jax_rmsprop.sweeps import _batch, _store
+from tests.helpers import require
+from tests.sweeps import bits, long_training, quiet, result, run_long
+
+AXES = {"rate": [0.03, 0.1, 1e30], "seed": range(5)}
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def at_once():
+    """All steps of all members, in memory, in batches of four."""
+    return quiet(long_training, AXES, steps=STEPS, batch_size=4)
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """The steps that batches have run."""
+    step, count = _batch.CompiledBatch.step, []
+
+    def counted(self, *arguments):
+        count.append(self.size)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(_batch.CompiledBatch, "step", counted)
+    return count
+
+
+def run(store, steps=STEPS, axes=AXES, **options):
+    return quiet(
+        long_training, axes, steps=steps, store=store, **{"batch_size": 4} | options
+    )
+
+
+def same(found, expected):
+    for name in ("loss", "noise", "steps", "diverged", "diverged_at", "finished"):
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_member_is_its_steps_one_after_the_other():
+    found = quiet(long_training, AXES, steps=STEPS, batch_size=1)
+    assert found.loss.dims == ("rate", "seed", "step")
+    assert found.noise.dims == ("rate", "seed", "step", "noise_dim_0")
+    init, step = jax.jit(long_training.init), jax.jit(long_training.step)
+    for i, rate in enumerate(AXES["rate"][:2]):
+        point = {"rate": np.float32(rate), "seed": np.int32(3)}
+        carry = init(**point)
+        for t in range(STEPS):
+            carry, outputs = step(carry, **point)
+            np.testing.assert_array_equal(found.loss[i, 3, t], outputs["loss"])
+            np.testing.assert_array_equal(found.noise[i, 3, t], outputs["noise"])
+
+
+def test_who_diverges_ends_there(at_once, stepped):
+    lost = at_once.isel(rate=2)
+    assert lost.diverged.all()
+    assert lost.finished.all()
+    first = lost.diverged_at.sel(output="loss")
+    np.testing.assert_array_equal(lost.steps, first + 1)
+    assert (lost.steps < STEPS).all()
+    for i in range(5):
+        assert np.isfinite(lost.loss[i, : int(first[i])]).all()
+        assert np.isnan(lost.loss[i, int(first[i]) + 1 :]).all()
+    # A batch of nothing but such ends, one step later than they.
+    quiet(long_training, AXES | {"rate": [1e30]}, steps=1000, batch_size=5)
+    assert len(stepped) <= int(first.max()) + 2
+
+
+ORDERS = {
+    "more steps": [{"steps": 2}, {"steps": 3}, {}],
+    "more seeds": [{"axes": AXES | {"seed": [4, 1]}, "steps": 3}, {}],
+    "some further": [
+        {"steps": 2},
+        {"axes": AXES | {"seed": [0, 3], "rate": [0.03, 0.1]}},
+        {"steps": 4},
+        {},
+    ],
+    "points": [{"axes": {"rate": [0.03, 0.1], "seed": [2, 2]}, "zipped": True}, {}],
+    "one, then all": [{"axes": {"rate": [0.1], "seed": [2]}, "steps": 5}, {}],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_in_any_order_the_bits_of_at_once(order, tmp_path, at_once):
+    devices = itertools.cycle([jax.devices()[:1], jax.devices()[:3]])
+    for options in ORDERS[order]:
+        found = run(tmp_path, devices=next(devices), **options)
+    same(found, at_once)
+    assert run(tmp_path).computed == 0
+    loaded = load_sweep(tmp_path)
+    if "member" not in loaded.dims:
+        same(loaded, at_once)
+    # Less was asked for than there is.
+    few = run(tmp_path, steps=2)
+    np.testing.assert_array_equal(few.loss, at_once.loss[..., :2])
+    assert int(few.steps.max()) == 2
+    # Each member once, to whoever reads the plain store.
+    steps = xr.open_zarr(tmp_path).steps.values
+    assert (steps > 0).sum() == at_once.steps.size
+
+
+def test_ctrl_c_and_again(tmp_path, monkeypatch, ctrl_c, at_once, stepped):
+    step = _batch.CompiledBatch.step
+
+    def interrupted(self, *arguments):
+        if len(stepped) == 9:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    one = jax.devices()[:1]
+    with monkeypatch.context() as patched:
+        patched.setattr(_batch.CompiledBatch, "step", interrupted)
+        with pytest.warns(UserWarning, match="^interrupted: 4 of 15 members are fin"):
+            part = run(tmp_path, devices=one)
+    assert sorted(np.unique(part.steps)) == [0, 3, 7]
+    np.testing.assert_array_equal(part.loss[0, :4], at_once.loss[0, :4])
+    before = len(stepped)
+    same(run(tmp_path, devices=one), at_once)
+    # No step was computed twice.
+    assert before == 10
+    assert len(stepped) - before <= 4 + 7 + 7
+
+
+class Killed(BaseException):
+    """What ends a process."""
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_what_was_saved_is_there_again(kind, tmp_path, monkeypatch, at_once, stepped):
+    """Of a process that ends at any moment, what it had saved, and all can go on."""
+    store = tmp_path if kind == "folder" else f"memory://{tmp_path.name}/a.zarr"
+    append, left = _store.ZarrStore.append, itertools.count()
+
+    def killed(self, blocks):
+        if next(left) == 10:
+            raise Killed
+        append(self, blocks)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_store.ZarrStore, "append", killed)
+        with pytest.raises(Killed):
+            run(store, save_every=0, devices=jax.devices()[:1])
+    part = load_sweep(store)
+    assert 0 < int(part.steps.sum()) < int(at_once.steps.sum())
+    before = len(stepped)
+    same(run(store, devices=jax.devices()[:1]), at_once)
+    saved = int(np.ceil(part.steps.sum() / 4))
+    assert len(stepped) - before <= 4 * STEPS - saved + 2
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_event_of_a_write(tmp_path, start):
+    """Each time at another of the moments at which it begins or ends a file."""
+    random = np.random.default_rng(1)
+    axes, store = AXES | {"rate": [0.1, 0.03]}, tmp_path / "a.zarr"
+    expected = quiet(long_training, axes, steps=40, batch_size=4)
+    for number in [*random.integers(1, 40, 2), *random.integers(40, 400, 8)]:
+        process, _ = start(store, axes, 40, int(number), target=run_long)
+        process.join(240)
+        assert process.exitcode in (-signal.SIGKILL, 0)
+        if store.exists():
+            steps = xr.open_zarr(store).steps.values
+            rows = xr.open_zarr(store).loss.values
+            for row, n in zip(rows, steps, strict=True):
+                assert np.isfinite(row[:n]).all()  # what is said to be there is there
+    found = result(*start(store, axes, 40, 0, target=run_long))
+    assert found == bits(expected[["loss", "noise", "steps"]])
+
+
+def test_any_carry_is_kept_as_it_is(tmp_path):
+    def init(x):
+        return {
+            "key": jax.random.key(0),
+            "rbg": jax.random.key(1, impl="unsafe_rbg"),
+            "half": jnp.full((3,), -0.0, jnp.bfloat16),
+            "complex": jnp.full((2,), jnp.complex64(1j * jnp.inf)),
+            "flag": jnp.array(True),
+            "none": None,
+            "count": 0,  # which is weakly typed
+            "x": x,
+        }
+
+    def step(carry, x):
+        split = jax.random.split(carry["key"])[0]
+        noise = jax.random.normal(carry["key"], ())
+        new = carry | {"key": split, "count": carry["count"] + 1}
+        return new, {"loss": x + noise, "more": jax.random.bits(carry["rbg"], (2,))}
+
+    training, axes = Training(init, step), {"x": [1.0, 2.0, 3.0]}
+    expected = quiet(training, axes, steps=5, batch_size=2)
+    for steps in (1, 2, 5):
+        store = tmp_path / "a.zarr"
+        found = quiet(training, axes, steps=steps, batch_size=2, store=store)
+    np.testing.assert_array_equal(found.loss, expected.loss)
+    np.testing.assert_array_equal(found.more, expected.more)
+    carry = load_carry(training, store, {"x": 2.0})
+    assert carry["count"] == 5
+    assert carry["half"].dtype == jnp.bfloat16
+    assert np.signbit(carry["half"].astype("float32")).all()
+    assert jax.random.key_impl(carry["rbg"]) == "unsafe_rbg"
+    assert carry["none"] is None
+    again, _ = step(carry, x=2.0)
+    assert again["count"] == 6
+
+
+def test_the_carries_can_be_dropped(tmp_path, at_once):
+    store = tmp_path / "a.zarr"
+    run(store, steps=3)
+    before = sum(1 for _ in store.rglob("*"))
+    point = {"rate": 0.03, "seed": 4}
+    assert load_carry(long_training, store, point)["count"] == 3
+    drop_carries(store)
+    assert sum(1 for _ in store.rglob("*")) < before
+    np.testing.assert_array_equal(run(store, steps=3).loss, at_once.loss[..., :3])
+    with pytest.raises(ValueError, match="^`store` .* has no carries any more"):
+        run(store)
+    with pytest.raises(ValueError, match="^`store` .* has no carry of {'rate': 0.03, "):
+        load_carry(long_training, store, point)
+    with pytest.raises(ValueError, match="^`point` must have a value for each of rate"):
+        load_carry(long_training, store, {"rate": 0.03})
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_on_step_hears_of_each_step(kept, tmp_path, at_once):
+    heard = []
+    options = {"store": tmp_path} if kept else {}
+    quiet(long_training, AXES, steps=4, batch_size=4, on_step=heard.append, **options)
+    assert len(heard) >= 4 * 3
+    for batch in heard:
+        count = batch.sizes["step"]
+        np.testing.assert_array_equal(batch.step, range(count))
+        for member in range(batch.sizes["member"]):
+            row = batch.isel(member=member)
+            if row.rate < 1:
+                whole = at_once.sel(rate=row.rate.item(), seed=row.seed.item())
+                np.testing.assert_array_equal(row.loss, whole.loss[:count])
+    if kept:
+        heard.clear()
+        run(tmp_path, steps=6, on_step=heard.append)
+        assert {tuple(batch.step.values) for batch in heard} == {(4,), (4, 5)}
+
+
+def test_tensorboard_hears_it(tmp_path):
+    """As the page about tracking does."""
+    tensorboard = require("tensorboardX")
+    with tensorboard.SummaryWriter(str(tmp_path)) as writer:
+
+        def log(curves):
+            last = curves.isel(step=-1)
+            for i, loss in enumerate(last.loss.values):
+                name = f"rate {last.rate.values[i]:g}, seed {last.seed.values[i]}"
+                writer.add_scalar(name, loss, int(last.step))
+
+        quiet(long_training, AXES, steps=2, on_step=log, batch_size=4)
+    (file,) = tmp_path.glob("events*")
+    assert b"rate_0.03__seed_4" in file.read_bytes()
+
+
+def test_the_bar_counts_steps(capsys):
+    sweep(long_training, AXES, steps=STEPS, batch_size=4)
+    shown = capsys.readouterr().err
+    assert "step/s" in shown
+    assert "loss=" in shown
+
+
+def test_successive_halving(at_once, tmp_path, stepped):
+    axes = {"rate": [0.1, 0.3, 0.02, 0.5, 1e30, 0.7], "seed": range(2)}
+    full = quiet(long_training, axes, steps=STEPS, batch_size=4)
+    options = {"steps": [1, 3, STEPS], "keep": 0.4, "progress": False, "batch_size": 4}
+    stepped.clear()
+    found = successive_halving(long_training, axes, **options)
+    mean = full.loss.mean("seed")
+    best = mean[:, 0].argsort()[:3]  # of 6, two fifths and a bit
+    np.testing.assert_array_equal((found.rung > 0).all("seed"), np.isin(range(6), best))
+    best = best.values
+    last = best[mean[best, 2].argsort().values[:2]]  # ceil(0.4 * 3)
+    # And who has diverged needs no further steps.
+    done = np.isin(range(6), [*last, 4])
+    np.testing.assert_array_equal(found.finished.all("seed"), done)
+    np.testing.assert_array_equal(found.rung, found.rung[:, [0, 0]])
+    for i in range(6):
+        steps = int(found.steps[i, 0])
+        np.testing.assert_array_equal(found.loss[i, :, :steps], full.loss[i, :, :steps])
+        assert np.isnan(found.loss[i, :, steps:]).all()
+    assert summary(found).best == {"rate": axes["rate"][int(last[0])]}
+    assert "6 not run" in str(summary(found))
+    # The same in a store, which then has nothing to compute.
+    for computed in (None, 0):
+        kept = successive_halving(long_training, axes, store=tmp_path, **options)
+        for name in ("loss", "rung", "steps"):
+            np.testing.assert_array_equal(kept[name], found[name])
+        assert computed in (None, kept.computed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [3, 2]}, r"`steps` must ascend, got \[3, 2\]"),
+        ({"keep": 1.0}, "`keep` must be above 0 and below 1, got 1.0"),
+        ({"by": "lost"}, "`maximize` must be True or False for 'lost', whose name"),
+        ({"by": "lost", "maximize": True}, "`by` must be one of loss, noise, got 'los"),
+        (
+            {"by": "noise", "maximize": True},
+            "`by` must be one number a step, but noise is more",
+        ),
+    ],
+)
+def test_bad_halving(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        successive_halving(
+            long_training, AXES, **{"steps": [1, 2], "progress": False} | options
+        )
+
+
+def test_bad_trainings(tmp_path):
+    def message(error, text, training, **options):
+        with pytest.raises(error) as caught:
+            quiet(training, {"x": [1.0]}, **options)
+        assert str(caught.value).startswith(text)
+
+    def with_step(step):
+        return Training(lambda x: {"w": x}, step)
+
+    like = "`step` must return a carry like the one it got, but "
+    message(
+        TypeError,
+        like + "['w'] is float32[2] and was float32[]",
+        with_step(lambda c, x: ({"w": jnp.ones(2)}, {"loss": x})),
+        steps=1,
+    )
+    message(TypeError, like, with_step(lambda c, x: ([c["w"]], {"loss": x})), steps=1)
+    message(
+        TypeError,
+        "`step` must return the carry and the outputs, got ",
+        with_step(lambda c, x: {"loss": x}),
+        steps=1,
+    )
+    message(
+        TypeError,
+        "`step` must take the axes by name after the carry: ",
+        with_step(lambda c: (c, {"loss": c["w"]})),
+        steps=1,
+    )
+    fine = with_step(lambda c, x: (c, {"loss": x}))
+    message(TypeError, "`steps` must be an integer >= 1, got None", fine)
+    message(
+        ValueError,
+        "`steps` must be None unless `train` is a Training, got 3",
+        lambda x: {"loss": x},
+        steps=3,
+    )
+    with pytest.raises(TypeError, match="^`step` must be a function, got 3"):
+        Training(lambda: 0, 3)
+    quiet(lambda x: {"loss": x}, {"x": [1.0]}, store=tmp_path)
+    message(
+        ValueError,
+        f"`store` {tmp_path} holds another sweep: one of the two is a `Training`",
+        fine,
+        steps=1,
+        store=tmp_path,
+    )
+
+
+# One member that raises.
+
+
+@pytest.mark.parametrize("kind", ["train", "training"])
+def test_one_member_that_raises_is_flagged(kind, tmp_path):
+    equinox = pytest.importorskip("equinox")
+
+    def step(carry, x):
+        y = equinox.error_if(x * 1, x == 3, "it exploded")
+        return carry + y, {"loss": y, "end": carry + y}
+
+    train = Training(lambda x: 0 * x, step)
+    options = {"steps": 3, "batch_size": 4}
+    if kind == "train":
+        train = lambda x: step(jnp.zeros(()), x)[1]  # noqa: E731
+        options = {"batch_size": 4}
+    axes, one = {"x": np.arange(10.0)}, jax.devices()[:1]
+    with pytest.warns(
+        UserWarning, match="^`train` raised for x 3, flagged as div"
+    ) as w:
+        found = quiet(train, axes, store=tmp_path, devices=one, **options)
+    assert "\n" not in str(w[0].message)
+    np.testing.assert_array_equal(found.diverged, np.arange(10) == 3)
+    assert found.finished.all()
+    good = found.drop_sel(x=3)
+    expected = quiet(train, {"x": [float(x) for x in range(10) if x != 3]}, **options)
+    np.testing.assert_array_equal(good.end, expected.end)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert quiet(train, axes, store=tmp_path, devices=one, **options).computed == 0
+    with pytest.raises(RuntimeError, match="^`train` raised for x 3: ") as caught:
+        quiet(train, {"x": [3.0]}, devices=one, **options)
+    assert "\n" not in str(caught.value)
+
+
+# Callbacks and places.
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}], ids=str)
+def test_who_fills_a_batch_up_calls_nobody(options):
+    called = []
+
+    def train(x):
+        jax.debug.callback(lambda x: called.append(float(x)), x)
+        return {"loss": x}
+
+    quiet(train, {"x": np.arange(6.0)}, **options)
+    jax.effects_barrier()
+    assert sorted(called) == [0, 1, 2, 3, 4, 5]
+
+
+def test_another_callback_is_another_training(tmp_path):
+    def training(scale):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+
+        def train(x):
+            return {
+                "loss": jax.pure_callback(lambda y: y * np.float32(scale), shape, x)
+            }
+
+        return train
+
+    quiet(training(2), {"x": [1.0]}, store=tmp_path, batch_size=1)
+    assert quiet(training(2), {"x": [1.0]}, store=tmp_path).computed == 0
+    with pytest.raises(ValueError, match="holds another sweep: its `train` is another"):
+        quiet(training(3), {"x": [1.0]}, store=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_sweep_within_a_mesh(kind, at_once):
+    axis = getattr(jax.sharding.AxisType, kind)
+    mesh = jax.make_mesh((4,), ("d",), (axis,))
+    with jax.set_mesh(mesh):
+        found = quiet(long_training, AXES, steps=STEPS, batch_size=4)
+    same(found, at_once)
+
+
+def test_a_training_with_a_mesh_of_its_own():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+
+    def train(x):
+        y = jax.lax.with_sharding_constraint(jnp.ones(4) * x, place)
+        return {"loss": y.sum()}
+
+    found = quiet(train, {"x": [1.0, 2.0, 3.0]}, batch_size=2)
+    np.testing.assert_array_equal(found.loss, [4, 8, 12])
+
+
+# What others have done to a store.
+
+
+def test_a_variable_that_others_add_grows_with_it(tmp_path):
+    run(tmp_path, axes=AXES | {"seed": [0, 1]}, steps=2)
+    table = xr.open_zarr(tmp_path)
+    table["best"] = table["loss"].min("step")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated")
+        table[["best"]].to_zarr(tmp_path, mode="a")
+    curves = run(tmp_path, steps=3)
+    assert curves.finished.all()
+    plain = xr.open_zarr(tmp_path)
+    assert plain.best.sizes == {"member": plain.sizes["member"]}
+    assert np.isfinite(plain.best[:2]).all()
+    assert load_sweep(tmp_path).finished.all()
+
+
+def test_one_hyperparameter_at_a_time_stays_a_table(tmp_path):
+    base = {"a": 1.0, "b": 2.0, "c": 3.0}
+
+    def train(a, b, c):
+        return {"loss": a * b * c}
+
+    for name in base:
+        axes = {n: np.arange(1.0, 9) if n == name else [v] for n, v in base.items()}
+        quiet(train, axes, store=tmp_path, batch_size=4)
+    found = load_sweep(tmp_path)
+    assert dict(found.sizes) == {"member": 22, "output": 1}
+    np.testing.assert_array_equal(found.loss, found.a * found.b * found.c)
+    assert summary(found).value == 2
+
+
+@pytest.mark.parametrize("how", ["refuses", "forgets"])
+def test_a_file_system_whose_locks_are_none(how, tmp_path, monkeypatch):
+    import filelock
+
+    def acquire(self, *_, **__):
+        if how == "refuses":
+            raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match="^.*`store` .* cannot be locked: ") as caught:
+        run(tmp_path / "a.zarr")
+    assert "let one call at a time write" in str(caught.value)
+
+
+def test_the_versions_that_count(tmp_path):
+    """Not the package's own; the format's."""
+    import zarr
+
+    run(tmp_path, steps=1)
+    group = zarr.open_group(tmp_path)
+    header = group.attrs["sweep"]
+    assert set(header["versions"]) == {"jax", "jaxlib", "device"}
+    group.update_attributes({"sweep": header | {"format": 2}})
+    with pytest.raises(ValueError, match="has the format 2, and this version of"):
+        load_sweep(tmp_path)
+
+
+# Points, and seeds.
+
+
+def test_points_are_pairs():
+    space = {"rate": log(0.01, 1.0)}
+    found = quiet(lambda rate: {"loss": rate}, points(space, 8))
+    assert found.loss.dims == ("member",)
+    more = points(space, 8) | {"seed": np.arange(8)}
+    found = quiet(lambda rate, seed: {"loss": rate * seed.astype(float)}, more)
+    assert found.sizes["member"] == 8
+
+
+def test_seeds_of_points_are_averaged():
+    def train(rate, seed):
+        return {"loss": rate + jnp.where(seed == 1, 3 * (rate - 0.2), 0.0)}
+
+    rates = np.repeat([0.5, 0.1, 0.3], 2)
+    axes = {"rate": rates, "seed": np.tile([0, 1], 3)}
+    found = quiet(train, axes, zipped=True)
+    judged = summary(found)
+    assert judged.best == {"rate": pytest.approx(0.1)}
+    assert judged.seeds == 2
+    assert judged.value == pytest.approx(0.1 + 1.5 * (0.1 - 0.2), rel=1e-5)
+    # A point that lacks a seed is not the best, and is named.
+    part = summary(found.isel(member=[0, 1, 2, 4, 5]))
+    assert part.best == {"rate": pytest.approx(0.3)}
+    assert "1 points lack seeds; by those that ran, 0.1 at rate 0.1" in str(part)
+
+
+def test_selections_are_read_like_the_whole(at_once):
+    whole = summary(at_once)
+    more = at_once.assign(extra=at_once.loss.mean("step"))
+    assert str(summary(more)) == str(whole)
+    some = at_once.where(at_once.rate < 1, drop=True)
+    assert summary(some).best == whole.best
+    assert summary(some).diverged == 0
+    member = at_once.isel(rate=0, seed=1)
+    table = to_dataframe(member)
+    assert len(table) == 1
+    assert table.seed.item() == 1
+    assert summary(member).value == pytest.approx(float(member.loss[-1]))
+
+
+# Python's values.
+
+
+class Config:
+    """An object that says what it is by its parts."""
+
+    def __init__(self, width):
+        self.width = width
+
+
+def scaled(width):
+    return lambda x: x * width
+
+
+def test_a_value_is_what_it_is(tmp_path):
+    def train(f, x):
+        return {"loss": f(x) if callable(f) else x * f.width}
+
+    def go(values):
+        axes = {"f": values, "x": [1.0, 2.0]}
+        return quiet(train, axes, store=tmp_path, batch_size=2)
+
+    first = go([scaled(2), scaled(3), Config(4), jnp.tanh])
+    expected = [4, 6, 8, np.tanh(np.float32(2))]
+    np.testing.assert_allclose(first.loss[:, 1], expected, rtol=1e-6)
+    again = go([Config(4), scaled(3), jnp.tanh, scaled(2), scaled(5)])
+    assert again.computed == 2
+    np.testing.assert_array_equal(
+        again.loss[:, 0], [4, 3, np.tanh(np.float32(1)), 2, 5]
+    )
+    assert not any("0x" in name for name in again.f.values)
+    assert set(first.f.values) < set(again.f.values)
+
+
+def test_values_can_be_named(tmp_path):
+    train = lambda f, x: {"loss": x * f.width}  # noqa: E731
+    axes = {"f": [Config(2), Config(3)], "x": [1.0]}
+    names = {"f": ["narrow", "wide"]}
+    found = quiet(train, axes, labels=names, store=tmp_path)
+    assert found.loss.sel(f="wide").item() == 3
+    other = {"f": [Config(3)], "x": [1.0]}
+    assert quiet(train, other, labels={"f": ["wide"]}, store=tmp_path).computed == 0
+    for labels, message in (
+        ({"g": ["a"]}, "`labels` must name axes, but there is no 'g'"),
+        ({"f": ["a"]}, r"`labels` must have a text for each value of `f`, no two"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            quiet(train, axes, labels=labels)
+    opaque = {"f": [iter([]), iter([])], "x": [1.0]}
+    with pytest.raises(TypeError, match="^`axes` has a value that cannot be told ap"):
+        quiet(lambda f, x: {"loss": x}, opaque, store=tmp_path / "b")
+
+
+def test_rmsprop_in_a_training(tmp_path):
+    """The state of an optimizer is a carry like any other."""
+
+    def init(gamma):
+        x = jnp.array([-5.0, -2.0])
+        return x, rmsprop(0.1, gamma, momentum=0.9).init(x)
+
+    def step(carry, gamma):
+        x, state = carry
+        loss, gradient = jax.value_and_grad(lambda x: (x**2).sum())(x)
+        updates, state = rmsprop(0.1, gamma, momentum=0.9).update(gradient, state)
+        return (x + updates, state), {"loss": loss}
+
+    training, axes = Training(init, step), {"gamma": [0.9, 0.99]}
+    whole = quiet(training, axes, steps=10, batch_size=2)
+    quiet(training, axes, steps=4, store=tmp_path, batch_size=2)
+    found = quiet(training, axes, steps=10, store=tmp_path)
+    np.testing.assert_array_equal(found.loss, whole.loss)
+    x, state = load_carry(training, tmp_path, {"gamma": 0.99})
+    assert state.count == 10
