@@ -31,6 +31,7 @@ PARTS = {
     "against_torch": "sweeps",
     "against_hyperoptax": "sweeps",
     "stores": "stores",
+    "long_trainings": "stores",
     "cluster": "cluster",
 }
 

@@ -20,6 +20,7 @@ TUTORIALS = {
     "reading_a_sweep": (),
     "gamma_sweep": (),
     "successive_halving": (),
+    "population_based_training": (),
     "low_precision_state": (),
     "dqn": ("gymnax",),
     "sweep_on_a_cluster": ("distributed",),

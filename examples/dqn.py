@@ -4,10 +4,11 @@ Which RMSProp learns to balance a pole?
 
 The papers and codes of deep Q-learning all say "RMSProp" and mean different optimizers.
 Each trains the same agent here, at three learning rates and with five seeds. A training
-is one compiled loop of environment, replay memory and network, and all of them are one
-``sweep``. A recipe comes with the loss it was made for: Nature's is the sum over a
-batch, whose gradient is 32 times the mean's, and its eps belongs to that. On a mean the
-same eps is 32² times as large beside the squared gradient, and decides the steps.
+is a loop of environment, replay memory and network, compiled 1,000 steps at a time, and
+all of them are one ``sweep`` that one sees learn, stops and goes on with. A recipe
+comes with the loss it was made for: Nature's is the sum over a batch, whose gradient is
+32 times the mean's, and its eps belongs to that. On a mean the same eps is 32² times as
+large beside the squared gradient, and decides the steps.
 
 The environment is CartPole-v1 of gymnax, where an episode lasts at most 500 steps. The
 agent gets nothing while the pole stands and -1 when it falls, as in `the paper that
@@ -25,7 +26,6 @@ a fifth of CleanRL's steps, batches of 32 as in the papers, and is judged while 
 learns, with one action in twenty at random.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ import numpy as np
 import optax
 from common import COLOURS, arguments, logits, network, save
 
-from jax_rmsprop import conventions, rmsprop, sweep
+from jax_rmsprop import Training, conventions, rmsprop, sweep
 
 try:
     import gymnax
@@ -86,14 +86,28 @@ class Agent(NamedTuple):
     memory: Transition
     observation: jax.Array
     env_state: object
+    t: jax.Array  # how many steps it has taken
 
 
-def training(recipe, learning_rate, seed, steps):
-    """A whole training: how long the episodes last that end in each 1,000 steps."""
+def init(recipe, learning_rate, seed):
+    """An agent that knows nothing."""
+    optimizer = (RECIPES | VARIANTS)[recipe][0](learning_rate)
+    env, env_params = gymnax.make("CartPole-v1")
+    _, start, reset = jax.random.split(jax.random.key(seed), 3)
+    params = network(start, inputs=4, hidden=128, outputs=2)
+    observation, env_state = env.reset(reset, env_params)
+    one = Transition(observation, jnp.int32(0), jnp.float32(0), observation, False)
+    memory = jax.tree.map(lambda x: jnp.full((MEMORY, *jnp.shape(x)), x), one)
+    state = optimizer.init(params)
+    return Agent(params, params, state, memory, observation, env_state, jnp.int32(0))
+
+
+def step(agent, recipe, learning_rate, seed):
+    """1,000 steps of the environment: how long the episodes last that end in them."""
     make, scale = (RECIPES | VARIANTS)[recipe]
     optimizer = make(learning_rate)
     env, env_params = gymnax.make("CartPole-v1")
-    key, start, reset = jax.random.split(jax.random.key(seed), 3)
+    key = jax.random.split(jax.random.key(seed), 3)[0]
 
     def loss(params, target, batch):
         values = logits(params, batch.observation)
@@ -148,19 +162,9 @@ def training(recipe, learning_rate, seed, steps):
         agent, found = jax.lax.scan(act, agent, t)
         return learn(agent, t[-1] + 1), found
 
-    def report(agent, t):
-        agent, (length, ended) = jax.lax.scan(play, agent, t)
-        return agent, (length * ended).sum() / ended.sum()
-
-    params = network(start, inputs=4, hidden=128, outputs=2)
-    observation, env_state = env.reset(reset, env_params)
-    one = Transition(observation, jnp.int32(0), jnp.float32(0), observation, False)
-    memory = jax.tree.map(lambda x: jnp.full((MEMORY, *jnp.shape(x)), x), one)
-    agent = Agent(
-        params, params, optimizer.init(params), memory, observation, env_state
-    )
-    t = jnp.arange(steps).reshape(-1, REPORT // LEARN_EVERY, LEARN_EVERY)
-    return {"episode_length": jax.lax.scan(report, agent, t)[1]}
+    t = agent.t + jnp.arange(REPORT).reshape(-1, LEARN_EVERY)
+    agent, (length, ended) = jax.lax.scan(play, agent._replace(t=agent.t + REPORT), t)
+    return agent, {"episode_length": (length * ended).sum() / ended.sum()}
 
 
 def draw(lengths):
@@ -194,11 +198,22 @@ def draw(lengths):
     return figure
 
 
+def watch(batch):
+    """Print how long the last episodes of a batch were."""
+    last = batch.episode_length.isel(step=-1)
+    recipe = batch.recipe.values[0]
+    thousands = int(last.step) + 1
+    print(f"{recipe}, {thousands},000 steps: {float(last.mean()):.0f} on average")
+
+
 def main():
     """Train all of them, print how long they balance the pole, and draw it."""
     parser = arguments(__doc__, "dqn.png")
     parser.add_argument("--steps", type=int, default=100_000, help="of each agent")
     parser.add_argument("--store", help="a folder to go on from, and to keep it in")
+    parser.add_argument(
+        "--watch", action="store_true", help="print how they learn, while they learn"
+    )
     options = parser.parse_args()
     if gymnax is None:
         raise SystemExit(
@@ -209,9 +224,14 @@ def main():
         "learning_rate": RATES,
         "seed": SEEDS,
     }
-    members = len(RATES) * len(SEEDS)
-    train = functools.partial(training, steps=options.steps)
-    curves = sweep(train, grid, batch_size=members, store=options.store)
+    curves = sweep(
+        Training(init, step),
+        grid,
+        steps=options.steps // REPORT,
+        batch_size=len(RATES) * len(SEEDS),
+        store=options.store,
+        on_step=watch if options.watch else None,
+    )
     lengths = curves.episode_length
     last = lengths[..., -lengths.shape[-1] // 10 :].mean(lengths.dims[-1])
     print("mean length of the last tenth's episodes, and its range over five seeds")
