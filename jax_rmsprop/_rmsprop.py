@@ -11,6 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 
+from jax_rmsprop import _validate
 from jax_rmsprop._arithmetic import (
     as_array,
     clip,
@@ -34,15 +35,7 @@ from jax_rmsprop._hyperparameters import (
     one_minus_gamma,
 )
 from jax_rmsprop._sharding import shard_new_like, zeros_for_shapes
-from jax_rmsprop._validate import (
-    Number,
-    NumberOrSchedule,
-    blame_leaves,
-    check_class,
-    check_fields,
-    check_gradient,
-    check_inexact_leaves,
-)
+from jax_rmsprop._validate import Number, NumberOrSchedule
 
 
 class RMSPropState(NamedTuple):
@@ -130,7 +123,7 @@ def _compiled_update(
     # Numbers, where jit is switched off; Python's as leaves; a state made under x64.
     every = h, updates, state, parameters
     h, updates, state, parameters = jax.tree.map(as_array, every)
-    check_gradient(updates, state.nu, state.mu, state.momentum)
+    _validate.check_gradient(updates, state.nu, state.mu, state.momentum)
     weight = state.weight
     if weight is not None:
         weight += one_minus_gamma(h).astype(weight.dtype) * (1 - weight)
@@ -158,7 +151,7 @@ def _compiled_init(
     options: Options, has_momentum: bool, initial_scale: Any, params: Any
 ) -> RMSPropState:
     params = jax.tree.map(jnp.asarray, params)
-    check_inexact_leaves(params)
+    _validate.check_inexact_leaves(params)
 
     def filled(value: Any, real: bool = False) -> Any:
         def fill(p: jax.Array) -> jax.Array:
@@ -181,7 +174,7 @@ def _compiled_init(
 
 def init(options: Options, h: Hyperparameters, params: optax.Params) -> Any:
     """The state at the beginning."""
-    with blame_leaves(params):
+    with _validate.blame_leaves(params):
         momentum = h.momentum is not None
         shapes = zeros_for_shapes(params)
         return _compiled_init(options, momentum, h.initial_scale, shapes)
@@ -200,17 +193,17 @@ def update(
 ) -> tuple[optax.Updates, Any]:
     """Take a step; see `step`."""
     del extra_args
-    check_class(state, RMSPropState)
+    _validate.check_class(state, RMSPropState)
     h = at_step(h, state.count)
     if state.momentum is None and isinstance(h.momentum, jax.core.Tracer):
         h = off_if_zero(h, "momentum")  # it was known, and 0, when the state was made
-    check_fields(
+    _validate.check_fields(
         state,
         mu=("centered", options.centered),
         momentum=("momentum", h.momentum is not None),
         weight=("bias_correction", options.bias_correction),
     )
-    with blame_leaves(updates, state):
+    with _validate.blame_leaves(updates, state):
         if h.weight_decay is None:
             parameters = [None] * len(jax.tree.leaves(updates))
         else:

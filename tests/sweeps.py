@@ -103,8 +103,13 @@ def _go_on(carry, rate, seed):
 long_training = Training(_begin, _go_on)
 
 
-def run_long(answer, store, axes, steps, die):
+def run_long(
+    answer, store, axes, steps, die, *, devices=1, processes=1, process=0, port=0
+):
     """Run a training in this process, killed at an event of a write; send the bits."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    if processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
     if die:
         cache.only_read()
         die_at(die)
@@ -112,6 +117,60 @@ def run_long(answer, store, axes, steps, die):
         long_training, axes, steps=steps, store=store, batch_size=4, save_every=0
     )
     answer.send(bits(curves[["loss", "noise", "steps"]]))
+    if processes > 1:
+        jax.distributed.shutdown()
+
+
+def run_images(answer, store, axes, steps, die):
+    """Train convolutional networks on images of digits, killed as above."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(images.reshape(-1, 8, 8, 1) / 16, "float32")
+    labels = jnp.asarray(labels)
+
+    def loss(params, which):
+        x = images[which]
+        for name in ("first", "second"):
+            dims = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, params[name], (2, 2), "SAME", dimension_numbers=dims
+            )
+            x = jax.nn.relu(x)
+        outputs = x.reshape(len(x), -1) @ params["w"]
+        return optax.softmax_cross_entropy_with_integer_labels(
+            outputs, labels[which]
+        ).mean()
+
+    def init(gamma, seed):
+        first, second, third, key = jax.random.split(jax.random.key(seed), 4)
+        params = {
+            "first": 0.3 * jax.random.normal(first, (3, 3, 1, 8)),
+            "second": 0.2 * jax.random.normal(second, (3, 3, 8, 16)),
+            "w": 0.1 * jax.random.normal(third, (64, 10)),
+        }
+        return key, params, rmsprop(1e-3, gamma).init(params)
+
+    def step(carry, gamma, seed):
+        key, params, state = carry
+        key, shuffle = jax.random.split(key)
+        order = jax.random.permutation(shuffle, len(images))[:1760].reshape(-1, 32)
+
+        def batch(carry, which):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params, which)
+            updates, state = rmsprop(1e-3, gamma).update(gradient, state)
+            return (optax.apply_updates(params, updates), state), value
+
+        (params, state), losses = jax.lax.scan(batch, (params, state), order)
+        return (key, params, state), {"loss": losses.mean()}
+
+    if die:
+        cache.only_read()
+        die_at(die)
+    training = Training(init, step)
+    curves = quiet(training, axes, steps=steps, store=store, batch_size=4, save_every=0)
+    answer.send(bits(curves[["loss", "steps"]]))
 
 
 def bits(curves):

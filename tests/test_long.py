@@ -24,8 +24,15 @@ from jax_rmsprop import (
     to_dataframe,
 )
 from jax_rmsprop.sweeps import _batch, _store
-from tests.helpers import require
-from tests.sweeps import bits, long_training, quiet, result, run_long
+from tests.helpers import free_port, require
+from tests.sweeps import (
+    bits,
+    long_training,
+    quiet,
+    result,
+    run_images,
+    run_long,
+)
 
 AXES = {"rate": [0.03, 0.1, 1e30], "seed": range(5)}
 STEPS = 7
@@ -118,6 +125,8 @@ def test_in_any_order_the_bits_of_at_once(order, tmp_path, at_once):
     few = run(tmp_path, steps=2)
     np.testing.assert_array_equal(few.loss, at_once.loss[..., :2])
     assert int(few.steps.max()) == 2
+    expected = quiet(long_training, AXES, steps=2, batch_size=4)
+    same(few, expected)
     # Each member once, to whoever reads the plain store.
     steps = xr.open_zarr(tmp_path).steps.values
     assert (steps > 0).sum() == at_once.steps.size
@@ -189,6 +198,32 @@ def test_kill_9_at_any_event_of_a_write(tmp_path, start):
                 assert np.isfinite(row[:n]).all()  # what is said to be there is there
     found = result(*start(store, axes, 40, 0, target=run_long))
     assert found == bits(expected[["loss", "noise", "steps"]])
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path, start, at_once):
+    """Of `jax.distributed`, of which the first one writes."""
+    for steps in (3, STEPS):
+        options = {"devices": 2, "processes": 2, "port": free_port()}
+        both = [
+            start(tmp_path / "a", AXES, steps, 0, target=run_long, process=i, **options)
+            for i in range(2)
+        ]
+        found = [result(*each) for each in both]
+    assert found == [bits(at_once[["loss", "noise", "steps"]])] * 2
+
+
+@pytest.mark.exhaustive
+def test_a_convolutional_network_that_is_killed_ten_times(tmp_path, start):
+    """Some minutes, and the bits of one that was not."""
+    store, axes = tmp_path / "a.zarr", {"gamma": [0.9, 0.99], "seed": range(4)}
+    random = np.random.default_rng(0)
+    for number in random.integers(20, 200, 10):
+        process, _ = start(store, axes, 30, int(number), target=run_images)
+        process.join(600)
+        assert process.exitcode in (-signal.SIGKILL, 0)
+    found = result(*start(store, axes, 30, 0, target=run_images))
+    assert found == result(*start(None, axes, 30, 0, target=run_images))
 
 
 def test_any_carry_is_kept_as_it_is(tmp_path):

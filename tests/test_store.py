@@ -62,6 +62,15 @@ def test_it_is_lazy_where_it_does_not_fit(tmp_path, monkeypatch, together):
     curves = quiet(network, GRID, batch_size=8, store=tmp_path / "sweep.zarr")
     assert curves.loss.chunks is not None
     assert bits(curves.compute()) == bits(together)
+    # And what nobody has run is none of what somebody has.
+    more = {"gamma": GRID["gamma"], "learning_rate": [0.5], "seed": [7]}
+    quiet(network, {n: x[:1] for n, x in more.items()}, store=tmp_path / "sweep.zarr")
+    monkeypatch.setattr(_sweep, "free_memory", lambda: 1000)
+    loaded = load_sweep(tmp_path / "sweep.zarr")
+    assert loaded.loss.chunks is not None
+    lacking = loaded.sel(learning_rate=0.5, seed=0)
+    assert not lacking.finished.any()
+    assert np.isnan(lacking.loss.compute()).all()
 
 
 HARMS = ("cut", "emptied", "a bit", "another chunk")

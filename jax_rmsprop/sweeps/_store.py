@@ -131,11 +131,20 @@ class ZarrStore:
         if jax.process_index() == 0 and blocks:
             with locked(self.at), explain_oserror(self.at), _writing_all():
                 self._look()
-                more = [b for b in blocks if (b.steps > self.steps[b.members]).any()]
+                more = [b for b in blocks if self._is_more(b)]
                 if more:
                     self._add(more)
         broadcast_from_process_0(0)  # the first process has written
         self.refresh()
+
+    def _is_more(self, block: Block) -> bool:
+        """Whether it has more than there is, and what is there goes so far.
+
+        It does not where another call has given damaged rows up meanwhile.
+        """
+        there = self.steps[block.members]
+        whole = (there >= np.minimum(block.begin, block.steps)).all()
+        return bool(whole and (block.steps > there).any())
 
     def _add(self, blocks: Sequence[Block]) -> None:
         group: Any = open_group(self.at, "r+")
@@ -478,13 +487,16 @@ def select_rows(
     for name, (shape, dtype) in arrays.items():
         array: Any = group[name]
         stepped = shapes.stepped and name in shapes.outputs
-        if bytes_each * len(row) > memory:
+        fill = -1 if name == "diverged_at" else missing(dtype)
+        if bytes_each * len(row) > memory and there.any():
             blocks = max(1, _BYTES_AT_ONCE // (bytes_each * size))
             chunks: Any = size * blocks, *shape
             array = dask.array.from_array(array, chunks=chunks)
-            rows = array[np.where(there, row, 0)] if array.shape[0] else array
+            rows = array[np.where(there, row, row[there][0])]
+            if not there.all():
+                mask = there.reshape(-1, *(1,) * len(shape))
+                rows = dask.array.where(mask, rows, fill)
         else:
-            fill = -1 if name == "diverged_at" else missing(dtype)
             rows = np.full((len(row), *array.shape[1:]), fill, dtype)
             try:
                 if there.any():
@@ -492,6 +504,9 @@ def select_rows(
             except Exception as error:
                 raise Damaged(_damaged(group, arrays, row[there] // size)) from error
         found[name] = (dims[name], rows[:, :steps] if stepped else rows)
+    if shapes.stepped:  # who diverges later has not, so far
+        dims_of, first = found["diverged_at"]
+        found["diverged_at"] = dims_of, np.where(first < steps, first, -1)
     found["steps"] = ("member", np.minimum(have, steps))
     return xr.Dataset(found, coords={"output": shapes.names})
 
