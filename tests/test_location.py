@@ -56,9 +56,24 @@ def test_a_store_that_is_nowhere(store, error, message):
         assert "\n" not in str(caught.value)
 
 
+def test_a_store_that_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="^`store` .*typo.zarr does not exist$"):
+        load_sweep(tmp_path / "typo.zarr")
+    quiet(square, {"x": [1]}, store=tmp_path / "runs.zarr")
+    with pytest.raises(ValueError, match=r"exist; beside it are \['runs.zarr'\]$"):
+        load_sweep(tmp_path / "typo.zarr")
+
+
 def test_a_store_that_is_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("")
+    raises(
+        ValueError,
+        f"`store` must be in a folder, but {path} is a file",
+        square,
+        {"x": [1]},
+        store=path / "a.zarr",
+    )
     raises(
         ValueError,
         f"`store` must be a folder or a new path, got the file {path}",

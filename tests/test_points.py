@@ -126,5 +126,5 @@ def test_bad_input(arguments, error, message):
 
 
 def test_axes_that_are_ranges_are_refused_by_a_sweep():
-    with pytest.raises(TypeError, match="^`gamma` must be a sequence of values, got R"):
+    with pytest.raises(TypeError, match="^`gamma` must be a sequence of values, got l"):
         quiet(network, GRID | {"gamma": log_one_minus(0.5, 0.9)})

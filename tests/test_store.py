@@ -129,6 +129,19 @@ def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypat
     assert bits(curves) == bits(together)
 
 
+@pytest.mark.parametrize("array", ["steps", "x", "loss"])
+def test_who_is_killed_while_arrays_get_longer_has_lost_nothing(tmp_path, array):
+    whole = quiet(square, {"x": np.arange(8.0)}, batch_size=4, store=tmp_path)
+    zarr.open_group(tmp_path, use_consolidated=False)[array].resize((16,))
+    again = quiet(square, {"x": np.arange(8.0)}, store=tmp_path)
+    assert again.computed == 0
+    assert bits(again) == bits(whole)
+    more = quiet(square, {"x": np.arange(12.0)}, store=tmp_path)
+    assert more.computed == 4
+    np.testing.assert_array_equal(more.loss, np.arange(12.0) ** 2)
+    assert bits(load_sweep(tmp_path)) == bits(more)
+
+
 def test_axes_of_any_name(tmp_path):
     """Also those by which a folder calls other things, or might."""
     grid = {"order": [1.0, 2.0], "run": [3.0], "grid": [0.5], "segments": [2.0]}
@@ -223,7 +236,7 @@ def test_a_store_that_is_another_folder(tmp_path):
         {"x": [1]},
         store=tmp_path / "group",
     )
-    with pytest.raises(ValueError, match="has no finished members"):
+    with pytest.raises(ValueError, match="nothing does not exist; beside it are"):
         load_sweep(tmp_path / "nothing")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jax_rmsprop.sweeps import _training
@@ -88,6 +89,52 @@ def test_train_that_cannot_be_traced():
         branches,
         {"x": [1.0]},
     )
+
+
+def test_train_that_asks_for_a_number():
+    """Which no other axis would help."""
+
+    def asks(x):
+        return {"loss": jnp.float32(float(x))}
+
+    def converts(x):
+        return {"loss": jnp.asarray(np.asarray(x))}
+
+    for train in (asks, converts):
+        line = train.__code__.co_firstlineno + 1
+        raises(
+            TypeError,
+            f"`train` cannot be traced: at test_training.py:{line} a number is asked "
+            "for (float, item, np.array), which is not known while the program is "
+            "made; return the array",
+            train,
+            {"x": [1.0]},
+        )
+
+
+def test_train_whose_shapes_are_swept():
+    def wide(rate, width):
+        return {"loss": rate * jnp.ones(width).sum()}
+
+    line = wide.__code__.co_firstlineno + 1
+    raises(
+        TypeError,
+        f"`train` cannot be traced: a shape is not known at test_training.py:{line}; "
+        "make width an axis of Python values, such as np.array([16, 32], object)",
+        wide,
+        {"rate": [0.1], "width": [16, 32]},
+    )
+
+
+def test_the_line_is_in_the_callers_own_file():
+    """And not in a library's, below it."""
+
+    def train(x):
+        return {"loss": optax.cosine_decay_schedule(1.0, -1)(x)}
+
+    line = train.__code__.co_firstlineno + 1
+    with pytest.raises(RuntimeError, match=f"raised ValueError at .*.py:{line}: "):
+        quiet(train, {"x": [1.0]})
 
 
 def test_train_that_raises():

@@ -67,6 +67,9 @@ def _local(path: str) -> Location:
     if path.endswith(".zip"):
         raise ValueError(f"`store` must be a folder, got {path!r}")
     absolute = str(Path(path).expanduser().resolve())
+    for parent in Path(absolute).parents:
+        if parent.is_file():
+            raise ValueError(f"`store` must be in a folder, but {parent} is a file")
     return Location(absolute, absolute)
 
 

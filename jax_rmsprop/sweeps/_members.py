@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_rmsprop._validate import short_repr
 from jax_rmsprop.sweeps._identity import identify
-from jax_rmsprop.sweeps._points import ShortOfOne
+from jax_rmsprop.sweeps._points import Range, ShortOfOne
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,6 +294,12 @@ RESERVED = frozenset(
 def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if isinstance(values, jax.core.Tracer):
         raise TypeError(f"`{name}` must be known when the sweep is made, got a tracer")
+    if isinstance(values, Range):
+        ends = f"{values.scale}({values.low:g}, {values.high:g}"
+        raise TypeError(
+            f"`{name}` must be a sequence of values, got {ends}); say how many, "
+            f"{ends}, 5), or draw some with points(space, n)"
+        )
     short_of_1 = isinstance(values, ShortOfOne)
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
         values = np.asarray(values)  # of pandas, xarray, PyTorch

@@ -90,6 +90,7 @@ class ZarrStore:
         # is not asked for, -2 of one that has had no steps.
         self._row_steps, self._row_member = np.zeros(0, "int32"), np.zeros(0, int)
         self._columns = {n: x[:0] for n, x in members.columns.items()}
+        self._lost = set[int]()  # chunks of columns that cannot be read
         self.refresh()
 
     def refresh(self) -> None:
@@ -108,9 +109,11 @@ class ZarrStore:
             part, rows = _chunk(chunk), new[new // _COLUMN_CHUNK == chunk]
             try:
                 for name, column in self._columns.items():
-                    column[part] = np.asarray(group[name][part])
+                    found = np.asarray(group[name][part])  # shorter, if just resized
+                    column[part][: len(found)] = found[: len(column[part])]
             except ValueError:  # it is damaged, and all that it names is lost
                 steps[part] = 0
+                self._lost.add(chunk)
                 continue
             named = {n: x[rows] for n, x in self._columns.items()}
             self._row_member[rows] = self._members.locate(named)
@@ -148,6 +151,9 @@ class ZarrStore:
 
     def _add(self, blocks: Sequence[Block]) -> None:
         group: Any = open_group(self.at, "r+")
+        for chunk in self._lost:  # before other names stand there
+            _write_chunk(group, "steps", self._row_steps, chunk)
+        self._lost.clear()
         end, size = len(self._row_steps) // self._size, self._size
         for block in blocks:
             if block.slot is None:
@@ -564,14 +570,17 @@ def _write_chunk(group: Any, name: str, column: np.ndarray, chunk: int) -> None:
 
 
 def _resize(group: zarr.Group, members: int, steps: int) -> None:
-    """Make every array as long as these, those that others have added, too."""
+    """Give every array these members, those that others have added, too.
+
+    What one that was killed has made longer, before it said so, is cut again.
+    """
     with quiet():
         arrays = [array for _, array in group.arrays()]
     for array in arrays:
         dims: Any = getattr(array.metadata, "dimension_names", None) or ()
-        least = {"member": members, "step": steps}
         shape = tuple(
-            max(n, least.get(dim, n)) for dim, n in zip(dims, array.shape, strict=False)
+            members if dim == "member" else max(n, steps) if dim == "step" else n
+            for dim, n in zip(dims, array.shape, strict=False)
         )
         if len(dims) == len(array.shape) and shape != array.shape:
             array.resize(shape)

@@ -763,6 +763,11 @@ def drop_carries(store: StoreLike) -> None:
 def _open(at: Location) -> dict[str, Any]:
     header = read_header(at)
     if header is None:
+        folder, beside = at.folder, ""
+        if folder is not None and not folder.exists():
+            found = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+            beside = f"; beside it are {short_repr(found)}" if found else ""
+            raise ValueError(f"`store` {at.name} does not exist{beside}")
         raise ValueError(f"`store` {at.name} has no finished members")
     return header
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
@@ -188,17 +189,41 @@ def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) 
     """What a person's function returns; what it raises is one line."""
     try:
         return function(*carry, **point)
-    except jax.errors.JAXTypeError as error:
-        raise TypeError(
-            f"`{name}` cannot be traced: {type(error).__name__} {user_frame(error)}"
-            "; a hyperparameter that decides shapes or branches must be an axis of "
-            "Python values (an array of dtype object)"
-        ) from error
     except Exception as error:
+        frame, text = user_frame(error, function), str(error)
+        kind = type(error).__name__
+        decides = (
+            "a hyperparameter that decides shapes or branches must be an axis of "
+            "Python values (an array of dtype object)"
+        )
+        if isinstance(error, jax.errors.TracerArrayConversionError) or any(
+            f"`{word}` function" in text for word in ("float", "complex")
+        ):
+            raise TypeError(
+                f"`{name}` cannot be traced: {frame} a number is asked for (float, "
+                "item, np.array), which is not known while the program is made; "
+                "return the array"
+            ) from error
+        if isinstance(error, jax.errors.JAXTypeError):
+            raise TypeError(
+                f"`{name}` cannot be traced: {kind} {frame}; {decides}"
+            ) from error
+        whole = [n for n, x in point.items() if jnp.issubdtype(_dtype(x), jnp.integer)]
+        if isinstance(error, TypeError) and "concrete values" in text and whole:
+            raise TypeError(
+                f"`{name}` cannot be traced: a shape is not known {frame}; make "
+                f"{' or '.join(whole)} an axis of Python values, such as "
+                "np.array([16, 32], object)"
+            ) from error
         raise RuntimeError(
-            f"`{name}` raised {type(error).__name__} {user_frame(error)}: "
-            f"{str(error).splitlines()[0] if str(error) else 'without a message'}"
+            f"`{name}` raised {kind} {frame}: "
+            f"{text.splitlines()[0] if text else 'without a message'}"
         ) from error
+
+
+def _dtype(x: Any) -> Any:
+    """The dtype of a number that is traced; of anything else one that is none."""
+    return x.dtype if isinstance(x, jax.core.Tracer) else np.dtype(object)
 
 
 def _same_carry(before: Any, after: Any) -> list[Any]:
@@ -364,12 +389,18 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
     return leaves
 
 
-def user_frame(error: BaseException) -> str:
-    """The last line of the caller's own code that an error passed through."""
+def user_frame(error: BaseException, function: Any) -> str:
+    """The last line of the caller's own code that an error passed through.
+
+    Of the file of their function, if it passed there; else of no file of JAX's or ours.
+    """
     library = str(Path(jax.__file__).parent)
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
         if not f.filename.startswith((library, str(Path(__file__).parent)))
     ]
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    own = [f for f in frames if code is not None and f.filename == code.co_filename]
+    frames = own or frames
     return f"at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
