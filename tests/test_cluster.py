@@ -14,14 +14,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import xarray as xr
 
-from jax_rmsprop import load_sweep
-from jax_rmsprop.sweeps import _run
+from jax_rmsprop import load_sweep, successive_halving
+from jax_rmsprop.sweeps import _cluster, _run
 from tests import cache
 from tests.helpers import free_port
-from tests.sweeps import GRID, bits, network, quiet, raises, square
+from tests.sweeps import GRID, bits, long_training, network, quiet, raises, square
 
 distributed = pytest.importorskip("distributed")
 
@@ -95,7 +96,7 @@ def client(request):
         with two_workers() as (_, client):
             yield client
     else:
-        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
         with distributed.Client(processes=False, **options) as client:
             yield client
 
@@ -200,6 +201,62 @@ def test_the_caller_is_killed(own, tmp_path):
     assert curves.computed < 150
     assert int(xr.open_zarr(store).steps.sum()) == 150
     assert bits(curves) == bits(quiet(long_network, grid, batch_size=8))
+
+
+def test_trainings_of_many_steps(client, tmp_path):
+    """Saved and gone on with here and there, with the bits of this process."""
+    axes, heard = {"rate": [0.03, 0.1, 1e30], "seed": range(3)}, []
+    whole = quiet(long_training, axes, steps=6, batch_size=4)
+    options = {"batch_size": 4, "store": tmp_path / "a.zarr"}
+    for steps, more in ((3, {"client": client, "save_every": 0.0}), (4, {})):
+        quiet(long_training, axes, steps=steps, **options, **more)
+    found = quiet(
+        long_training, axes, steps=6, client=client, on_step=heard.append, **options
+    )
+    for name in ("loss", "noise", "steps", "diverged_at"):
+        np.testing.assert_array_equal(found[name], whole[name])
+    assert {int(batch.step[-1]) for batch in heard} == {4, 5}
+    rungs = {"steps": [1, 3], "keep": 0.5, "batch_size": 4, "progress": False}
+    here = successive_halving(long_training, axes, **rungs)
+    there = successive_halving(long_training, axes, client=client, **rungs)
+    np.testing.assert_array_equal(here.loss, there.loss)
+    np.testing.assert_array_equal(here.rung, there.rung)
+
+
+def test_one_member_that_raises_on_a_worker(client):
+    equinox = pytest.importorskip("equinox")
+
+    def train(x):
+        return {"loss": equinox.error_if(x * 1, x == 3, "it exploded")}
+
+    # Such a training calls back to its process, and cannot be sent.
+    with pytest.raises(TypeError, match="^`train` cannot be sent to workers: "):
+        quiet(train, {"x": [1.0, 3.0]}, client=client, batch_size=2)
+
+
+def test_a_cluster_without_workers_says_so():
+    class Empty:
+        def scheduler_info(self, **_):
+            return {"workers": {}}
+
+    class Bar:
+        said = ""
+
+        def say(self, what):
+            self.said = what
+
+    bar = Bar()
+    alone = _cluster._Alone(Empty(), None, bar)
+    alone._seen -= 61
+    alone._looked -= 61
+    with pytest.warns(UserWarning, match="^`client` has had no worker for 61 s; th"):
+        alone.look()
+    assert bar.said == "no worker for 61 s"
+    alone = _cluster._Alone(Empty(), 30.0, bar)
+    alone._seen -= 61
+    alone._looked -= 61
+    with pytest.raises(RuntimeError, match="^`client` has had no worker for 61 s; wh"):
+        alone.look()
 
 
 def test_a_training_that_raises_on_a_worker(client, tmp_path):
