@@ -19,31 +19,26 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from common import COLOURS, arguments, batches, save, train_step
+from common import COLOURS, arguments, save
 from gamma_sweep import problem
+from successive_halving import training as from_start
 
-from jax_rmsprop import Training, load_carry, log, log_one_minus, points, rmsprop, sweep
+from jax_rmsprop import Training, load_carry, log, log_one_minus, points, sweep
 
 MEMBERS, RUNGS, EPOCHS = 16, 6, 2
 
 
 def training(problem, parents):
     """Epochs of members that go on from these carries, or from the start."""
+    alone = from_start(problem)
 
     def init(number, gamma, learning_rate):
-        if parents is not None:
-            return jax.tree.map(lambda x: x[number], parents)
-        key = jax.random.key(number)
-        params = problem.init(key)
-        return key, params, rmsprop(learning_rate, gamma).init(params)
+        if parents is None:
+            return alone.init(gamma, learning_rate, number)
+        return jax.tree.map(lambda x: x[number], parents)
 
     def step(carry, number, gamma, learning_rate):
-        key, params, state = carry
-        key, shuffle = jax.random.split(key)
-        update = train_step(problem.loss, rmsprop(learning_rate, gamma))
-        data = batches(shuffle, problem.train, problem.batch)
-        (params, state), _ = jax.lax.scan(update, (params, state), data)
-        return (key, params, state), {"loss": problem.loss(params, problem.test)}
+        return alone.step(carry, gamma, learning_rate, number)
 
     return Training(init, step)
 

@@ -63,13 +63,16 @@ class Shapes(NamedTuple):
       stepped: whether an output has a dimension of steps; of a plain training, which
         has one, it has not.
       steps: how many there are to be.
-      judged: the output that says whether a member needs to go on.
     """
 
     outputs: OutputSpecs
     stepped: bool
     steps: int
-    judged: str
+
+    @property
+    def judged(self) -> str:
+        """The output that says whether a member needs to go on."""
+        return "loss" if "loss" in self.outputs else self.names[0]
 
     @property
     def names(self) -> list[str]:
@@ -84,6 +87,14 @@ class Shapes(NamedTuple):
             for name, x in self.outputs.items()
         }
         return own | {"diverged_at": ((len(own),), np.dtype("int32"))}
+
+    def finished(self, rows: xr.Dataset) -> xr.DataArray:
+        """Which members have all steps, or have ended before."""
+        steps = rows["steps"]
+        if not self.stepped:
+            return steps > 0
+        ended = rows["diverged_at"].isel(output=self.names.index(self.judged)) >= 0
+        return (steps >= self.steps) | ((steps > 0) & ended)
 
     def dimensions(self) -> dict[str, tuple[str, ...]]:
         """The dimensions of each: the member, the step, the output's own by number."""

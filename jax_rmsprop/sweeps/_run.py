@@ -20,6 +20,7 @@ from jax_rmsprop.sweeps._batch import (
     CompiledBatch,
     Rows,
     broadcast_from_process_0,
+    file_dtype,
     on_host,
     pack,
 )
@@ -267,6 +268,14 @@ class Running:
     numbers: list[Any]
     failed: bool = False
 
+    def parts(self) -> list[tuple[Task, slice]]:
+        """Each task, and where its members are among those of all devices."""
+        starts = range(0, len(self.tasks) * self.program.size, self.program.size)
+        return [
+            (task, slice(start, start + len(task.begun.members)))
+            for task, start in zip(self.tasks, starts, strict=True)
+        ]
+
 
 class Runner:
     """Runs tasks on the devices of a mesh, and keeps what they give."""
@@ -380,9 +389,7 @@ class Runner:
             rows = running.program.rows(outputs)
         except jax.errors.JaxRuntimeError as error:
             return self._split(running, error)
-        for i, task in enumerate(running.tasks):
-            start = i * running.program.size
-            part = slice(start, start + len(task.begun.members))
+        for task, part in running.parts():
             self._hear(task, {name: x[part] for name, x in rows.items()}, step)
         if not self._shapes.stepped:
             blocks = [task.block(False) for task in running.tasks]
@@ -405,11 +412,9 @@ class Runner:
         packed = None
         if self._saves:
             packed = pack([on_host(x) for x in carry])
-        for i, task in enumerate(running.tasks):
+        for task, part in running.parts():
             if not task.rows:
                 continue
-            start = i * running.program.size
-            part = slice(start, start + len(task.begun.members))
             block = task.block(True, None if packed is None else packed[part])
             self._keeper.add([block])
             self._keeper.flush()
@@ -458,12 +463,9 @@ class Runner:
             member = task.begun.members
             begin = int(self._results.steps[member[0]])
             rows = {
-                name: np.full((1, task.end - begin, *x.shape), missing(file), file)
-                for (name, x), file in zip(
-                    self._shapes.outputs.items(),
-                    (dtype for _, dtype in self._shapes.arrays().values()),
-                    strict=False,
-                )
+                name: np.full((1, task.end - begin, *x.shape), missing(dtype), dtype)
+                for name, x in self._shapes.outputs.items()
+                for dtype in [file_dtype(x.dtype)]
             }
             rows["diverged_at"] = np.full((1, len(rows)), begin, "int32")
             steps = np.full(1, task.end, "int32")

@@ -218,6 +218,7 @@ def sweep(
     return call.curves(call.every)
 
 
+# What whoever reads a store needs.
 _OF_STORES = "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
 
 
@@ -332,9 +333,8 @@ class Call:
         self._traced = dict[int, Traced]()
         self._checked: dict[str, str] | None = None
         first = self.traced(0)
-        judged = "loss" if "loss" in first.outputs else next(iter(first.outputs))
-        self._shapes = Shapes(first.outputs, self._stepped, self.steps, judged)
-        self.progress.judged = judged
+        self._shapes = Shapes(first.outputs, self._stepped, self.steps)
+        self.progress.judged = self._shapes.judged
         self._check_names()
         members, self.number = self.points.members()
         self.every = np.arange(members.size)
@@ -541,19 +541,12 @@ class Call:
 
     def curves(self, some: np.ndarray, rung: np.ndarray | None = None) -> xr.Dataset:
         """The results along the axes; those of `some` should be finished."""
-        rows = self._rows
-        shapes = self._shapes
-        ended = rows["steps"].values > 0
-        if self._stepped:
-            judged = shapes.names.index(shapes.judged)
-            dead = rows["diverged_at"].values[:, judged] >= 0
-            ended = (rows["steps"].values >= self.steps) | (ended & dead)
-        rows = rows.assign(finished=("member", ended))
-        curves = _to_grid(rows, self.number, self.points, shapes)
+        curves = _to_grid(self._rows, self.number, self.points, self._shapes)
         if rung is not None:
             found = rung[self.number].reshape(self.points.shape)
             curves["rung"] = (self.points.dims, found)
-        lacking = int((~ended[some]).sum())
+        finished = self._shapes.finished(self._rows).values
+        lacking = int((~finished[some]).sum())
         if lacking:
             again = "" if self._at is None else ", and the same call computes them"
             warnings.warn(
@@ -613,9 +606,7 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     References:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
-    require_extra(
-        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
-    )
+    require_extra("sweep", *_OF_STORES)
     at = locate(store)
     header = _open(at)
     names = list(header["axes"])
@@ -659,11 +650,6 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
             f"`store` {at.name} is damaged: the members of {len(damaged.slots)} "
             "batches cannot be read; `sweep` computes them again"
         ) from damaged
-    done = found["steps"] > 0
-    if shapes.stepped:
-        dead = (found["diverged_at"] >= 0).any("output")
-        done = (found["steps"] >= shapes.steps) | (done & dead)
-    found = found.assign(finished=done)
     return _to_grid(found, np.arange(len(position)), grid, shapes)
 
 
@@ -694,9 +680,7 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
       ...     print(load_carry(training, store, {"rate": 0.5})["x"])
       2.0
     """
-    require_extra(
-        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
-    )
+    require_extra("sweep", *_OF_STORES)
     if not isinstance(training, Training):
         raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
     at = locate(store)
@@ -751,9 +735,7 @@ def drop_carries(store: StoreLike) -> None:
       ...     _ = sweep(training, {"x": [0.5]}, steps=4, store=store, progress=False)
       ...     drop_carries(store)
     """
-    require_extra(
-        "sweep", "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
-    )
+    require_extra("sweep", *_OF_STORES)
     at = locate(store)
     _open(at)
     with locked(at):
@@ -782,8 +764,7 @@ def _shapes_of(header: Mapping[str, Any], group: Any) -> Shapes:
             steps = array.shape[1]
         shape = array.shape[2:] if stepped else array.shape[1:]
         outputs[name] = jax.ShapeDtypeStruct(shape, array.dtype)
-    judged = "loss" if "loss" in outputs else next(iter(outputs))
-    return Shapes(outputs, stepped, steps, judged)
+    return Shapes(outputs, stepped, steps)
 
 
 def _labelled(labels: np.ndarray) -> Axis:
@@ -841,7 +822,8 @@ def _to_grid(
 
     if not np.array_equal(number, np.arange(rows.sizes["member"])):
         rows = rows.isel(member=number)
-    rows["diverged"] = (rows["diverged_at"] >= 0).any("output")
+    diverged = (rows["diverged_at"] >= 0).any("output")
+    rows = rows.assign(diverged=diverged, finished=shapes.finished(rows))
     names = [*shapes.names, "diverged", "diverged_at", "finished"]
     names += ["steps"] if shapes.stepped else []
     return xr.Dataset(

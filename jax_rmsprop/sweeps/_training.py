@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import traceback
@@ -108,12 +109,12 @@ class Traced:
         found = jax.extend.core.jaxpr_as_fun(closed)(*carry, *numbers)
         return found[: len(carry)], found[len(carry) :]
 
-    @property
+    @functools.cached_property
     def calls_back(self) -> bool:
         """Whether it calls functions of this process."""
         return any(True for _ in _callbacks(self, returning=False))
 
-    @property
+    @functools.cached_property
     def has_mesh(self) -> bool:
         """Whether it places arrays by itself."""
         names = {"sharding_constraint", "shard_map", "device_put", "reshard"}
