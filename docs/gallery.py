@@ -17,6 +17,7 @@ TUTORIALS = {
     "port_from_pytorch": ("torch",),
     "eps_and_the_loss": (),
     "what_goes_wrong": (),
+    "does_it_converge": (),
     "reading_a_sweep": (),
     "gamma_sweep": (),
     "successive_halving": (),

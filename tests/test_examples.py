@@ -152,6 +152,21 @@ def test_what_goes_wrong(cells):
     assert halves == pytest.approx([(1e-3 / 3) ** 0.5, 1e-3, 0.0316], rel=0.1)
 
 
+def test_does_it_converge(cells):
+    """The sweep's thresholds enclose those of the formula."""
+    printed, pictures = cells("does_it_converge")
+    assert pictures == 2
+    ends = re.findall(r"gamma (\S+): x goes from 1 to (\S+)", printed)
+    assert [float(x) > 1 for _, x in ends] == [True, True, False, False]
+    assert [float(x) for _, x in ends[2:]] == pytest.approx([-2, -2], abs=0.1)
+    rows = re.findall(r"(?m)^ +(\d+) +(0\.\d+) +(0\.\d+) +(0\.\d+) ", printed)
+    assert len(rows) == 5
+    for _, diverges, converges, computed in rows:
+        # Within the spacing of the axis.
+        assert float(diverges) <= float(computed) + 2e-5
+        assert float(computed) <= float(converges)
+
+
 @pytest.mark.slow
 def test_dqn(monkeypatch, capsys, tmp_path):
     """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it hardly learns."""
