@@ -54,163 +54,59 @@ def _frozen(**items: Any) -> Mapping[str, Any]:
 
 _LR_ALPHA = _frozen(learning_rate="lr", gamma="alpha")
 _RHO_EPSILON = _frozen(gamma="rho", eps="epsilon")
+_DECAY = _frozen(gamma="decay")
 _DECAY_EPSILON = _frozen(gamma="decay", eps="epsilon")
 _MXNET1 = _frozen(gamma="gamma1", momentum="gamma2", eps="epsilon", weight_decay="wd")
 _MXNET2 = _frozen(gamma="rho", eps="epsilon", weight_decay="wd")
 
+# As the fields above: of whom, the names, eps inside the root, nu's beginning, the rate
+# before the momentum, the decay apart from the step.
 CONVENTIONS: Mapping[str, Convention] = _frozen(
-    pytorch=Convention(
-        framework="PyTorch",
-        argument_names=_LR_ALPHA,
-        eps_in_sqrt=False,
-        initial_scale=0.0,
-        lr_in_momentum=False,
-        decoupled_weight_decay=False,
-    ),
-    keras=Convention(
-        framework="Keras 3",
-        argument_names=_RHO_EPSILON,
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=True,
-    ),
-    tensorflow1=Convention(
-        framework="TensorFlow 1",
-        argument_names=_DECAY_EPSILON,
-        eps_in_sqrt=True,
-        initial_scale=1.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=None,
-    ),
+    pytorch=Convention("PyTorch", _LR_ALPHA, False, 0.0, False, False),
+    keras=Convention("Keras 3", _RHO_EPSILON, True, 0.0, True, True),
+    tensorflow1=Convention("TensorFlow 1", _DECAY_EPSILON, True, 1.0, True, None),
     tf_keras_v2=Convention(
-        framework="tf.keras, OptimizerV2",
-        argument_names=_RHO_EPSILON,
-        eps_in_sqrt="inside if there is momentum",
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=None,
+        *("tf.keras, OptimizerV2", _RHO_EPSILON, "inside if there is momentum", 0.0),
+        *(True, None),
     ),
     timm=Convention(
-        framework="timm, RMSpropTF",
-        argument_names=_LR_ALPHA,
-        eps_in_sqrt=True,
-        initial_scale=1.0,
-        lr_in_momentum="before (`lr_in_momentum`)",
-        decoupled_weight_decay="coupled (`decoupled_decay`)",
+        *("timm, RMSpropTF", _LR_ALPHA, True, 1.0),
+        *("before (`lr_in_momentum`)", "coupled (`decoupled_decay`)"),
     ),
     stable_baselines3=Convention(
-        framework="Stable-Baselines3",
-        argument_names=_LR_ALPHA,
-        eps_in_sqrt=True,
-        initial_scale=1.0,
-        lr_in_momentum=False,
-        decoupled_weight_decay=False,
+        "Stable-Baselines3", _LR_ALPHA, True, 1.0, False, False
     ),
     mxnet1=Convention(
-        framework="MXNet 1",
-        argument_names=_MXNET1,
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum="before, if `centered`",
-        decoupled_weight_decay="coupled, then clipped",
+        *("MXNet 1", _MXNET1, True, 0.0),
+        *("before, if `centered`", "coupled, then clipped"),
     ),
     mxnet2=Convention(
-        framework="MXNet 2",
-        argument_names=_MXNET2,
-        eps_in_sqrt="inside if `centered`",
-        initial_scale=0.0,
-        lr_in_momentum="before, if `centered`",
-        decoupled_weight_decay="clipped, then coupled",
+        *("MXNet 2", _MXNET2, "inside if `centered`", 0.0),
+        *("before, if `centered`", "clipped, then coupled"),
     ),
-    optax=Convention(
-        framework="Optax",
-        argument_names=_frozen(gamma="decay"),
-        eps_in_sqrt="inside (`eps_in_sqrt`)",
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=None,
-    ),
-    bitsandbytes=Convention(
-        framework="bitsandbytes",
-        argument_names=_LR_ALPHA,
-        eps_in_sqrt=False,
-        initial_scale=0.0,
-        lr_in_momentum=None,
-        decoupled_weight_decay=False,
-    ),
+    optax=Convention("Optax", _DECAY, "inside (`eps_in_sqrt`)", 0.0, True, None),
+    bitsandbytes=Convention("bitsandbytes", _LR_ALPHA, False, 0.0, None, False),
     chainer=Convention(
-        framework="Chainer",
-        argument_names=_LR_ALPHA,
-        eps_in_sqrt="outside (`eps_inside_sqrt`)",
-        initial_scale=0.0,
-        lr_in_momentum=None,
-        decoupled_weight_decay=None,
+        "Chainer", _LR_ALPHA, "outside (`eps_inside_sqrt`)", 0.0, None, None
     ),
-    paddle=Convention(
-        framework="PaddlePaddle",
-        argument_names=_RHO_EPSILON,
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=False,
-    ),
-    mlx=Convention(
-        framework="MLX",
-        argument_names=_frozen(gamma="alpha"),
-        eps_in_sqrt=False,
-        initial_scale=0.0,
-        lr_in_momentum=None,
-        decoupled_weight_decay=None,
-    ),
+    paddle=Convention("PaddlePaddle", _RHO_EPSILON, True, 0.0, True, False),
+    mlx=Convention("MLX", _frozen(gamma="alpha"), False, 0.0, None, None),
     flax_legacy=Convention(
-        framework="Flax, flax.optim",
-        argument_names=_frozen(gamma="beta2"),
-        eps_in_sqrt=False,
-        initial_scale=0.0,
-        lr_in_momentum=None,
-        decoupled_weight_decay=None,
+        "Flax, flax.optim", _frozen(gamma="beta2"), False, 0.0, None, None
     ),
     jax_example_libraries=Convention(
-        framework="JAX's examples",
-        argument_names=_frozen(learning_rate="step_size"),
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=None,
+        "JAX's examples", _frozen(learning_rate="step_size"), True, 0.0, True, None
     ),
-    sonnet=Convention(
-        framework="Sonnet 2",
-        argument_names=_DECAY_EPSILON,
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum=True,
-        decoupled_weight_decay=None,
-    ),
+    sonnet=Convention("Sonnet 2", _DECAY_EPSILON, True, 0.0, True, None),
     laprop=Convention(
-        framework="LaProp",
-        argument_names=_frozen(learning_rate="lr", gamma="betas"),
-        eps_in_sqrt=False,
-        initial_scale="0, corrected",
-        lr_in_momentum="before, corrected",
-        decoupled_weight_decay="after the step, without the rate",
+        *("LaProp", _frozen(learning_rate="lr", gamma="betas"), False, "0, corrected"),
+        *("before, corrected", "after the step, without the rate"),
     ),
     dreamer_v3=Convention(
-        framework="DreamerV3",
-        argument_names=_frozen(learning_rate="lr", gamma="beta2"),
-        eps_in_sqrt=False,
-        initial_scale="0, corrected",
-        lr_in_momentum=False,
-        decoupled_weight_decay=None,
+        *("DreamerV3", _frozen(learning_rate="lr", gamma="beta2"), False),
+        *("0, corrected", False, None),
     ),
-    d2l=Convention(
-        framework="the textbook",
-        argument_names=_frozen(learning_rate="lr"),
-        eps_in_sqrt=True,
-        initial_scale=0.0,
-        lr_in_momentum=None,
-        decoupled_weight_decay=None,
-    ),
+    d2l=Convention("the textbook", _frozen(learning_rate="lr"), True, 0.0, None, None),
 )
 
 RECIPES: Mapping[str, Recipe] = _frozen(

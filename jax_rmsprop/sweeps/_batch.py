@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_rmsprop import _versions
 from jax_rmsprop._validate import short_repr
-from jax_rmsprop.sweeps._identity import without_key
 from jax_rmsprop.sweeps._location import in_one_line
 from jax_rmsprop.sweeps._training import Traced, inner_jaxprs
 
@@ -66,8 +65,7 @@ class CompiledBatch:
     def __init__(self, traced: Traced, mesh: Mesh, size: int):
         """Compile for that many members a device."""
         began = time.perf_counter()
-        self.size, self.devices = size, mesh.size
-        self._traced, self._names = traced, tuple(traced.outputs)
+        self.size, self.devices, self._traced = size, mesh.size, traced
         # What the training closes over is an argument here: as constants of the
         # program, data would be compiled again with every size.
         begin, advance = batched(traced, size)
@@ -77,25 +75,17 @@ class CompiledBatch:
             self._consts = jax.device_put(traced.consts, replicated)
         if mesh.size > 1:
             all_of, each = PartitionSpec(), PartitionSpec("member")
-            numbers = (each,) * len(traced.init.in_avals)
+            own = (each,) * len(traced.init.in_avals)
             # `train` may hold loops whose carries start replicated.
             over = functools.partial(
                 jax.shard_map, mesh=mesh, out_specs=each, check_vma=False
             )
-            begin = over(begin, in_specs=(all_of, *numbers))
-            advance = over(advance, in_specs=(all_of, each, *numbers))
-
-        def specs(avals: Sequence[Any]) -> list[Any]:
-            return [
-                jax.ShapeDtypeStruct(
-                    (mesh.size * size, *x.shape), x.dtype, sharding=self._per_member
-                )
-                for x in avals
-            ]
-
-        numbers, carry = specs(traced.init.in_avals), specs(traced.carry_specs)
+            begin = over(begin, in_specs=(all_of, *own))
+            advance = over(advance, in_specs=(all_of, each, *own))
+        avals = traced.init.in_avals, traced.carry_specs
+        numbers, carry = (of_all(x, mesh.size * size, self._per_member) for x in avals)
         try:
-            self._begin = None
+            self._begin = None  # of a plain training
             if carry:
                 self._begin = jax.jit(begin).lower(self._consts, *numbers).compile()
             # The carry makes room for the next one.
@@ -109,14 +99,11 @@ class CompiledBatch:
                 "`batch_size` 1 it need not"
             ) from error
         memory = self._step.memory_analysis()
-        self.memory_bytes = self.temporary_bytes = 0
-        if memory is not None:
-            self.temporary_bytes = memory.temp_size_in_bytes
-            self.memory_bytes = (
-                memory.argument_size_in_bytes
-                + memory.output_size_in_bytes
-                + memory.temp_size_in_bytes
-            )
+        self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
+        self.memory_bytes = self.temporary_bytes
+        if memory:
+            self.memory_bytes += memory.argument_size_in_bytes
+            self.memory_bytes += memory.output_size_in_bytes
         self.seconds = time.perf_counter() - began
 
     def place(self, array: Any) -> Any:
@@ -131,7 +118,7 @@ class CompiledBatch:
 
     def begin(self, numbers: Sequence[Any]) -> list[Any]:
         """The first carry of each device's members, by their hyperparameters."""
-        return [] if self._begin is None else self._begin(self._consts, *numbers)
+        return self._begin(self._consts, *numbers) if self._begin else []
 
     def resume(self, packed: np.ndarray) -> list[Any]:
         """A carry that was on the host."""
@@ -145,52 +132,44 @@ class CompiledBatch:
 
     def rows(self, outputs: Sequence[Any]) -> Rows:
         """Wait for the outputs of all processes' devices, in the mesh's order."""
-        found = zip(self._names, map(on_host, outputs), strict=True)
-        # bfloat16 and the like are float32, since files do not know them.
-        return {n: x.astype(file_dtype(x.dtype), copy=False) for n, x in found}
+        return as_rows(self._traced.outputs, map(on_host, outputs))
+
+
+def of_all(specs: Sequence[Any], members: int, sharding: Any = None) -> list[Any]:
+    """The shapes and dtypes of so many members together."""
+    return [
+        jax.ShapeDtypeStruct((members, *x.shape), x.dtype, sharding=sharding)
+        for x in specs
+    ]
+
+
+def as_rows(names: Iterable[str], outputs: Iterable[Any]) -> Rows:
+    """Outputs as files know them: bfloat16 and the like are float32."""
+    found = zip(names, map(np.asarray, outputs), strict=True)
+    return {n: x.astype(file_dtype(x.dtype), copy=False) for n, x in found}
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array of all processes' devices; of random keys their data."""
-    array = without_key(array)
+    """An array of all processes' devices."""
     if jax.process_count() > 1:
         array = _versions.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
-def pack(carry: Sequence[np.ndarray]) -> np.ndarray:
+def pack(carry: Iterable[Any]) -> np.ndarray:
     """The bytes of each member's carry, [members, bytes]."""
-    parts = [np.ascontiguousarray(x).reshape(len(x), -1) for x in carry]
+    parts = [np.ascontiguousarray(x).reshape(len(x), -1) for x in map(on_host, carry)]
     return np.concatenate([x.view(np.uint8) for x in parts], axis=1)
 
 
 def unpack(packed: np.ndarray, specs: Sequence[Any]) -> list[Any]:
     """The arrays that `pack` has made bytes of, of these shapes and dtypes."""
-    found: list[Any] = []
-    for spec in specs:
-        impl, plain = key_impl(spec), spec
-        if impl:
-            plain = jax.eval_shape(jax.random.key_data, spec)
-        shape = (len(packed), *plain.shape)
-        size = plain.dtype.itemsize * int(np.prod(plain.shape))
-        own, packed = packed[:, :size], packed[:, size:]
-        array: Any = np.ascontiguousarray(own).view(plain.dtype).reshape(shape)
-        if impl:
-            array = jax.random.wrap_key_data(array, impl=impl)
-        found.append(array)
-    return found
-
-
-def key_impl(x: Any) -> str:
-    """The name of the generator of random keys; empty for other arrays."""
-    if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return ""
-    short = str(x.dtype).removeprefix("key<").removesuffix(">")
-    return _KEYS.get(short, short)
-
-
-# As their dtypes abbreviate them.
-_KEYS = {"fry": "threefry2x32", "urbg": "unsafe_rbg"}
+    ends = np.cumsum([x.dtype.itemsize * int(np.prod(x.shape)) for x in specs])
+    parts = np.split(packed, ends[:-1], axis=1)
+    return [
+        np.ascontiguousarray(part).view(x.dtype).reshape(len(packed), *x.shape)
+        for part, x in zip(parts, specs, strict=True)
+    ]
 
 
 def _shardings(mesh: Mesh) -> tuple[Any, Any]:
@@ -198,10 +177,8 @@ def _shardings(mesh: Mesh) -> tuple[Any, Any]:
     if mesh.size == 1:
         one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
         return one, one
-    return (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("member")),
-    )
+    each = PartitionSpec("member")
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, each)
 
 
 def make_mesh(devices: Any) -> Mesh:
@@ -282,14 +259,12 @@ def file_dtype(dtype: Any) -> np.dtype:
     return np.dtype("float32" if is_float else "int16")
 
 
-# As many as hide what a CPU spends on each operation besides the arithmetic.
-_AT_MOST_ON_CPU = 128
-# Bytes of cache that a core of today's processors has for itself, about.
-_CACHE_BYTES = 4_000_000
-# A CPU's compiler runs a convolution whose kernels are the members' own group by group.
-_AT_MOST_CONVOLUTIONS = 4
+# As many as hide what a CPU spends on each operation besides the arithmetic, if a step
+# of all of them fits the cache that a core of today's has for itself. A CPU's compiler
+# runs a convolution whose kernels are the members' own group by group.
+_ON_CPU, _CACHE_BYTES, _CONVOLUTIONS_ON_CPU = 128, 4_000_000, 4
 # An accelerator takes what it can hold; beyond this it gets no faster.
-_AT_MOST_ELSEWHERE, _TEMPORARY_BYTES = 65_536, 2**30
+_ELSEWHERE, _TEMPORARY_BYTES = 65_536, 2**30
 
 
 def auto_batch_size(
@@ -318,21 +293,17 @@ def auto_batch_size(
         needs = [member_needs(each) for each in traced]
     except NotImplementedError:
         return 1  # there is no batch of it, as of a callback
-    size = _AT_MOST_ON_CPU
     if platform == "cpu":
-        largest = max(need.step_bytes for need in needs)
-        while size > 1 and size * largest > _CACHE_BYTES:
-            size //= 2
+        size, most = _ON_CPU, _CACHE_BYTES
+        each = max(need.step_bytes for need in needs)
         if any(need.has_own_kernels for need in needs):
-            size = min(size, _AT_MOST_CONVOLUTIONS)
-    else:
-        size = _AT_MOST_ELSEWHERE
-        # Of a small batch, so that the largest is compiled once.
-        each = max(
-            compiled(which, 1024).temporary_bytes / 1024 for which in range(len(needs))
-        )
-        while size > 1 and size * each > _TEMPORARY_BYTES:
-            size //= 2
+            size = _CONVOLUTIONS_ON_CPU
+    else:  # of a small batch, so that the largest is compiled once
+        size, most = _ELSEWHERE, _TEMPORARY_BYTES
+        small = [compiled(which, 1024) for which in range(len(needs))]
+        each = max(program.temporary_bytes for program in small) / 1024
+    while size > 1 and size * each > most:
+        size //= 2
     for which, need in enumerate(needs):
         while size > 1 and size * need.all_bytes > device_bytes:
             if compiled(which, size).memory_bytes <= device_bytes:
@@ -361,59 +332,48 @@ def member_needs(traced: Traced) -> Needs:
 
     Data in one order for all of them, for instance, do not count.
     """
-    two, three = (_jaxpr_of(traced.step, members) for members in (2, 3))
-    loops = _innermost_loops(two), _innermost_loops(three)
-    own = _growth(_array_bytes, two, three)
-    stepped = _growth(_array_bytes, *loops) if loops[0] else own
-    return Needs(
-        max(stepped, default=0),
-        sum(own),
-        any(_growth(_convolution_groups, two, three)),
+    step = jax.extend.core.jaxpr_as_fun(traced.step)
+    two, three = (
+        jax.make_jaxpr(jax.vmap(step, axis_size=n))(*of_all(traced.step.in_avals, n))
+        for n in (2, 3)
     )
 
+    def growth(measure: Callable[[Any], Iterable[int]], *jaxprs: Any) -> list[int]:
+        return [b - a for a, b in zip(*map(measure, jaxprs), strict=False)]
 
-def _jaxpr_of(closed: Any, members: int) -> Any:
-    """The program of so many members."""
-    arguments = [
-        jax.ShapeDtypeStruct((members, *x.shape), x.dtype) for x in closed.in_avals
-    ]
-    batch = jax.vmap(jax.extend.core.jaxpr_as_fun(closed), axis_size=members)
-    return jax.make_jaxpr(batch)(*arguments)
+    loops = list(_innermost(two)), list(_innermost(three))
+    own = growth(_array_bytes, two, three)
+    stepped = growth(_array_bytes, *loops) if loops[0] else own
+    groups = growth(_convolution_groups, two, three)
+    return Needs(max(stepped, default=0), sum(own), any(groups))
 
 
-def _growth(
-    measure: Callable[[Any], Generator[int]], two: Any, three: Any
-) -> list[int]:
-    """What each thing that is measured grows by with one more member."""
-    return [b - a for a, b in zip(measure(two), measure(three), strict=False)]
+def _equations(jaxprs: Any) -> Generator[Any]:
+    for inner in inner_jaxprs(jaxprs):
+        yield from inner.eqns
 
 
 def _array_bytes(jaxprs: Any) -> Generator[int]:
     """The bytes of all arrays that are made, in order."""
-    for inner in inner_jaxprs(jaxprs):
-        for equation in inner.eqns:
-            for variable in equation.outvars:
-                array = variable.aval  # untyped: in JAX 0.8 not all have an itemsize
-                if isinstance(variable.aval, jax.core.ShapedArray):
-                    yield array.size * array.dtype.itemsize
+    for equation in _equations(jaxprs):
+        for variable in equation.outvars:
+            array = variable.aval  # untyped: in JAX 0.8 not all have an itemsize
+            if isinstance(variable.aval, jax.core.ShapedArray):
+                yield array.size * array.dtype.itemsize
 
 
 def _convolution_groups(jaxprs: Any) -> Generator[int]:
     """In how many groups each convolution is done, in order."""
-    for inner in inner_jaxprs(jaxprs):
-        for equation in inner.eqns:
-            if equation.primitive.name == "conv_general_dilated":
-                groups = equation.params
-                yield groups["feature_group_count"] * groups["batch_group_count"]
+    for equation in _equations(jaxprs):
+        if equation.primitive.name == "conv_general_dilated":
+            groups = equation.params
+            yield groups["feature_group_count"] * groups["batch_group_count"]
 
 
-def _innermost_loops(jaxprs: Any) -> list[Any]:
+def _innermost(jaxprs: Any) -> Generator[Any]:
     """What is within the loops that have no loop within."""
-    return [body for body in _loops(jaxprs) if not any(True for _ in _loops(body))]
-
-
-def _loops(jaxprs: Any) -> Generator[Any]:
-    for inner in inner_jaxprs(jaxprs):
-        for equation in inner.eqns:
-            if equation.primitive.name in ("scan", "while"):
-                yield tuple(equation.params.values())
+    for equation in _equations(jaxprs):
+        if equation.primitive.name in ("scan", "while"):
+            body = tuple(equation.params.values())
+            if not any(True for _ in _innermost(body)):
+                yield body

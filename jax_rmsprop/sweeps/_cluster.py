@@ -21,17 +21,15 @@ import numpy as np
 
 from jax_rmsprop.sweeps._batch import (
     Rows,
+    as_rows,
     batched,
-    file_dtype,
-    key_impl,
-    on_host,
+    of_all,
     pack,
     unpack,
     versions_of,
 )
-from jax_rmsprop.sweeps._identity import without_key
 from jax_rmsprop.sweeps._location import in_one_line
-from jax_rmsprop.sweeps._run import Runner, Task, finite
+from jax_rmsprop.sweeps._run import SECONDS_BETWEEN_APPENDS, Runner, Task, finite
 from jax_rmsprop.sweeps._training import Traced
 
 if TYPE_CHECKING:
@@ -58,7 +56,6 @@ class Job(NamedTuple):
 
     Attributes:
       name: of this call, and of no other.
-      size: the members of a batch.
       versions: what a worker must have, and the kind of its devices.
       programs: for each group.
       arrays: what the programs close over, each once.
@@ -67,7 +64,6 @@ class Job(NamedTuple):
     """
 
     name: str
-    size: int
     versions: dict[str, Any]
     programs: list[Program]
     arrays: list[np.ndarray]
@@ -131,101 +127,106 @@ class ClusterRunner(Runner):
       devices: which have taken part.
     """
 
-    def on(
+    def __init__(
         self,
         client: distributed.Client,
-        tasks: Sequence[Task],
+        wait: float | None,
         traced: Sequence[Traced],
         versions: Mapping[str, Any],
-        size: int,
-        wait: float | None,
-    ) -> None:
-        """Run the tasks in batches of this size.
+        *arguments: Any,
+    ):
+        """Take the cluster, the programs, and what any runner takes."""
+        super().__init__(*arguments)
+        self._client, self.devices = client, set[str]()
+        self._alone = _Alone(client, wait, self._progress)
+        self._job = _job(traced, self._size, versions, self._shapes.judged)
+
+    def _run_all(self) -> None:
+        """Run the tasks.
 
         Raises:
           RuntimeError: a task lost its worker again and again, or all are gone.
           ValueError: a worker has other versions; it is named.
           OSError: the store cannot be written.
         """
-        import dask.config
         import distributed
 
-        began, self.devices, attempts = time.perf_counter(), set[str](), 0
-        job = _job(traced, size, versions, self._shapes.judged)
+        client, attempts = self._client, 0
         # The job is a task, too: a worker that lacks it gets it from another, and it
         # is computed again where all that had it are gone.
         shared: Any = None
         waiting: dict[Any, tuple[Task, np.ndarray | None]] = {}
+        completed = distributed.as_completed(
+            loop=client.loop, with_results=True, raise_errors=False
+        )
 
-        def submit(task: Task, carry: np.ndarray | None) -> Any:
+        def submit(task: Task, carry: np.ndarray | None) -> None:
             nonlocal shared
             if shared is None or shared.status in ("error", "cancelled", "lost"):
-                # Data that the training closes over may be large, and go once.
-                with dask.config.set({_LARGE_GRAPH: 1e15}):
-                    shared = client.submit(_receive, job, pure=False)
-            lanes, done = task.filled_up(size), task.begun.steps + len(task.rows)
+                shared = self._share()
+            lanes = task.lanes(self._size)
             order = Order(
                 task.group,
                 [x[lanes] for x in task.numbers],
-                len(task.begun.members),
-                task.end - done,
+                len(task.members),
+                task.end - task.step,
                 None if carry is None else carry[lanes],
                 self._save_every,
             )
             future = client.submit(run_order, shared, order, pure=False)
             waiting[future] = task, carry
-            return future
+            completed.add(future)
 
-        def first(task: Task) -> Any:
-            carry = self._results.carry(task.begun) if task.begun.steps else None
-            return submit(task, carry)
-
-        completed = distributed.as_completed(
-            [first(task) for task in tasks], with_results=True, raise_errors=False
-        )
-        alone = _Alone(client, wait, self._progress)
         try:
-            while waiting and not self._progress.stopped:
+            while (self._tasks or waiting) and not self._progress.stopped:
+                while self._tasks:
+                    task, carry = self._tasks.pop(0), None
+                    if task.begin:
+                        carry = self._results.carry(task.members, task.begin)
+                        if carry is None:  # others have gone on with them
+                            self._tasks += self._planned(task)
+                            continue
+                    submit(task, carry)
                 found = completed.next_batch(block=False)
                 if not found:
-                    alone.look()
+                    self._alone.look()
                     time.sleep(0.01)
                 for future, done in found:
                     task, carry = waiting.pop(future)
                     if future.status != "finished":
                         attempts += 1
                         _check_lost(future, attempts)
-                        completed.add(submit(task, carry))
+                        submit(task, carry)
                         continue
                     attempts = 0
                     self.devices.add(done.device)
                     if done.error:
-                        for part in self._halves(task, done.error):
-                            completed.add(first(part))
+                        self._split([task], done.error)
                     elif self._came_back(task, done):
-                        completed.add(submit(task, done.carry))
+                        submit(task, done.carry)
                     if self._progress.stopped:
                         break
         finally:
             client.cancel(list(waiting))
-            self._keeper.flush()
-            self._progress.run_seconds = time.perf_counter() - began
-        self._flag()
+
+    def _share(self) -> Any:
+        """Send the job; data that the training closes over may be large."""
+        import dask.config
+
+        with dask.config.set({_LARGE_GRAPH: 1e15}):
+            return self._client.submit(_receive, self._job, pure=False)
 
     def _came_back(self, task: Task, done: Done) -> bool:
         """Keep what a worker has run; whether it is to go on."""
         for rows in done.rows:
-            self._hear(task, rows, task.begun.steps + len(task.rows))
-        more = task.begun.steps + len(task.rows) < task.end and not task.ended.all()
-        if not more or self._saves:
-            block = task.block(self._shapes.stepped, done.carry)
-            if not self._shapes.stepped or not more:
-                self._progress.done([block])
-            self._keeper.add([block])
-            if self._shapes.stepped or self._keeper.due(1.0):
-                self._keeper.flush()
-            if self._shapes.stepped:
-                task.kept(block)
+            self._hear(task, rows)
+        more = task.step < task.end and not task.ended.all()
+        if not self._shapes.stepped:
+            self._collect(task.block(False))
+            if self._due(SECONDS_BETWEEN_APPENDS):
+                self._flush()
+        elif self._saves or not more:
+            self._keep_task(task, done.carry)
         return more
 
 
@@ -328,46 +329,37 @@ class _Worker:
         with self._lock:
             if (group, device) not in self._programs:
                 program = self._job.programs[group]
-                consts = [
-                    jax.device_put(self._job.arrays[i], device) for i in program.arrays
-                ]
+                consts = [self._job.arrays[i] for i in program.arrays]
                 begin, advance = (
                     jax.jit(jax.export.deserialize(bytearray(each)).call)
                     for each in (program.begin, program.advance)
                 )
-                self._programs[group, device] = begin, advance, consts
+                placed = jax.device_put(consts, device)
+                self._programs[group, device] = begin, advance, placed
             return self._programs[group, device]
 
     def run(self, order: Order, device: Any) -> tuple[list[Rows], np.ndarray | None]:
         """The rows of each step, and where to go on from."""
+        job, began = self._job, time.monotonic()
         begin, advance, consts = self._program(order.group, device)
         numbers = jax.device_put(order.numbers, device)
-        specs = [
-            jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-            for shape, dtype in self._job.programs[order.group].carry
-        ]
         if order.carry is None:
             carry = begin(consts, *numbers)
         else:
+            specs = [
+                jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+                for shape, dtype in job.programs[order.group].carry
+            ]
             carry = jax.device_put(unpack(order.carry, specs), device)
-        found, began = list[Rows](), time.monotonic()
-        ended = np.zeros(order.members, bool)
+        found, ended = list[Rows](), np.zeros(order.members, bool)
         for _ in range(order.steps):
             carry, outputs = advance(consts, carry, *numbers)
-            rows = {
-                name: np.asarray(x)[: order.members]
-                for name, x in zip(self._job.outputs, outputs, strict=True)
-            }
-            rows = {
-                n: x.astype(file_dtype(x.dtype), copy=False) for n, x in rows.items()
-            }
-            found.append(rows)
-            ended |= ~finite(rows[self._job.judged])
+            rows = as_rows(job.outputs, outputs)
+            found.append({name: x[: order.members] for name, x in rows.items()})
+            ended |= ~finite(found[-1][job.judged])
             if ended.all() or time.monotonic() - began >= order.seconds:
                 break
-        if not carry:
-            return found, None
-        return found, pack([on_host(x) for x in carry])[: order.members]
+        return found, pack(carry)[: order.members] if carry else None
 
 
 # Those of the last sweeps, of which several may take turns.
@@ -427,61 +419,32 @@ def _job(
         programs.append(_exported(each, size, where))
     return Job(
         uuid.uuid4().hex,
-        size,
         {**versions, **_x64()},
         programs,
-        [np.asarray(jnp.asarray(without_key(x))) for x in arrays.values()],
+        [np.asarray(jnp.asarray(x)) for x in arrays.values()],
         list(traced[0].outputs),
         judged,
     )
 
 
 def _exported(traced: Traced, size: int, where: list[int]) -> Program:
-    """The programs of a batch, for any process with the same versions.
-
-    Random keys are the numbers in them there.
-    """
+    """The programs of a batch, for any process with the same versions."""
     begin, advance = batched(traced, size)
-    plain = [_plain(x) for x in traced.consts]
-    carry = [_plain(x) for x in traced.carry_specs]
-
-    def keys(arrays: list[Any], like: Sequence[Any]) -> list[Any]:
-        return [
-            jax.random.wrap_key_data(x, impl=key_impl(y)) if key_impl(y) else x
-            for x, y in zip(arrays, like, strict=True)
-        ]
-
-    def plain_begin(consts: list[Any], *numbers: Any) -> list[Any]:
-        found = begin(keys(consts, traced.consts), *numbers)
-        return [without_key(x) for x in found]
-
-    def plain_advance(consts: list[Any], carry: list[Any], *numbers: Any) -> Any:
-        consts = keys(consts, traced.consts)
-        new, outputs = advance(consts, keys(carry, traced.carry_specs), *numbers)
-        return [without_key(x) for x in new], outputs
-
-    def of_all(spec: Any) -> Any:
-        return jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype)
-
-    numbers = [of_all(x) for x in traced.init.in_avals]
+    consts = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.consts]
+    carry = of_all(traced.carry_specs, size)
+    numbers = of_all(traced.init.in_avals, size)
     platforms = [jax.devices()[0].platform]
     try:
         programs = [
             jax.export.export(jax.jit(f), platforms=platforms)(*arguments).serialize()
             for f, arguments in (
-                (plain_begin, (plain, *numbers)),
-                (plain_advance, (plain, [of_all(x) for x in carry], *numbers)),
+                (begin, (consts, *numbers)),
+                (advance, (consts, carry, *numbers)),
             )
         ]
     except (NotImplementedError, ValueError) as error:
         raise TypeError(
             f"`train` cannot be sent to workers: {in_one_line(error)}"
         ) from error
-    kinds = [(x.shape, str(x.dtype)) for x in carry]
+    kinds = [(x.shape, str(x.dtype)) for x in traced.carry_specs]
     return Program(bytes(programs[0]), bytes(programs[1]), where, kinds)
-
-
-def _plain(x: Any) -> Any:
-    """The shape and dtype of an array, of random keys those of their data."""
-    spec = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return jax.eval_shape(jax.random.key_data, spec) if key_impl(x) else spec

@@ -100,7 +100,7 @@ def successive_halving(
         for number, end in enumerate(ends):
             call.run(alive, end)
             rung[alive] = number
-            if call.progress.stopped or end == ends[-1]:
+            if call.shown.stopped or end == ends[-1]:
                 break
             scores = sign * _means(call.last(by, end), point, alive)
             order = np.argsort(scores, kind="stable")  # NaN comes last

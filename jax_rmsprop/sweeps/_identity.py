@@ -32,10 +32,21 @@ def identify(value: Any) -> str:
     return digest.hexdigest()[:12]
 
 
+def key_impl(array: Any) -> Any:
+    """The generator of random keys; None of what is none."""
+    dtype = getattr(array, "dtype", np.dtype(float))
+    is_key = jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    return jax.random.key_impl(array) if is_key else None
+
+
 def without_key(array: Any) -> Any:
     """The numbers of an array: of random keys their data."""
-    is_key = jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(array) if is_key else array
+    return array if key_impl(array) is None else jax.random.key_data(array)
+
+
+def with_key(array: Any, impl: Any) -> Any:
+    """The array again of which `without_key` made numbers."""
+    return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
 
 def _parts(value: Any, outside: frozenset[int]) -> Generator[bytes]:

@@ -141,13 +141,16 @@ def locked(at: Location) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def explain_oserror(at: Location) -> Generator[None]:
+def explain_oserror(at: Location, *others: type[Exception]) -> Generator[None]:
     """Re-raise errors of writing in one line that names the store and how to go on.
 
-    A file system of another machine has its own errors, besides OSError.
+    A file system of another machine has its own errors, besides OSError; some `others`
+    are none of these.
     """
     try:
         yield
+    except others:
+        raise
     except Exception as error:
         if at.folder is not None and not isinstance(error, OSError):
             raise

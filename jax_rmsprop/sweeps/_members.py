@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Columns = dict[str, np.ndarray]
+# Of values that are Python's, beside the dtypes of numbers.
+PYTHON_KINDS = "bool", "int", "float", "str"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +32,13 @@ class Axis:
     Attributes:
       labels: the coordinate of each value, as a person reads it.
       numbers: what a program gets as an array; None if the values are Python's.
-      values: Python's values, each once; empty for numbers.
-      value_index: for each entry of the axis, which of `values` it is; 0 for numbers.
+      values: Python's values; empty for numbers.
       named: whether the caller has named the values.
     """
 
     labels: np.ndarray
-    numbers: np.ndarray | None
-    values: tuple[Any, ...]
-    value_index: np.ndarray
+    numbers: np.ndarray | None = None
+    values: Sequence[Any] = ()
     named: bool = False
 
     @property
@@ -59,20 +59,18 @@ class Axis:
         Raises:
           TypeError: a value cannot be told apart from others.
         """
+        known = dict(known)
         if self.kind != "str":
-            return self, dict(known)
-        names, known = [], dict(known)
-        label_of = {what: label for label, what in known.items()}
-        first = [int(np.argmax(self.value_index == i)) for i in range(len(self.values))]
-        for label, value in zip(self.labels[first].tolist(), self.values, strict=True):
+            return self, known
+        label_of, names = {what: label for label, what in known.items()}, list[str]()
+        for label, value in zip(self.labels.tolist(), self.values, strict=True):
             text = self.named or isinstance(value, str)
             what = label if text else _identified(value)
             if what not in label_of:
                 new = f"{label} {what[:6]}" if label in known else label
                 label_of[what], known[new] = new, what
             names.append(label_of[what])
-        labels = np.array(names)[self.value_index]
-        return dataclasses.replace(self, labels=labels), known
+        return dataclasses.replace(self, labels=np.array(names)), known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +80,8 @@ class Combination:
     Attributes:
       name: what they share, in words; empty if all that the program gets is numbers.
       python: Python's values, by the axis' name.
-      members: their numbers in the grid, ascending.
-      numbers: for each numeric axis, the members' values.
+      members: their numbers, ascending.
+      numbers: their values, by the axis' name in sorted order.
     """
 
     name: str
@@ -111,9 +109,9 @@ class Members:
         """How many there are."""
         return len(self.index)
 
-    def locate(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    def locate(self, columns: Columns) -> np.ndarray:
         """The number here of each member of a table; -1 of one that is not here."""
-        return self.index.get_indexer(index_members(columns, self.kinds))
+        return self.index.get_indexer(_index(columns, self.kinds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,68 +146,63 @@ class Grid:
     def coordinates(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """The axes' labels, as xarray takes them."""
         return {
-            name: (("member",) if self.zipped else (name,), axis.labels)
+            name: (self.dims if self.zipped else (name,), axis.labels)
             for name, axis in self.axes.items()
-        }
-
-    @property
-    def columns(self) -> Columns:
-        """The labels of each member, as a table keeps them."""
-        return {
-            name: axis.labels[entry].astype(column_dtype(axis.kind))
-            for (name, axis), entry in zip(
-                self.axes.items(), self._entries(), strict=True
-            )
         }
 
     def members(self) -> tuple[Members, np.ndarray]:
         """The members, each once, and for each point which of them it is."""
-        columns = self.columns
-        index = index_members(columns, self.kinds)
+        columns = {
+            name: self.axes[name].labels[entry].astype(column_dtype(self.kinds[name]))
+            for name, entry in self._entries()
+        }
+        index = _index(columns, self.kinds)
         number, _ = index.factorize()
         first = np.flatnonzero(~index.duplicated())
         columns = {name: labels[first] for name, labels in columns.items()}
         return Members(columns, self.kinds, index.take(first)), number
 
-    def combinations(self) -> list[Combination]:
-        """The members, by the program that they share."""
-        entries = dict(zip(self.axes, self._entries(), strict=True))
+    def combinations(self, member: np.ndarray) -> list[Combination]:
+        """The members, by the program that they share.
+
+        Args:
+          member: for each point which member it is.
+        """
+        import pandas as pd
+
+        entries = dict(self._entries())
         python = {n: a for n, a in self.axes.items() if a.numbers is None}
-        kinds, kind = np.unique(
-            np.stack(
-                [
-                    np.zeros(self.size, int),
-                    *(a.value_index[entries[n]] for n, a in python.items()),
-                ]
-            ),
-            axis=1,
-            return_inverse=True,
-        )
+        which = np.zeros(self.size, int)
+        if python:
+            labels = pd.DataFrame({n: a.labels[entries[n]] for n, a in python.items()})
+            which = labels.groupby(list(python), sort=False).ngroup().to_numpy()
         found: list[Combination] = []
-        for number in range(kinds.shape[1]):
-            members = np.flatnonzero(kind == number)
-            at = {name: entry[members] for name, entry in entries.items()}
+        for i in range(which.max() + 1):
+            points = np.flatnonzero(which == i)
+            members, first = np.unique(member[points], return_index=True)
+            at = {name: entry[points[first]] for name, entry in entries.items()}
             words = [f"{n} {a.labels[at[n][0]]}" for n, a in python.items()]
+            values = {name: a.values[at[name][0]] for name, a in python.items()}
             numbers = {
                 name: axis.numbers[at[name]]
-                for name, axis in self.axes.items()
+                for name, axis in sorted(self.axes.items())
                 if axis.numbers is not None
             }
-            found.append(
-                Combination(
-                    ", ".join(words),
-                    {n: a.values[a.value_index[at[n][0]]] for n, a in python.items()},
-                    members,
-                    numbers,
-                )
-            )
+            found.append(Combination(", ".join(words), values, members, numbers))
         return found
 
-    def _entries(self) -> tuple[np.ndarray, ...]:
+    def _entries(self) -> Iterable[tuple[str, np.ndarray]]:
         """For each axis, which of its entries each member has."""
+        every = np.arange(self.size)
         if self.zipped:  # one dimension, which all axes share
-            return (np.arange(self.size),) * len(self.axes)
-        return np.unravel_index(np.arange(self.size), self.shape)
+            return zip(self.axes, (every,) * len(self.axes), strict=True)
+        return zip(self.axes, np.unravel_index(every, self.shape), strict=True)
+
+
+def labelled(labels: np.ndarray, kind: str) -> Axis:
+    """An axis of which only the labels are known any more, and the kind."""
+    numbers = None if kind in PYTHON_KINDS else labels.astype(kind)
+    return Axis(labels, numbers)
 
 
 def column_dtype(kind: str) -> np.dtype:
@@ -218,9 +211,7 @@ def column_dtype(kind: str) -> np.dtype:
     return np.dtype(wide[np.dtype(kind).kind])
 
 
-def index_members(
-    columns: Mapping[str, np.ndarray], kinds: Mapping[str, str]
-) -> pd.MultiIndex:
+def _index(columns: Columns, kinds: Mapping[str, str]) -> pd.MultiIndex:
     """Index members by what their programs get, so that equal ones are found.
 
     0.1 as a float32 and as a float64 are one number to a program of float32.
@@ -228,11 +219,10 @@ def index_members(
     import pandas as pd
 
     keys = [
-        x if kinds[name] in ("bool", "str", "int", "float") else x.astype(kinds[name])
-        for name, x in sorted(columns.items())
-        if name in kinds
+        columns[name] if kind in PYTHON_KINDS else columns[name].astype(kind)
+        for name, kind in sorted(kinds.items())
     ]
-    return pd.MultiIndex.from_arrays(keys, names=sorted(kinds))
+    return pd.MultiIndex.from_arrays(keys)
 
 
 def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
@@ -333,7 +323,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
                 f"and {b} are the same there"
             )
-        return Axis(labels, numbers, (), np.zeros(len(labels), int))
+        return Axis(labels, numbers)
     every = np.asarray(values).tolist() if is_array else list(values)
     return _python_axis(name, every, names)
 
@@ -382,31 +372,28 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
 def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     # By type too: True == 1, and a training may tell them apart.
     keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
-    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    value_index = np.array([order[key] for key in keys])
-    unique = tuple(dict(zip(keys, values, strict=True)).values())
+    unique = dict(zip(keys, values, strict=True))
     if names is not None:
-        names = list(names) if isinstance(names, Sequence) else [names]
-        texts = all(isinstance(n, str) for n in names)
-        if not texts or len({*names}) < len(names) or len(names) != len(unique):
+        texts = list(names) if isinstance(names, Sequence) else [names]
+        valid = all(isinstance(text, str) for text in texts)
+        if not valid or len({*texts}) < len(texts) or len(texts) != len(unique):
             raise ValueError(
                 f"`labels` must have a text for each value of `{name}`, no two alike, "
                 f"got {short_repr(names)}"
             )
-        return Axis(np.array(names)[value_index], None, unique, value_index, named=True)
-    if all(isinstance(v, bool) for v in unique):
-        labels = np.array(unique)
-    elif _all_numbers(unique):  # which decide shapes, and so are Python's
-        labels = np.array([x.item() if hasattr(x, "item") else x for x in unique])
+    elif all(isinstance(value, bool) for value in values):
+        texts = list(unique.values())
+    elif _all_numbers(values):  # which decide shapes, and so are Python's
+        texts = [x.item() if hasattr(x, "item") else x for x in unique.values()]
     else:
-        found = [_label(value) for value in unique]
-        labels = np.array(
-            [
-                f"{text} {_identified(v)[:6]}" if found.count(text) > 1 else text
-                for text, v in zip(found, unique, strict=True)
-            ]
-        )
-    return Axis(labels[value_index], None, unique, value_index)
+        found = [_label(value) for value in unique.values()]
+        texts = [
+            f"{text} {_identified(value)[:6]}" if found.count(text) > 1 else text
+            for text, value in zip(found, unique.values(), strict=True)
+        ]
+    label_of = dict(zip(unique, texts, strict=True))
+    labels = np.array([label_of[key] for key in keys])
+    return Axis(labels, None, values, names is not None)
 
 
 def _identified(value: Any) -> str:

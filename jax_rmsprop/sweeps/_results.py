@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,17 +16,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Block:
-    """Some steps of the members that one device runs at once.
+    """Some steps of some members.
 
     Attributes:
-      members: their numbers, at most a batch.
+      members: their numbers.
       begin: the number of the first step here.
       steps: for each member how many steps it has now: fewer than the others, if its
         judged output is not finite any more.
       rows: for each output [members, steps here, ...], and `diverged_at`.
       carry: where they go on from, [members, bytes]; None if nobody will.
-      slot: where a store has them; None if it has not.
-      lanes: the place of each in that slot.
     """
 
     members: np.ndarray
@@ -35,24 +32,18 @@ class Block:
     steps: np.ndarray
     rows: Rows
     carry: np.ndarray | None = None
-    slot: int | None = None
-    lanes: np.ndarray | None = None
 
+    @property
+    def end(self) -> int:
+        """How many steps those have that have not ended."""
+        outputs = (x for name, x in self.rows.items() if name != "diverged_at")
+        return self.begin + next(outputs).shape[1]
 
-class Begun(NamedTuple):
-    """Members that have run for some steps, and go on together.
-
-    Attributes:
-      members: their numbers.
-      steps: how many steps they have.
-      slot: that of a store which has them, and no others that go on.
-      lanes: their places in it.
-    """
-
-    members: np.ndarray
-    steps: int
-    slot: int | None = None
-    lanes: np.ndarray | None = None
+    def take(self, some: np.ndarray) -> Block:
+        """Some of the members."""
+        carry = None if self.carry is None else self.carry[some]
+        rows = {name: x[some] for name, x in self.rows.items()}
+        return Block(self.members[some], self.begin, self.steps[some], rows, carry)
 
 
 class Shapes(NamedTuple):
@@ -70,14 +61,14 @@ class Shapes(NamedTuple):
     steps: int
 
     @property
-    def judged(self) -> str:
-        """The output that says whether a member needs to go on."""
-        return "loss" if "loss" in self.outputs else self.names[0]
-
-    @property
     def names(self) -> list[str]:
         """The outputs."""
         return list(self.outputs)
+
+    @property
+    def judged(self) -> str:
+        """The output that says whether a member needs to go on."""
+        return "loss" if "loss" in self.outputs else self.names[0]
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """The shape of a member and the dtype of each array, `diverged_at` too."""
@@ -88,14 +79,6 @@ class Shapes(NamedTuple):
         }
         return own | {"diverged_at": ((len(own),), np.dtype("int32"))}
 
-    def finished(self, rows: xr.Dataset) -> xr.DataArray:
-        """Which members have all steps, or have ended before."""
-        steps = rows["steps"]
-        if not self.stepped:
-            return steps > 0
-        ended = rows["diverged_at"].isel(output=self.names.index(self.judged)) >= 0
-        return (steps >= self.steps) | ((steps > 0) & ended)
-
     def dimensions(self) -> dict[str, tuple[str, ...]]:
         """The dimensions of each: the member, the step, the output's own by number."""
         step = ("step",) if self.stepped else ()
@@ -104,6 +87,10 @@ class Shapes(NamedTuple):
             for name, x in self.outputs.items()
         }
         return own | {"diverged_at": ("member", "output"), "steps": ("member",)}
+
+    def ended(self, diverged_at: Any) -> Any:
+        """Whose judged output is not finite any more, so that they need not go on."""
+        return diverged_at[:, self.names.index(self.judged)] >= 0
 
 
 class Results(Protocol):
@@ -117,16 +104,16 @@ class Results(Protocol):
     steps: np.ndarray
     keeps_carries: bool
 
-    def append(self, blocks: Sequence[Block]) -> None:
+    def append(self, block: Block | None) -> None:
         """Keep what has been computed, where it is more than there is."""
         ...
 
-    def begun(self, members: np.ndarray, steps: int) -> list[Begun]:
-        """Of the members those that have begun and need to go on to these steps."""
+    def ended(self, members: np.ndarray) -> np.ndarray:
+        """Which of these members, which have begun, need not go on."""
         ...
 
-    def carry(self, begun: Begun) -> np.ndarray | None:
-        """Where they go on from; None if they are somewhere else by now."""
+    def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
+        """Where they go on from; None if they have other steps by now."""
         ...
 
     def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
@@ -141,45 +128,36 @@ class InMemory:
         """Make room for all members."""
         self.steps = np.zeros(members, "int32")
         self.keeps_carries = keeps_carries
-        self._shapes, self._carry = shapes, np.zeros((0, 0), "uint8")
+        self._shapes, self._carry = shapes, dict[int, np.ndarray]()
         self._rows = {
-            name: np.full((members, *shape), missing(dtype), dtype)
+            name: np.full((members, *shape), missing(name, dtype), dtype)
             for name, (shape, dtype) in shapes.arrays().items()
         }
-        self._rows["diverged_at"][:] = -1
 
-    def append(self, blocks: Sequence[Block]) -> None:
+    def append(self, block: Block | None) -> None:
         """Keep what has been computed."""
-        for block in blocks:
-            self.steps[block.members] = block.steps
-            for name, rows in block.rows.items():
-                into = self._rows[name]
-                if name == "diverged_at":
-                    into[block.members] = earlier(into[block.members], rows)
-                elif self._shapes.stepped:
-                    steps = slice(block.begin, block.begin + rows.shape[1])
-                    into[block.members, steps] = cut(rows, block)
-                else:
-                    into[block.members] = rows[:, 0]
-            if self.keeps_carries and block.carry is not None:
-                if not self._carry.size:
-                    shape = len(self.steps), block.carry.shape[1]
-                    self._carry = np.zeros(shape, "uint8")
-                self._carry[block.members] = block.carry
+        if block is None:
+            return
+        self.steps[block.members] = block.steps
+        for name in self._shapes.names:
+            at: Any = block.members
+            if self._shapes.stepped:
+                at = at, slice(block.begin, block.end)
+            self._rows[name][at] = outputs_of(block, name, self._shapes.stepped)
+        into = self._rows["diverged_at"]
+        into[block.members] = earlier(into[block.members], block)
+        if self.keeps_carries and block.carry is not None:
+            pairs = zip(block.members.tolist(), block.carry, strict=True)
+            self._carry.update(pairs)
 
-    def begun(self, members: np.ndarray, steps: int) -> list[Begun]:
-        """Of the members those that have begun and need to go on to these steps."""
-        have = self.steps[members]
-        judged = self._shapes.names.index(self._shapes.judged)
-        alive = self._rows["diverged_at"][members, judged] < 0
-        some = members[(have > 0) & (have < steps) & alive]
-        return [
-            Begun(some[self.steps[some] == k], k) for k in np.unique(self.steps[some])
-        ]
+    def ended(self, members: np.ndarray) -> np.ndarray:
+        """Which of these members need not go on."""
+        return self._shapes.ended(self._rows["diverged_at"][members])
 
-    def carry(self, begun: Begun) -> np.ndarray | None:
+    def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
         """Where they go on from."""
-        return self._carry[begun.members]
+        del steps
+        return np.stack([self._carry[i] for i in members.tolist()])
 
     def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
         """All members, in memory as they are."""
@@ -192,19 +170,24 @@ class InMemory:
         return found.isel(step=slice(steps)) if self._shapes.stepped else found
 
 
-def missing(dtype: np.dtype) -> Any:
+def missing(name: str, dtype: np.dtype) -> Any:
     """What stands where a step was not run."""
+    if name == "diverged_at":
+        return -1
     return np.nan if dtype.kind in "fc" else dtype.type(0)
 
 
-def earlier(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Where outputs diverged, of what was there and of steps that came after."""
-    return np.where(old >= 0, old, new)
+def earlier(old: np.ndarray, block: Block) -> np.ndarray:
+    """Where outputs diverged, of what was there before a block, and of the block."""
+    new = block.rows["diverged_at"]
+    return np.where(old >= 0, old, new) if block.begin else new
 
 
-def cut(rows: np.ndarray, block: Block) -> np.ndarray:
-    """The rows of a block without the steps of members that have ended before."""
-    step = block.begin + np.arange(rows.shape[1])
-    run = step < block.steps[:, None]
+def outputs_of(block: Block, name: str, stepped: bool) -> np.ndarray:
+    """An output without the steps of members that have ended before."""
+    rows = block.rows[name]
+    if not stepped:
+        return rows[:, 0]
+    run = block.begin + np.arange(rows.shape[1]) < block.steps[:, None]
     run = run.reshape(*run.shape, *(1,) * (rows.ndim - 2))
-    return rows if run.all() else np.where(run, rows, missing(rows.dtype))
+    return rows if run.all() else np.where(run, rows, missing(name, rows.dtype))

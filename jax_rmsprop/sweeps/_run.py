@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,29 +21,16 @@ from jax_rmsprop.sweeps._batch import (
     Rows,
     broadcast_from_process_0,
     file_dtype,
-    on_host,
     pack,
 )
 from jax_rmsprop.sweeps._location import in_one_line
-from jax_rmsprop.sweeps._members import Columns
-from jax_rmsprop.sweeps._results import Begun, Block, Results, Shapes, missing
+from jax_rmsprop.sweeps._members import Combination
+from jax_rmsprop.sweeps._results import Block, Results, Shapes, missing
 from jax_rmsprop.sweeps._training import Traced
 
 # Many small blocks are kept at once: those of so long, or so large.
 SECONDS_BETWEEN_APPENDS = 1.0
 _BYTES_BETWEEN_APPENDS = 10_000_000
-
-
-class Group(NamedTuple):
-    """Members that share a program.
-
-    Attributes:
-      members: their numbers, ascending.
-      numbers: their hyperparameters, by name in sorted order.
-    """
-
-    members: np.ndarray
-    numbers: Columns
 
 
 @dataclasses.dataclass
@@ -52,8 +39,9 @@ class Task:
 
     Attributes:
       group: the number of their program.
-      begun: which they are, and the step from which they go on.
-      end: the step to which.
+      members: which they are.
+      begin: how many steps they have where they were kept last.
+      end: to which step they are run.
       numbers: their hyperparameters, in the program's order.
       steps: how many steps each has now.
       ended: whose judged output is not finite any more.
@@ -62,69 +50,69 @@ class Task:
     """
 
     group: int
-    begun: Begun
+    members: np.ndarray
+    begin: int
     end: int
     numbers: list[np.ndarray]
-    steps: np.ndarray = dataclasses.field(init=False)
-    ended: np.ndarray = dataclasses.field(init=False)
     rows: list[Rows] = dataclasses.field(init=False, default_factory=list)
     history: list[Rows] = dataclasses.field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """All run, and have the steps that they begin with."""
-        self.steps = np.full(len(self.begun.members), self.begun.steps, "int32")
-        self.ended = np.zeros(len(self.begun.members), bool)
+        self.steps = np.full(len(self.members), self.begin, "int32")
+        self.ended = np.zeros(len(self.members), bool)
 
-    def filled_up(self, size: int) -> np.ndarray:
+    @property
+    def step(self) -> int:
+        """How many steps those have that have not ended."""
+        return self.begin + len(self.rows)
+
+    def lanes(self, size: int) -> np.ndarray:
         """Who is in each lane of a batch: the last one again and again."""
-        return np.minimum(np.arange(size), len(self.begun.members) - 1)
+        return np.minimum(np.arange(size), len(self.members) - 1)
 
-    def add(self, rows: Rows, step: int, judged: str) -> None:
+    def add(self, rows: Rows, judged: str) -> None:
         """Take what a step has given, for some the last one."""
         self.rows.append(rows)
-        self.steps[~self.ended] = step + 1
+        self.steps[~self.ended] = self.step
         self.ended |= ~finite(rows[judged])
 
     def block(self, stepped: bool, carry: np.ndarray | None = None) -> Block:
         """What there is since they were kept last."""
-        rows = {
-            name: np.stack([r[name] for r in self.rows], 1) for name in self.rows[0]
-        }
+        rows = {n: np.stack([r[n] for r in self.rows], 1) for n in self.rows[0]}
         first = []
         for values in rows.values():
-            if not stepped:
-                first.append(first_nonfinite(values[:, 0]))
-                continue
-            bad = ~finite(values, 2)
-            bad &= self.begun.steps + np.arange(bad.shape[1]) < self.steps[:, None]
-            at = np.where(bad.any(1), self.begun.steps + bad.argmax(1), -1)
-            first.append(at.astype("int32"))
-        rows["diverged_at"] = np.stack(first, -1)
-        members, begin, slot, lanes = self.begun
-        return Block(members, begin, self.steps.copy(), rows, carry, slot, lanes)
-
-    def kept(self, block: Block) -> None:
-        """Go on from what has been kept."""
-        step = self.begun.steps + len(self.rows)
-        self.begun = Begun(self.begun.members, step, block.slot, block.lanes)
-        self.rows = []
+            if stepped:
+                run = self.begin + np.arange(values.shape[1]) < self.steps[:, None]
+                bad = ~finite(values, 2) & run
+            else:  # along the output's leading axis; a scalar has the index 0
+                bad = ~finite(values[:, 0], min(2, values.ndim - 1))
+                bad = bad.reshape(len(bad), -1)
+            first.append(np.where(bad.any(1), self.begin + bad.argmax(1), -1))
+        rows["diverged_at"] = np.stack(first, -1).astype("int32")
+        return Block(self.members, self.begin, self.steps.copy(), rows, carry)
 
 
 def plan(
-    results: Results, group: int, members: Group, some: np.ndarray, end: int, size: int
+    results: Results,
+    number: int,
+    group: Combination,
+    some: np.ndarray,
+    end: int,
+    size: int,
 ) -> list[Task]:
     """The batches of those members of a group that need to go on, or to begin."""
-    fresh = some[results.steps[some] == 0]
-    begun = [Begun(fresh, 0)] if len(fresh) else []
+    some = some[results.steps[some] < end]
+    begun = some[results.steps[some] > 0]
+    if len(begun):
+        some = np.setdiff1d(some, begun[results.ended(begun)])
     tasks: list[Task] = []
-    for each in [*begun, *results.begun(some, end)]:
-        for start in range(0, len(each.members), size):
-            part = slice(start, start + size)
-            lanes = None if each.lanes is None else each.lanes[part]
-            own = each._replace(members=each.members[part], lanes=lanes)
-            at = np.searchsorted(members.members, own.members)
-            numbers = [members.numbers[name][at] for name in sorted(members.numbers)]
-            tasks.append(Task(group, own, end, numbers))
+    for begin in np.unique(results.steps[some]).tolist():
+        alike = some[results.steps[some] == begin]
+        for members in np.split(alike, range(size, len(alike), size)):
+            at = np.searchsorted(group.members, members)
+            numbers = [x[at] for x in group.numbers.values()]
+            tasks.append(Task(number, members, begin, end, numbers))
     return tasks
 
 
@@ -159,9 +147,9 @@ class Progress:
         """Count steps that nobody need compute any more."""
         self._bar.update(steps)
 
-    def stepped(self, task: Task, judged: Any) -> None:
+    def stepped(self, judged: np.ndarray) -> None:
         """Count a step of some members, and show their median of the judged output."""
-        self._bar.update(len(task.begun.members))
+        self._bar.update(len(judged))
         values = np.asarray(judged, float) if judged.dtype.kind != "c" else abs(judged)
         values = values.reshape(len(values), -1)[:, -1]
         if np.isfinite(values).any():
@@ -169,57 +157,15 @@ class Progress:
             self._median = {self.judged: f"{middle:.3g}"}
         self._show()
 
-    def _show(self) -> None:
-        self._bar.set_postfix(
-            self._median | {"diverged": self._diverged}, refresh=False
-        )
-
-    def done(self, blocks: Sequence[Block]) -> None:
-        """Count members that have been computed, and of how many a number is lost."""
-        for block in blocks:
-            self.computed += len(block.members)
-            self._diverged += int((block.rows["diverged_at"] >= 0).any(-1).sum())
+    def done(self, members: int, diverged: int) -> None:
+        """Count members that have been computed, and how many of them diverged."""
+        self.computed += members
+        self._diverged += diverged
         self._show()
 
-
-class Keeper:
-    """Collects what has been computed, and keeps it now and then."""
-
-    def __init__(self, results: Results, progress: Progress):
-        """Take where the results go."""
-        self.results, self._progress = results, progress
-        self._blocks: list[Block] = []
-        self._bytes, self.last = 0, time.perf_counter()
-
-    def add(self, blocks: Sequence[Block]) -> None:
-        """Take the results of some batches."""
-        self._blocks += blocks
-        for block in blocks:
-            self._bytes += sum(x.nbytes for x in block.rows.values())
-
-    def due(self, seconds: float) -> bool:
-        """Whether it is time to keep what there is."""
-        due = time.perf_counter() - self.last >= seconds
-        due |= self._bytes >= _BYTES_BETWEEN_APPENDS
-        return bool(broadcast_from_process_0(due))
-
-    def flush(self) -> np.ndarray:
-        """Keep what there is; return which members others have run meanwhile."""
-        blocks, self._blocks = self._blocks, []
-        before = self.results.steps.copy()
-        try:
-            self.results.append(blocks)
-        except OSError:
-            if len(blocks) < 2 or jax.process_count() > 1:
-                raise
-            for block in blocks:  # a full disk may have room for some
-                self.results.append([block])
-        self._bytes, self.last = 0, time.perf_counter()
-        new = np.maximum(self.results.steps - before, 0)
-        for block in blocks:
-            new[block.members] = 0
-        self._progress.there(int(new.sum()))
-        return np.flatnonzero(new)
+    def _show(self) -> None:
+        lost = {"diverged": self._diverged}
+        self._bar.set_postfix(self._median | lost, refresh=False)
 
 
 class Programs:
@@ -228,7 +174,7 @@ class Programs:
     def __init__(self, traced: Callable[[int], Traced], mesh: Mesh, progress: Progress):
         """Take what traces the training of a group."""
         self._traced, self._mesh, self._progress = traced, mesh, progress
-        self._last: tuple[Any, CompiledBatch | None] = (), None
+        self._last: tuple[Any, Any] = None, None
 
     def devices(self, group: int) -> int:
         """How many devices run a group's members at once.
@@ -248,33 +194,13 @@ class Programs:
             size = min(size, members)
         if self.devices(group) < mesh.size:
             mesh = Mesh(mesh.local_mesh.devices.flat[:1], mesh.axis_names)
-        which = group, size
-        if self._last[0] != which:
-            self._last = (), None  # its arrays make room
+        if self._last[0] != (group, size):
+            self._last = None, None  # its arrays make room
             self._progress.say(f"compiling for {size} at once")
             program = CompiledBatch(traced, mesh, size)
             self._progress.compiled(size, program.seconds)
-            self._last = which, program
-        assert self._last[1] is not None
+            self._last = (group, size), program
         return self._last[1]
-
-
-@dataclasses.dataclass
-class Running:
-    """Tasks at work, one on each device."""
-
-    tasks: list[Task]
-    program: CompiledBatch
-    numbers: list[Any]
-    failed: bool = False
-
-    def parts(self) -> list[tuple[Task, slice]]:
-        """Each task, and where its members are among those of all devices."""
-        starts = range(0, len(self.tasks) * self.program.size, self.program.size)
-        return [
-            (task, slice(start, start + len(task.begun.members)))
-            for task, start in zip(self.tasks, starts, strict=True)
-        ]
 
 
 class Runner:
@@ -283,148 +209,173 @@ class Runner:
     def __init__(
         self,
         results: Results,
-        groups: Sequence[Group],
+        groups: Sequence[Combination],
         shapes: Shapes,
         programs: Programs,
         progress: Progress,
+        size: int,
         save_every: float,
         on_step: Callable[[Task], None] | None,
     ):
         """Take the programs, where the results go, and who hears of each step."""
         self._results, self._groups, self._shapes = results, groups, shapes
-        self._programs, self._progress = programs, progress
-        self._save_every = save_every
+        self._programs, self._progress, self._size = programs, progress, size
+        self._save_every, self._on_step = save_every, on_step
         self._saves = shapes.stepped and results.keeps_carries
-        self._on_step = on_step
-        self._keeper = Keeper(results, progress)
-        self._pending: tuple[Running, int, list[Any]] | None = None
-        self._raised: list[tuple[Task, str]] = []
+        self._blocks, self._bytes, self._kept = list[Block](), 0, time.perf_counter()
+        self._raised = list[tuple[Task, str]]()
+        # The step that was begun last: of which tasks, by which program, its outputs.
+        self._pending: tuple[list[Task], CompiledBatch, list[Any]] | None = None
 
-    def run(self, tasks: list[Task], size: int) -> None:
-        """Run the tasks, in batches of this size.
+    def run(self, tasks: list[Task]) -> None:
+        """Run the tasks.
 
         Raises:
           RuntimeError: what runs raised an error, for all members.
         """
-        progress, began = self._progress, time.perf_counter()
-        compiled = progress.compile_seconds
+        self._tasks, began = tasks, time.perf_counter()
+        compiled = self._progress.compile_seconds
         try:
-            while tasks and not progress.stopped:
-                batch = _take(tasks, self._programs.devices(tasks[0].group))
-                members = max(len(task.begun.members) for task in batch)
-                program = self._programs.get(batch[0].group, size, members)
-                if progress.stopped:
-                    break
-                tasks[:0] = self._run(batch, program)
-                if not self._shapes.stepped and self._keeper.due(
-                    SECONDS_BETWEEN_APPENDS
-                ):
-                    if len(self._keeper.flush()):
-                        tasks[:] = _beside_others(tasks, self._results.steps)
-                if not tasks:
-                    tasks += self._settle()
+            self._run_all()
         except BaseException:
             # What one of several processes would say now is no answer to the others.
             if jax.process_count() == 1:
-                self._keeper.flush()
+                self._flush()
             raise
-        self._settle()
-        self._keeper.flush()
-        compiling = progress.compile_seconds - compiled
-        progress.run_seconds = time.perf_counter() - began - compiling
+        self._flush()
+        seconds = time.perf_counter() - began
+        compiling = self._progress.compile_seconds - compiled
+        self._progress.run_seconds = seconds - compiling
         self._flag()
 
-    def _run(self, batch: list[Task], program: CompiledBatch) -> list[Task]:
-        """Run a batch; return what is to be run in its place, and of the one before."""
-        again = self._settle() if self._shapes.stepped else []
-        begin, end = batch[0].begun.steps, batch[0].end
-        packed = [self._results.carry(task.begun) for task in batch if begin]
+    def _run_all(self) -> None:
+        tasks, progress = self._tasks, self._progress
+        while tasks and not progress.stopped:
+            batch = _take(tasks, self._programs.devices(tasks[0].group))
+            members = max(len(task.members) for task in batch)
+            program = self._programs.get(batch[0].group, self._size, members)
+            if progress.stopped:
+                break
+            self._run(batch, program)
+            if not self._shapes.stepped and self._due(SECONDS_BETWEEN_APPENDS):
+                if len(self._flush()):
+                    tasks[:] = _beside_others(tasks, self._results.steps)
+            if not tasks:
+                self._settle()
+        self._settle()
+
+    def _run(self, batch: list[Task], program: CompiledBatch) -> None:
+        begin, end, stepped = batch[0].begin, batch[0].end, self._shapes.stepped
+        packed = [self._results.carry(t.members, begin) for t in batch if begin]
         if any(each is None for each in packed):  # others have gone on with them
-            return again + [t for task in batch for t in self._planned(task)]
+            self._tasks[:0] = [t for task in batch for t in self._planned(task)]
+            return
+
         # Devices without a task of their own do the last one once more.
-        idle = program.devices - len(batch)
-        each = [*batch, *[batch[-1]] * idle]
-        lanes = [task.filled_up(program.size) for task in each]
-        columns = zip(*(task.numbers for task in each), strict=True)
-        numbers = [
-            program.place(np.concatenate([x[i] for x, i in zip(c, lanes, strict=True)]))
-            for c in columns
-        ]
-        running = Running(batch, program, numbers)
+        def together(arrays: Sequence[Any]) -> np.ndarray:
+            each = [
+                x[t.lanes(program.size)] for x, t in zip(arrays, batch, strict=True)
+            ]
+            return np.concatenate(each + each[-1:] * (program.devices - len(each)))
+
+        each = zip(*(task.numbers for task in batch), strict=True)
+        numbers = [program.place(together(x)) for x in each]
         try:
-            if begin:
-                packed += [packed[-1]] * idle
-                pairs: Any = zip(packed, lanes, strict=True)
-                carry = program.resume(np.concatenate([x[i] for x, i in pairs]))
-            else:
-                carry = program.begin(numbers)
-            for step in range(begin, end):
+            resumed = program.resume(together(packed)) if begin else None
+            carry = program.begin(numbers) if resumed is None else resumed
+            for _ in range(begin, end):
                 carry, outputs = program.step(carry, numbers)
-                again += self._settle()
-                if running.failed:
-                    return again
-                self._pending = running, step, outputs
+                self._settle()
+                self._pending = batch, program, outputs
                 if self._progress.stopped or all(t.ended.all() for t in batch):
                     break
-                if self._saves and self._keeper.due(self._save_every):
-                    again += self._settle()
-                    self._keep(running, carry)
+                if self._saves and self._due(self._save_every):
+                    self._settle()
+                    self._keep(batch, program, carry)
+            if stepped:
+                self._settle()
+                self._keep(batch, program, carry)
         except jax.errors.JaxRuntimeError as error:
-            if self._pending is not None and self._pending[0] is running:
+            if stepped:
                 self._pending = None
-            return again + self._split(running, error)
-        if self._shapes.stepped:
-            again += self._settle()
-            if not running.failed:
-                self._keep(running, carry)
-                self._progress.computed += sum(len(t.begun.members) for t in batch)
-        return again
+            self._split(batch, in_one_line(error))
 
-    def _settle(self) -> list[Task]:
-        """Take the outputs of the step that was begun last; what is to be run again."""
+    def _settle(self) -> None:
+        """Take the outputs of the step that was begun last."""
         if self._pending is None:
-            return []
-        (running, step, outputs), self._pending = self._pending, None
+            return
+        (batch, program, outputs), self._pending = self._pending, None
         try:
-            rows = running.program.rows(outputs)
+            rows = program.rows(outputs)
         except jax.errors.JaxRuntimeError as error:
-            return self._split(running, error)
-        for task, part in running.parts():
-            self._hear(task, {name: x[part] for name, x in rows.items()}, step)
-        if not self._shapes.stepped:
-            blocks = [task.block(False) for task in running.tasks]
-            self._progress.done(blocks)
-            self._keeper.add(blocks)
-        return []
+            if self._shapes.stepped:
+                raise
+            return self._split(batch, in_one_line(error))
+        for task, part in _parts(batch, program):
+            self._hear(task, {name: x[part] for name, x in rows.items()})
+            if not self._shapes.stepped:
+                self._collect(task.block(False))
 
-    def _hear(self, task: Task, rows: Rows, step: int) -> None:
+    def _hear(self, task: Task, rows: Rows) -> None:
         """Take a step of a task, and tell of it."""
         if task.ended.all():  # it was begun before that was known
             return
-        task.add(rows, step, self._shapes.judged)
-        self._progress.stepped(task, rows[self._shapes.judged])
+        task.add(rows, self._shapes.judged)
+        self._progress.stepped(rows[self._shapes.judged])
         if self._on_step is not None:
             task.history.append(rows)
             self._on_step(task)
 
-    def _keep(self, running: Running, carry: list[Any]) -> None:
-        """Keep the steps of a batch together with where it goes on from."""
-        packed = None
-        if self._saves:
-            packed = pack([on_host(x) for x in carry])
-        for task, part in running.parts():
-            if not task.rows:
-                continue
-            block = task.block(True, None if packed is None else packed[part])
-            self._keeper.add([block])
-            self._keeper.flush()
-            task.kept(block)
+    def _collect(self, block: Block) -> None:
+        """Keep what is whole, by itself or with others."""
+        lost = (block.rows["diverged_at"] >= 0).any(-1)
+        self._progress.done(len(block.members), int(lost.sum()))
+        self._blocks.append(block)
+        self._bytes += sum(x.nbytes for x in block.rows.values())
 
-    def _split(self, running: Running, error: Exception) -> list[Task]:
+    def _keep(self, batch: list[Task], program: CompiledBatch, carry: Any) -> None:
+        """Keep the steps of a batch together with where it goes on from."""
+        packed = pack(carry) if self._saves else None
+        for task, part in _parts(batch, program):
+            self._keep_task(task, None if packed is None else packed[part])
+
+    def _keep_task(self, task: Task, carry: np.ndarray | None) -> None:
+        if task.rows:
+            self._blocks.append(task.block(True, carry))
+            self._flush()
+            task.begin, task.rows = task.step, []
+            if task.begin == task.end or task.ended.all():
+                self._progress.done(len(task.members), int(task.ended.sum()))
+
+    def _due(self, seconds: float) -> bool:
+        """Whether it is time to keep what there is."""
+        due = time.perf_counter() - self._kept >= seconds
+        due |= self._bytes >= _BYTES_BETWEEN_APPENDS
+        return bool(broadcast_from_process_0(due))
+
+    def _flush(self) -> np.ndarray:
+        """Keep what there is; return which members others have run meanwhile."""
+        blocks, self._blocks = self._blocks, []
+        before = self._results.steps.copy()
+        try:
+            self._results.append(joined(blocks))
+        except OSError:
+            if len(blocks) < 2 or jax.process_count() > 1:
+                raise
+            for block in blocks:  # a full disk may have room for some
+                self._results.append(block)
+        self._bytes, self._kept = 0, time.perf_counter()
+        new = np.maximum(self._results.steps - before, 0)
+        for block in blocks:
+            new[block.members] = 0
+        self._progress.there(int(new.sum()))
+        return np.flatnonzero(new)
+
+    def _split(self, batch: list[Task], message: str) -> None:
         """Run the two halves of a batch by themselves, to find who has raised."""
-        running.failed = True
-        halves = [self._halves(task, in_one_line(error)) for task in running.tasks]
-        return [half for each in halves for half in each]
+        self._tasks[:0] = [
+            half for task in batch for half in self._halves(task, message)
+        ]
 
     def _halves(self, task: Task, message: str) -> list[Task]:
         """Two halves of a task that has raised; none of a single member, which did.
@@ -434,16 +385,15 @@ class Runner:
         """
         if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" in message:
             raise RuntimeError(f"`train` raised {message[:300]}")
-        members = task.begun.members
-        if len(members) == 1:
+        if len(task.members) == 1:
             self._raised.append((task, message[:200]))
             return []
-        halves = np.array_split(members, 2)
+        halves = np.array_split(task.members, 2)
         return [t for half in halves for t in self._planned(task, half)]
 
     def _planned(self, task: Task, some: np.ndarray | None = None) -> list[Task]:
         """A task's members, from where they are now."""
-        some = task.begun.members if some is None else some
+        some = task.members if some is None else some
         group = self._groups[task.group]
         return plan(self._results, task.group, group, some, task.end, len(some))
 
@@ -451,39 +401,55 @@ class Runner:
         """Keep those that have raised as diverged, so that they are not run again."""
         if not self._raised:
             return
-        task, message = self._raised[0]
-        others = len(self._raised) - 1
-        numbers = self._groups[task.group].numbers
-        at = np.searchsorted(self._groups[task.group].members, task.begun.members)
-        point = ", ".join(f"{n} {x[at[0]]:.6g}" for n, x in numbers.items())
+        (first, message), others = self._raised[0], len(self._raised) - 1
+        numbers = zip(self._groups[first.group].numbers, first.numbers, strict=True)
+        point = ", ".join(f"{name} {x[0]:.6g}" for name, x in numbers)
         more = f" and {others} others" if others else ""
         if not self._progress.computed:
             raise RuntimeError(f"`train` raised for {point}{more}: {message}")
         for task, _ in self._raised:
-            member = task.begun.members
-            begin = int(self._results.steps[member[0]])
+            begin = int(self._results.steps[task.members[0]])
             rows = {
-                name: np.full((1, task.end - begin, *x.shape), missing(dtype), dtype)
-                for name, x in self._shapes.outputs.items()
+                n: np.full((1, task.end - begin, *x.shape), missing(n, dtype), dtype)
+                for n, x in self._shapes.outputs.items()
                 for dtype in [file_dtype(x.dtype)]
             }
             rows["diverged_at"] = np.full((1, len(rows)), begin, "int32")
-            steps = np.full(1, task.end, "int32")
-            block = Block(member, begin, steps, rows)
-            self._progress.done([block])
-            self._keeper.add([block])
-        self._keeper.flush()
+            block = Block(task.members, begin, np.full(1, task.end, "int32"), rows)
+            self._collect(block)
+            self._flush()
         warnings.warn(
             f"`train` raised for {point}{more}, flagged as diverged: {message}",
             stacklevel=2,
         )
 
 
+def joined(blocks: Sequence[Block]) -> Block | None:
+    """Blocks that begin and end alike as one."""
+    if not blocks:
+        return None
+    members, steps = (
+        np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("members", "steps")
+    )
+    names = blocks[0].rows
+    rows = {n: np.concatenate([block.rows[n] for block in blocks]) for n in names}
+    return Block(members, blocks[0].begin, steps, rows, blocks[0].carry)
+
+
+def _parts(batch: list[Task], program: CompiledBatch) -> list[tuple[Task, slice]]:
+    """Each task, and where its members are among those of all devices."""
+    return [
+        (task, slice(i * program.size, i * program.size + len(task.members)))
+        for i, task in enumerate(batch)
+    ]
+
+
 def _take(tasks: list[Task], devices: int) -> list[Task]:
     """Take the next tasks that run side by side, at most one for each device."""
 
     def kind(task: Task) -> tuple[int, int, int]:
-        return task.group, task.begun.steps, task.end
+        return task.group, task.begin, task.end
 
     alike = itertools.takewhile(lambda t: kind(t) == kind(tasks[0]), tasks)
     batch = list(itertools.islice(alike, devices))
@@ -497,7 +463,7 @@ def _beside_others(tasks: list[Task], steps: np.ndarray) -> list[Task]:
     By chance two processes rarely take the same batch, and need not talk.
     """
     seed = int(broadcast_from_process_0(np.random.default_rng().integers(2**31)))
-    left = [t for t in tasks if (steps[t.begun.members] < t.end).any()]
+    left = [t for t in tasks if (steps[t.members] < t.end).any()]
     order = np.random.default_rng(seed).permutation(len(left))
     rank = {left[i].group: n for n, i in reversed(list(enumerate(order)))}
     return sorted((left[i] for i in order), key=lambda task: rank[task.group])
@@ -506,15 +472,6 @@ def _beside_others(tasks: list[Task], steps: np.ndarray) -> list[Task]:
 def finite(values: np.ndarray, axes: int = 1) -> np.ndarray:
     """Whether all is finite, for each index of the leading axes."""
     return np.asarray(np.isfinite(values.reshape(*values.shape[:axes], -1)).all(-1))
-
-
-def first_nonfinite(values: np.ndarray) -> np.ndarray:
-    """For each member the first index that is not finite, along its leading axis.
-
-    -1 where all is finite. A scalar has the index 0.
-    """
-    bad = ~finite(values, min(2, values.ndim)).reshape(len(values), -1)
-    return np.where(bad.any(-1), bad.argmax(-1), -1).astype("int32")
 
 
 @contextlib.contextmanager

@@ -2,16 +2,16 @@
 
 A store is one zarr group, an ordinary xarray Dataset. Along "member" it has a column
 for each hyperparameter and one of `steps`, in chunks of many members, and the outputs
-and `diverged_at` in chunks of one batch, which is a slot. Of trainings that can go on
-each slot has two carries in `carry_BYTES`, a row for each member, and in `carries` the
-steps that they are of: one is written while the other one counts.
+and `diverged_at` in chunks of one batch. A member of a training that can go on has two
+carries in `carry_BYTES`, and in `carried` the steps that they are of and their bytes:
+one is written while the other one counts.
 
 Only `steps` says what is there. Whoever adds something locks the folder, writes rows
 and carries, then the other columns and, last, the chunk of `steps`, which is one file
-that is replaced: rows and carry are there together, or not at all. What is there of a
-member is never written over by less, and what was killed while it wrote is written
-over, or lies there as a slot of no steps. Each chunk has its CRC-32C, by which whoever
-reads it finds damage.
+that is replaced: rows and carry are there together, or not at all. A member stays in
+its row, and what is there of it is never written over by less; what was killed while it
+wrote is written over, or lies there as rows of no steps. Each chunk has its CRC-32C, by
+which whoever reads it finds damage.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import shutil
 import threading
 import uuid
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from jax_rmsprop._validate import short_repr
 from jax_rmsprop.sweeps._batch import broadcast_from_process_0
 from jax_rmsprop.sweeps._location import (
     Location,
@@ -35,8 +36,8 @@ from jax_rmsprop.sweeps._location import (
     in_one_line,
     locked,
 )
-from jax_rmsprop.sweeps._members import Members, column_dtype
-from jax_rmsprop.sweeps._results import Begun, Block, Shapes, cut, earlier, missing
+from jax_rmsprop.sweeps._members import Columns, Members, column_dtype
+from jax_rmsprop.sweeps._results import Block, Shapes, earlier, missing, outputs_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +47,7 @@ FORMAT = 1
 # The members of a chunk of a column, and about the bytes of one of an output.
 _COLUMN_CHUNK = 65_536
 _OUTPUT_CHUNK = 1_000_000
-# Of what is read at once by dask.
+# Of what is read at once by dask, and of a chunk of carries.
 _BYTES_AT_ONCE = 16_000_000
 _publishing = threading.Lock()
 
@@ -55,13 +56,13 @@ class Damaged(Exception):
     """Chunks that cannot be read.
 
     Attributes:
-      slots: whose members are to be computed again.
+      chunks: the numbers of those whose members are to be computed again.
     """
 
-    def __init__(self, slots: np.ndarray):
-        """For these slots."""
-        super().__init__(slots)
-        self.slots = slots
+    def __init__(self, chunks: np.ndarray):
+        """For these chunks."""
+        super().__init__(chunks)
+        self.chunks = chunks
 
 
 class ZarrStore:
@@ -69,231 +70,183 @@ class ZarrStore:
 
     Attributes:
       at: where it is.
-      header: what its attributes say of the sweep.
       steps: for each member that is asked for how many steps it has.
     """
 
     keeps_carries = True
 
-    def __init__(
-        self, at: Location, header: Mapping[str, Any], members: Members, shapes: Shapes
-    ):
+    def __init__(self, at: Location, members: Members, shapes: Shapes):
         """Look for the members.
 
         Raises:
           OSError: it cannot be read.
         """
-        self.at, self.header = at, header
-        self._size: int = header["batch_size"]
-        self._members, self._shapes = members, shapes
-        # For each row how many steps it has, and which member it is: -1 of one that
-        # is not asked for, -2 of one that has had no steps.
-        self._row_steps, self._row_member = np.zeros(0, "int32"), np.zeros(0, int)
-        self._columns = {n: x[:0] for n, x in members.columns.items()}
-        self._lost = set[int]()  # chunks of columns that cannot be read
-        self.refresh()
+        self.at, self._members, self._shapes = at, members, shapes
+        group: Any = open_group(at)
+        self._size: int = group["diverged_at"].chunks[0]
+        # Which member each row is: -1 of one that is not asked for, -2 if unknown yet.
+        self._member_of = np.zeros(0, int)
+        self._refresh()
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         """Find what others have added, as the first process does."""
         self._look()
         self.steps = np.asarray(broadcast_from_process_0(self.steps))
 
-    def _look(self) -> None:
-        group: Any = open_group(self.at)
-        steps = read_column(group, "steps")  # first: the other columns are as old
-        grown = len(steps) - len(self._row_member)
-        self._row_member = _longer(self._row_member, grown, -2)
-        self._columns = {n: _longer(x, grown) for n, x in self._columns.items()}
-        new = np.flatnonzero((steps > 0) & (self._row_member == -2))
+    def _look(self, mend: bool = False) -> None:
+        """Find the members' rows; `mend` columns that are damaged."""
+        group: Any = open_group(self.at, "r+" if mend else "r")
+        self._row_steps = steps = read_steps(group, mend)
+        fresh = np.full(len(steps) - len(self._member_of), -2)
+        self._member_of = np.concatenate([self._member_of, fresh])
+        new = np.flatnonzero((steps > 0) & (self._member_of == -2))
         for chunk in np.unique(new // _COLUMN_CHUNK).tolist():
-            part, rows = _chunk(chunk), new[new // _COLUMN_CHUNK == chunk]
+            rows, part = new[new // _COLUMN_CHUNK == chunk], _chunk(chunk)
             try:
-                for name, column in self._columns.items():
-                    found = np.asarray(group[name][part])  # shorter, if just resized
-                    column[part][: len(found)] = found[: len(column[part])]
+                named = {
+                    name: np.asarray(group[name][part])[rows - part.start]
+                    for name in self._members.columns
+                }
             except ValueError:  # it is damaged, and all that it names is lost
                 steps[part] = 0
-                self._lost.add(chunk)
+                for name in ("steps", *self._members.columns) if mend else ():
+                    group[name][part] = group[name].fill_value
                 continue
-            named = {n: x[rows] for n, x in self._columns.items()}
-            self._row_member[rows] = self._members.locate(named)
-        rows = np.flatnonzero((self._row_member >= 0) & (steps > 0))
-        rows = rows[np.argsort(steps[rows], kind="stable")]
-        self._row_steps, self._row = steps, np.full(self._members.size, -1)
-        self._row[self._row_member[rows]] = rows  # of equal ones that of most steps
-        there = self._row >= 0
-        self.steps = np.zeros(self._members.size, "int32")
-        self.steps[there] = steps[self._row[there]]
+            self._member_of[rows] = self._members.locate(named)
+        rows = np.flatnonzero((self._member_of >= 0) & (steps > 0))
+        self._row = np.full(self._members.size, -1)
+        self._row[self._member_of[rows]] = rows
+        self.steps = np.append(steps, np.int32(0))[self._row]
 
-    def append(self, blocks: Sequence[Block]) -> None:
+    def append(self, block: Block | None) -> None:
         """Find what others have added, and add what is more than there is.
 
         Raises:
           OSError: it cannot be written; what is there stays.
+          Damaged: what it belongs to cannot be read.
         """
-        if jax.process_index() == 0 and blocks:
-            with locked(self.at), explain_oserror(self.at), _writing_all():
-                self._look()
-                more = [b for b in blocks if self._is_more(b)]
-                if more:
-                    self._add(more)
+        if jax.process_index() == 0 and block is not None:
+            with locked(self.at), explain_oserror(self.at, Damaged), _writing_all():
+                self._look(mend=True)
+                # Not where another call has given damaged rows up meanwhile.
+                there = self.steps[block.members]
+                whole = there >= np.minimum(block.begin, block.steps)
+                more = whole & (block.steps > there)
+                if more.any():
+                    self._add(block.take(more))
         broadcast_from_process_0(0)  # the first process has written
-        self.refresh()
+        self._refresh()
 
-    def _is_more(self, block: Block) -> bool:
-        """Whether it has more than there is, and what is there goes so far.
-
-        It does not where another call has given damaged rows up meanwhile.
-        """
-        there = self.steps[block.members]
-        whole = (there >= np.minimum(block.begin, block.steps)).all()
-        return bool(whole and (block.steps > there).any())
-
-    def _add(self, blocks: Sequence[Block]) -> None:
+    def _add(self, block: Block) -> None:
         group: Any = open_group(self.at, "r+")
-        for chunk in self._lost:  # before other names stand there
-            _write_chunk(group, "steps", self._row_steps, chunk)
-        self._lost.clear()
-        end, size = len(self._row_steps) // self._size, self._size
-        for block in blocks:
-            if block.slot is None:
-                block.slot, end = end, end + 1
-                block.lanes = np.arange(len(block.members))
-        grown = end * size - len(self._row_steps)
-        _resize(group, end * size, self._shapes.steps)
-        for run in _runs(blocks):
-            self._write(group, run)
-        columns = self._columns | {"steps": self._row_steps}
-        columns = {name: _longer(x, grown) for name, x in columns.items()}
-        touched, places = [np.zeros(0, int)], None
-        if any(block.carry is not None for block in blocks):
-            places = np.zeros((end, 3), "int32")
-            there = np.asarray(group["carries"][:])
-            places[: len(there)] = there
-        for block in blocks:
-            if places is not None and block.carry is not None:
-                self._write_carry(group, block, places)
-            new = block.steps > self.steps[block.members]
-            rows, before = _rows(block, size)[new], self._row[block.members[new]]
-            before = before[before >= 0]
-            columns["steps"][before] = 0  # they have moved
-            columns["steps"][rows] = block.steps[new]
-            for name, column in self._members.columns.items():
-                columns[name][rows] = column[block.members[new]]
-            touched += [rows, before]
-        if places is not None:
-            group["carries"].resize(places.shape)
-            group["carries"][:] = places
-        chunks = np.unique(np.concatenate(touched) // _COLUMN_CHUNK).tolist()
-        for name, column in columns.items():  # `steps` last
-            for chunk in chunks:
-                _write_chunk(group, name, column, chunk)
-        if grown:
+        row, first = self._row[block.members], len(self._row_steps)
+        new = row < 0
+        row[new] = first + np.arange(new.sum())
+        end = first + -(-int(new.sum()) // self._size) * self._size
+        _resize(group, end, self._shapes.steps)
+        rows, stepped = _span(row), self._shapes.stepped
+        try:
+            for name in self._shapes.names:
+                part = (rows, slice(block.begin, block.end)) if stepped else (rows,)
+                group[name].oindex[part] = outputs_of(block, name, stepped)
+            diverged_at = group["diverged_at"]
+            old = _take(diverged_at, row) if block.begin else np.empty(0)
+            diverged_at.oindex[rows] = earlier(old, block)
+            if block.carry is not None:
+                self._write_carry(group, row, block, block.carry)
+        except ValueError as error:
+            raise self._damaged(group, row) from error
+        for name, column in self._members.columns.items():
+            group[name][first : first + new.sum()] = column[block.members[new]]
+        group["steps"].oindex[rows] = block.steps
+        if new.any():
             publish(self.at)
 
-    def _write(self, group: Any, run: Sequence[Block]) -> None:
-        """Write the outputs of a block, or of new ones in neighbouring slots."""
-        first, begin = _slot(run[0]) * self._size, run[0].begin
-        lanes = [_rows(block, self._size) for block in run]
-        where = np.concatenate(lanes) - first
-        before = self._row[np.concatenate([block.members for block in run])]
-        moved = begin > 0 and bool((before != first + where).any())
-        rows, low = slice(first, first + len(run) * self._size), 0 if moved else begin
-        for name, (_, dtype) in self._shapes.arrays().items():
-            array, part = group[name], rows
-            if name == "diverged_at":
-                new = np.concatenate([block.rows[name] for block in run])
-                if begin:
-                    new = earlier(_take(array, before), new)
-            else:
-                new = np.concatenate([cut(block.rows[name], block) for block in run])
-                if self._shapes.stepped:
-                    part = rows, slice(low, begin + new.shape[1])
-                    if moved:
-                        new = np.concatenate([_take(array, before)[:, :begin], new], 1)
-                else:
-                    new = new[:, 0]
-            if begin:
-                into = np.asarray(array[part])
-            else:
-                fill = -1 if name == "diverged_at" else missing(dtype)
-                into = np.full((len(run) * self._size, *new.shape[1:]), fill, dtype)
-            into[where] = new
-            array[part] = into
-
-    def _write_carry(self, group: Any, block: Block, places: np.ndarray) -> None:
+    def _write_carry(
+        self, group: Any, row: np.ndarray, block: Block, carry: np.ndarray
+    ) -> None:
         """Write where a block goes on from, in place of the carry before the last."""
-        assert block.carry is not None
-        slot, size = _slot(block), self._size
-        bytes_each = block.carry.shape[1]
-        published = self._row_steps[slot * size :][:size].max(initial=0)
-        where = int(places[slot, 0] == published)
-        array = _carries(group, bytes_each, size, create=True)
-        if array.shape[0] < len(places) * 2 * size:
-            array.resize((len(places) * 2 * size, bytes_each))
-        into = np.zeros((size, bytes_each), "uint8")
-        into[block.lanes] = block.carry
-        first = (2 * slot + where) * size
-        array[first : first + size] = into
-        places[slot, where], places[slot, 2] = steps_after(block), bytes_each
+        name, bytes_each = f"carry_{carry.shape[1]}", carry.shape[1]
+        if name not in group:
+            at_once = max(1, min(self._size, _BYTES_AT_ONCE // max(1, bytes_each)))
+            group.create_array(
+                name,
+                shape=(2, *group["steps"].shape, bytes_each),
+                chunks=(1, at_once, bytes_each),
+                dtype="uint8",
+                compressors=_codecs()[1:],
+                dimension_names=("place", "member", name),
+            )
+        of = _take(group["carried"], row)
+        place = (of[:, 0] == self.steps[block.members]).astype(int)
+        for i in (0, 1):
+            own = np.flatnonzero(place == i)
+            if len(own):
+                group[name].oindex[i : i + 1, _span(row[own])] = carry[None, own]
+        of[np.arange(len(of)), place] = block.end
+        of[:, 2] = bytes_each
+        group["carried"].oindex[_span(row)] = of
 
-    def begun(self, members: np.ndarray, steps: int) -> list[Begun]:
-        """Of the members those that have begun and need to go on to these steps."""
-        have = self.steps[members]
-        some = members[(have > 0) & (have < steps)]
-        if not len(some):
-            return []
-        diverged_at: Any = open_group(self.at)["diverged_at"]
-        judged = self._shapes.names.index(self._shapes.judged)
-        some = some[_take(diverged_at, self._row[some])[:, judged] < 0]
-        found, moved = list[Begun](), [some[:0]]
-        slot = self._row[some] // self._size
-        for which, k in sorted(
-            set(zip(slot.tolist(), self.steps[some].tolist(), strict=True))
-        ):
-            own = some[(slot == which) & (self.steps[some] == k)]
-            there = slice(which * self._size, (which + 1) * self._size)
-            if (self._row_steps[there] == k).sum() == len(own):
-                found.append(Begun(own, k, which, self._row[own] % self._size))
-            else:  # others stay where they are
-                moved.append(own)
-        rest = np.concatenate(moved)
-        each = np.unique(self.steps[rest]).tolist()
-        return found + [Begun(rest[self.steps[rest] == k], k) for k in each]
-
-    def carry(self, begun: Begun) -> np.ndarray | None:
-        """Where they go on from; None if they are somewhere else by now.
+    def ended(self, members: np.ndarray) -> np.ndarray:
+        """Which of these members, which have begun, need not go on.
 
         Raises:
+          Damaged: what says so cannot be read.
+        """
+        group: Any = open_group(self.at)
+        return self._shapes.ended(self._read(group, "diverged_at", self._row[members]))
+
+    def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
+        """Where they go on from; None if they have other steps by now.
+
+        Raises:
+          Damaged: it cannot be read.
           ValueError: the carries have been dropped.
         """
-        rows, found = self._row[begun.members], None
-        for slot in np.unique(rows // self._size).tolist():
-            own = rows // self._size == slot
-            packed = read_carry(
-                self.at, slot, begun.steps, rows[own] % self._size, self._size
-            )
-            if packed is None:
-                self.refresh()
-                if (self.steps[begun.members] != begun.steps).any():
-                    return None
+        with locked(self.at):  # nobody writes there meanwhile
+            found = self.carry_of(members, steps)
+        if found is None:
+            self._refresh()
+            if (self.steps[members] == steps).all():
                 raise ValueError(
                     f"`store` {self.at.name} has no carries any more, from which its "
                     "members would go on; ask for no more steps than they have"
                 )
-            if found is None:
-                found = np.zeros((len(rows), packed.shape[1]), "uint8")
-            found[own] = packed
         return found
 
-    def carry_of(self, member: int) -> np.ndarray | None:
-        """That of one member, [1, bytes]; None if there is none."""
-        row = int(self._row[member])
-        if row < 0:
+    def carry_of(self, members: np.ndarray, steps: int) -> np.ndarray | None:
+        """The carries after so many steps, [members, bytes]; None if one is not."""
+        group: Any = open_group(self.at)
+        row = self._row[members]
+        if (row < 0).any() or "carried" not in group:
             return None
-        slot, lane = divmod(row, self._size)
-        steps = int(self._row_steps[row])
-        return read_carry(self.at, slot, steps, np.array([lane]), self._size)
+        of = self._read(group, "carried", row)
+        name, is_one = f"carry_{of[0, 2]}", of[:, 1] == steps
+        if not (is_one | (of[:, 0] == steps)).all() or name not in group:
+            return None
+        found = np.empty((len(row), of[0, 2]), "uint8")
+        for i, own in enumerate((~is_one, is_one)):
+            if own.any():
+                found[own] = self._read(group, name, row[own], i)
+        return found
+
+    def _read(self, group: Any, name: str, row: np.ndarray, *place: int) -> np.ndarray:
+        try:
+            return _take(group[name], row, *place)
+        except Exception as error:  # each codec has its own
+            raise self._damaged(group, row) from error
+
+    def _damaged(self, group: Any, row: np.ndarray) -> Damaged:
+        """Which of the chunks of these rows cannot be read; all, if it is none."""
+        every, bad = np.unique(row // self._size), list[int]()
+        for chunk in every.tolist():
+            rows = slice(chunk * self._size, (chunk + 1) * self._size)
+            try:
+                for name in self._shapes.arrays():
+                    group[name][rows]
+            except Exception:  # noqa: BLE001
+                bad.append(chunk)
+        return Damaged(np.array(bad or every, int))
 
     def add_to_header(self, **more: Any) -> None:
         """Add what is new to some parts of the header."""
@@ -309,24 +262,53 @@ class ZarrStore:
         broadcast_from_process_0(0)
 
     def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
-        """All that were asked for, in their order; dask's arrays if they are larger.
+        """All that were asked for, in their order, for at most these steps.
+
+        In memory, where they take no more than that many bytes; else dask's arrays.
 
         Raises:
           Damaged: chunks cannot be read.
         """
-        return select_rows(self.at, self._row, self._shapes, steps, memory)
+        import dask.array
+        import xarray as xr
 
-    def give_up(self, slots: np.ndarray) -> None:
+        group: Any = open_group(self.at)
+        arrays, dims = self._shapes.arrays(), self._shapes.dimensions()
+        bytes_each = sum(x.itemsize * int(np.prod(s)) for s, x in arrays.values())
+        there, found = self._row >= 0, {}
+        own = self._row[there]
+        for name, (shape, dtype) in arrays.items():
+            fill = missing(name, dtype)
+            if bytes_each * len(there) > memory and len(own):
+                at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._size))
+                chunks: Any = self._size * at_once, *group[name].shape[1:]
+                rows = dask.array.from_array(group[name], chunks=chunks)
+                rows = rows[np.where(there, self._row, own[0])]
+                if not there.all():
+                    mask = there.reshape(-1, *(1,) * len(shape))
+                    rows = dask.array.where(mask, rows, fill)
+            else:
+                full = len(there), *group[name].shape[1:]
+                rows = np.full(full, fill, dtype)
+                if len(own):
+                    rows[there] = self._read(group, name, own)
+            stepped = self._shapes.stepped and name in self._shapes.outputs
+            found[name] = dims[name], rows[:, :steps] if stepped else rows
+        if self._shapes.stepped:  # who diverges later has not, so far
+            dims_of, first = found["diverged_at"]
+            found["diverged_at"] = dims_of, np.where(first < steps, first, -1)
+        found["steps"] = "member", np.minimum(self.steps, steps)
+        return xr.Dataset(found, coords={"output": self._shapes.names})
+
+    def give_up(self, chunks: np.ndarray) -> None:
         """Let what is damaged be computed again."""
         if jax.process_index() == 0:
             with locked(self.at), explain_oserror(self.at):
-                steps = read_column(open_group(self.at), "steps")
-                rows = (slots[:, None] * self._size + np.arange(self._size)).ravel()
-                steps[rows] = 0
-                for chunk in np.unique(rows // _COLUMN_CHUNK).tolist():
-                    _write_chunk(open_group(self.at, "r+"), "steps", steps, chunk)
+                group: Any = open_group(self.at, "r+")
+                row = (chunks[:, None] * self._size + np.arange(self._size)).ravel()
+                group["steps"].oindex[row] = 0
         broadcast_from_process_0(0)
-        self.refresh()
+        self._refresh()
 
 
 def create(
@@ -366,45 +348,35 @@ def _create(
         attributes={"sweep": dict(header), "coordinates": " ".join(kinds)},
         use_consolidated=False,
     )
-    size, dims = header["batch_size"], shapes.dimensions()
-    columns = {name: column_dtype(kind) for name, kind in kinds.items()}
-    columns["steps"] = np.dtype("int32")
-    arrays = {name: ((), dtype) for name, dtype in columns.items()} | shapes.arrays()
-    for name, (shape, dtype) in arrays.items():
-        chunks = (_COLUMN_CHUNK,) if name in columns else (size, *shape)
-        if shapes.stepped and name in shapes.outputs:
-            each = size * dtype.itemsize * int(np.prod(shape[1:]))
-            steps = min(shapes.steps, max(1, _OUTPUT_CHUNK // each))
-            chunks = (size, steps, *shape[1:])
-        fill = {} if dtype.kind == "O" else {"fill_value": missing(dtype)}
-        group.create_array(
+
+    def make(name: str, own: Any, dtype: Any, chunks: Any, dims: Any = ()) -> Any:
+        text = dtype.kind == "O"
+        return group.create_array(
             name,
-            shape=(0, *shape),
+            shape=(len(shapes.names) if name == "output" else 0, *own),
             chunks=chunks,
-            dtype=str if dtype.kind == "O" else dtype,
-            dimension_names=dims.get(name, ("member",)),
-            compressors=_codecs(),
-            overwrite=True,
-            **fill,
-        )
-    if shapes.stepped:  # of each slot the steps of its two carries, and their bytes
-        group.create_array(
-            "carries",
-            shape=(0, 3),
-            chunks=(_COLUMN_CHUNK, 3),
-            dtype="int32",
-            dimension_names=("slot", "of_carries"),
+            dtype=str if text else dtype,
+            fill_value="" if text else missing(name, dtype),
+            dimension_names=dims or ("member",),
             compressors=_codecs(),
             overwrite=True,
         )
-    names = group.create_array(
-        "output",
-        shape=(len(shapes.outputs),),
-        dtype=str,
-        dimension_names=("output",),
-        overwrite=True,
-    )
-    names[:] = np.array(shapes.names, object)
+
+    size, dims = header["batch_size"], shapes.dimensions()
+    for name, (own, dtype) in shapes.arrays().items():
+        chunks = (size, *own)
+        if shapes.stepped and name in shapes.outputs:
+            each = size * dtype.itemsize * int(np.prod(own[1:]))
+            chunks = size, min(own[0], max(1, _OUTPUT_CHUNK // each)), *own[1:]
+        make(name, own, dtype, chunks, dims[name])
+    for name, kind in kinds.items():
+        make(name, (), column_dtype(kind), (_COLUMN_CHUNK,))
+    make("steps", (), np.dtype("int32"), (_COLUMN_CHUNK,))
+    if shapes.stepped:
+        carried = "member", "of_carries"
+        make("carried", (3,), np.dtype("int32"), (_COLUMN_CHUNK, 3), carried)
+    names = np.array(shapes.names, object)
+    make("output", (), names.dtype, (len(names),), ("output",))[:] = names
     publish(at)
 
 
@@ -428,38 +400,29 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
         raise ValueError(
             f"`store` must be a folder or a new path, got the file {at.name}"
         )
-    group = None
+    other = f"`store` must be a sweep's, but {at.name} is of something else"
     try:
         group = open_group(at)
-    except (FileNotFoundError, GroupNotFoundError):
-        pass
     except ContainsArrayError as error:
-        raise ValueError(
-            f"`store` must be a sweep's, but {at.name} is of something else"
-        ) from error
-    except ValueError as error:  # not even JSON
-        raise ValueError(f"`store` {at.name} cannot be read: {error}") from error
-    except Exception as error:
-        if path is not None:
-            raise
-        raise OSError(
-            f"`store` {at.name} cannot be read: {in_one_line(error)}"
-        ) from error
-    if group is None:
-        if path is not None and path.exists():
-            if again and (path / "zarr.json").exists():
-                return read_header(at, again=False)  # it was made a moment ago
-            for other in path.iterdir():
-                raise ValueError(
-                    f"`store` must be a sweep's or a new path, but {path} has "
-                    f"{other.name}"
-                )
+        raise ValueError(other) from error
+    except (FileNotFoundError, GroupNotFoundError):
+        if path is None or not path.exists():
+            return None
+        if again and (path / "zarr.json").exists():
+            return read_header(at, again=False)  # it was made a moment ago
+        for found in path.iterdir():
+            raise ValueError(
+                f"`store` must be a sweep's or a new path, but {path} has {found.name}"
+            ) from None
         return None
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else OSError  # no JSON
+        if path is not None and kind is OSError:
+            raise
+        raise kind(f"`store` {at.name} cannot be read: {in_one_line(error)}") from error
     header: Any = group.attrs.get("sweep")
     if not isinstance(header, dict):
-        raise ValueError(
-            f"`store` must be a sweep's, but {at.name} is of something else"
-        )
+        raise ValueError(other)
     if header.get("format") != FORMAT:
         raise ValueError(
             f"`store` {at.name} has the format {header.get('format')}, and this "
@@ -469,64 +432,20 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
     return header if "output" in group and "steps" in group else None
 
 
-def select_rows(
-    at: Location, row: np.ndarray, shapes: Shapes, steps: int, memory: int
-) -> xr.Dataset:
-    """The rows of a store at these positions; where that is -1 there is none.
-
-    In memory, where they take no more than that many bytes; else dask's arrays.
+def open_header(at: Location) -> dict[str, Any]:
+    """Read the header of a store that is there.
 
     Raises:
-      Damaged: chunks cannot be read.
+      ValueError: it is not.
     """
-    import dask.array
-    import xarray as xr
-
-    arrays = shapes.arrays()
-    group: Any = open_group(at)
-    size: int = group["diverged_at"].chunks[0]
-    bytes_each = sum(x.itemsize * int(np.prod(s)) for s, x in arrays.values())
-    there = row >= 0
-    dims, found = shapes.dimensions(), {}
-    have = np.zeros(len(row), "int32")
-    have[there] = read_column(group, "steps")[row[there]]
-    for name, (shape, dtype) in arrays.items():
-        array: Any = group[name]
-        stepped = shapes.stepped and name in shapes.outputs
-        fill = -1 if name == "diverged_at" else missing(dtype)
-        if bytes_each * len(row) > memory and there.any():
-            blocks = max(1, _BYTES_AT_ONCE // (bytes_each * size))
-            chunks: Any = size * blocks, *shape
-            array = dask.array.from_array(array, chunks=chunks)
-            rows = array[np.where(there, row, row[there][0])]
-            if not there.all():
-                mask = there.reshape(-1, *(1,) * len(shape))
-                rows = dask.array.where(mask, rows, fill)
-        else:
-            rows = np.full((len(row), *array.shape[1:]), fill, dtype)
-            try:
-                if there.any():
-                    rows[there] = _take(array, row[there])
-            except Exception as error:
-                raise Damaged(_damaged(group, arrays, row[there] // size)) from error
-        found[name] = (dims[name], rows[:, :steps] if stepped else rows)
-    if shapes.stepped:  # who diverges later has not, so far
-        dims_of, first = found["diverged_at"]
-        found["diverged_at"] = dims_of, np.where(first < steps, first, -1)
-    found["steps"] = ("member", np.minimum(have, steps))
-    return xr.Dataset(found, coords={"output": shapes.names})
-
-
-def _damaged(group: Any, names: Iterable[str], slots: np.ndarray) -> np.ndarray:
-    """Those of the slots that cannot be read."""
-    size, bad = group["diverged_at"].chunks[0], []
-    for slot in np.unique(slots):
-        try:
-            for name in names:
-                group[name][slot * size : (slot + 1) * size]
-        except Exception:  # noqa: BLE001 - each codec has its own
-            bad.append(slot)
-    return np.array(bad, int)
+    header, folder = read_header(at), at.folder
+    if header is not None:
+        return header
+    if folder is None or folder.exists():
+        raise ValueError(f"`store` {at.name} has no finished members")
+    found = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+    beside = f"; beside it are {short_repr(found)}" if found else ""
+    raise ValueError(f"`store` {at.name} does not exist{beside}")
 
 
 def open_group(at: Location, mode: Any = "r") -> zarr.Group:
@@ -536,37 +455,41 @@ def open_group(at: Location, mode: Any = "r") -> zarr.Group:
     return zarr.open_group(at.target, mode=mode, use_consolidated=False)
 
 
-def read_column(group: Any, name: str) -> np.ndarray:
-    """A column; where a chunk of `steps` is damaged, nothing is there.
+def read_steps(group: Any, mend: bool = False) -> np.ndarray:
+    """How many steps each row has; none where a chunk of them is damaged."""
+    steps, array = np.zeros(group["steps"].shape, "int32"), group["steps"]
+    for chunk in range(-(-len(steps) // _COLUMN_CHUNK)):
+        part = _chunk(chunk)
+        try:
+            steps[part] = array[part]
+        except ValueError:
+            if mend:
+                array[part] = steps[part]
+    return steps
+
+
+def read_columns(at: Location, names: Iterable[str]) -> Columns:
+    """The labels of all rows that have steps.
 
     Raises:
-      OSError: another column is damaged.
+      OSError: a column is damaged.
     """
-    array, parts = group[name], list[np.ndarray]()
-    for chunk in range(-(-array.shape[0] // _COLUMN_CHUNK)):
-        try:
-            parts.append(np.asarray(array[_chunk(chunk)]))
+    group: Any = open_group(at)
+    there = read_steps(group) > 0
+    found: Columns = {}
+    for name in names:
+        try:  # texts as NumPy's usual ones, which those of a file are not
+            found[name] = np.array(np.asarray(group[name][:])[there].tolist())
         except ValueError as error:
-            if name != "steps":
-                raise OSError(
-                    f"`store` is damaged at {name}: {in_one_line(error)}"
-                ) from error
-            parts.append(np.zeros(len(range(array.shape[0])[_chunk(chunk)]), "int32"))
-    return np.concatenate(parts) if parts else np.asarray(array[:])
+            raise OSError(
+                f"`store` is damaged at {name}: {in_one_line(error)}"
+            ) from error
+    return found
 
 
 def _chunk(number: int) -> slice:
     """The rows of a chunk of the columns."""
     return slice(number * _COLUMN_CHUNK, (number + 1) * _COLUMN_CHUNK)
-
-
-def _longer(column: np.ndarray, by: int, fill: Any = 0) -> np.ndarray:
-    fill = "" if column.dtype == "O" else fill
-    return np.concatenate([column, np.full(by, fill, column.dtype)])
-
-
-def _write_chunk(group: Any, name: str, column: np.ndarray, chunk: int) -> None:
-    group[name][_chunk(chunk)] = column[_chunk(chunk)]
 
 
 def _resize(group: zarr.Group, members: int, steps: int) -> None:
@@ -586,19 +509,19 @@ def _resize(group: zarr.Group, members: int, steps: int) -> None:
             array.resize(shape)
 
 
-def _take(array: Any, rows: np.ndarray) -> np.ndarray:
+def _span(rows: np.ndarray) -> Any:
+    """The rows as a slice, where they are neighbours."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, last) if (np.diff(rows) == 1).all() else rows
+
+
+def _take(array: Any, rows: np.ndarray, *place: int) -> np.ndarray:
     """Some rows of an array; with what lies between them, if that is little."""
     first, last = int(rows.min()), int(rows.max())
-    if last - first < 4 * len(rows) + array.chunks[0]:
+    if last - first < 4 * len(rows) + array.chunks[len(place)]:
         with contextlib.suppress(ValueError):  # what is damaged may lie between them
-            return np.asarray(array[first : last + 1])[rows - first]
-    return np.asarray(array.oindex[rows])
-
-
-def steps_after(block: Block) -> int:
-    """How many steps those members of a block have that have not ended."""
-    outputs = [x for name, x in block.rows.items() if name != "diverged_at"]
-    return block.begin + outputs[0].shape[1]
+            return np.asarray(array[(*place, slice(first, last + 1))])[rows - first]
+    return np.asarray(array.oindex[(*place, rows)])
 
 
 def _writing_all() -> Any:
@@ -608,70 +531,13 @@ def _writing_all() -> Any:
     return zarr.config.set({"array.write_empty_chunks": True})
 
 
-def _slot(block: Block) -> int:
-    assert block.slot is not None
-    return block.slot
-
-
-def _rows(block: Block, size: int) -> np.ndarray:
-    assert block.lanes is not None
-    return _slot(block) * size + block.lanes
-
-
-def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
-    """The blocks; together those in neighbouring slots that begin and end alike."""
-    runs = list[list[Block]]()
-    for block in sorted(blocks, key=_slot):
-        last = runs[-1][-1] if runs else None
-        if (
-            last is not None
-            and block.begin == last.begin == 0
-            and _slot(block) == _slot(last) + 1
-            and steps_after(block) == steps_after(last)
-        ):
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return runs
-
-
-def _carries(group: Any, bytes_each: int, size: int, create: bool = False) -> Any:
-    """The carries of so many bytes: of each slot two, one of which counts."""
-    name = f"carry_{bytes_each}"
-    if create and name not in group:
-        at_once = max(1, min(size, _BYTES_AT_ONCE // max(1, bytes_each)))
-        group.create_array(
-            name,
-            shape=(0, bytes_each),
-            chunks=(at_once, bytes_each),
-            dtype="uint8",
-            compressors=_codecs()[1:],
-            dimension_names=("carry", name),
-        )
-    return group[name] if name in group else None
-
-
-def read_carry(
-    at: Location, slot: int, step: int, lanes: np.ndarray, size: int
-) -> np.ndarray | None:
-    """The carries of some members of a slot after a step; None if there are none."""
-    group = open_group(at)
-    places: Any = group["carries"] if "carries" in group else None
-    if places is None or places.shape[0] <= slot:
-        return None
-    place = np.asarray(places[slot])
-    if step not in place[:2] or (array := _carries(group, int(place[2]), size)) is None:
-        return None
-    which = place[:2].tolist().index(step)
-    return _take(array, (2 * slot + which) * size + lanes)
-
-
 def delete_carries(at: Location) -> None:
     """Delete what members would go on from."""
     group: Any = open_group(at, "r+")
     with quiet():
         names = [name for name in group.array_keys() if name.startswith("carry_")]
-    group["carries"].resize((0, 3))
+    if names:
+        group["carried"][:] = 0
     for name in names:
         del group[name]
     publish(at)

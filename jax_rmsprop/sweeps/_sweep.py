@@ -28,16 +28,17 @@ from jax_rmsprop.sweeps._batch import (
 from jax_rmsprop.sweeps._cluster import ClusterRunner, check_client
 from jax_rmsprop.sweeps._location import Location, locate, locked
 from jax_rmsprop.sweeps._members import (
+    PYTHON_KINDS,
     RESERVED,
     Axis,
     Grid,
     check_distinct,
+    labelled,
     parse_grid,
 )
 from jax_rmsprop.sweeps._points import Points
 from jax_rmsprop.sweeps._results import InMemory, Shapes
 from jax_rmsprop.sweeps._run import (
-    Group,
     Programs,
     Progress,
     Runner,
@@ -52,9 +53,9 @@ from jax_rmsprop.sweeps._store import (
     create,
     delete_carries,
     open_group,
-    read_column,
+    open_header,
+    read_columns,
     read_header,
-    select_rows,
 )
 from jax_rmsprop.sweeps._training import (
     Traced,
@@ -222,72 +223,68 @@ def sweep(
 _OF_STORES = "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
 
 
+@dataclasses.dataclass
 class Call:
     """A call of `sweep`: its arguments, checked, and what it has found.
 
     Attributes:
+      keeps_carries: whether members go on though there is no store.
       points: the axes.
-      steps: to which step members are run; 1 of a plain training.
       every: the numbers of all members.
       number: for each point of the axes, which member it is.
+      shown: what a person sees of it.
     """
 
-    def __init__(
-        self,
-        train: Any,
-        axes: Any,
-        *,
-        steps: Any,
-        zipped: Any = None,
-        labels: Any = None,
-        batch_size: Any = "auto",
-        devices: Any = None,
-        store: Any = None,
-        save_every: Any = 60.0,
-        on_step: Any = None,
-        client: Any = None,
-        wait: Any = None,
-        progress: Any = True,
-        keeps_carries: bool = False,
-    ):
-        """Check the arguments; `keeps_carries` for who goes on without a store."""
+    train: Any
+    axes: Any
+    steps: Any = None
+    zipped: Any = None
+    labels: Any = None
+    batch_size: Any = "auto"
+    devices: Any = None
+    store: Any = None
+    save_every: Any = 60.0
+    on_step: Any = None
+    client: Any = None
+    wait: Any = None
+    progress: Any = True
+    keeps_carries: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
         require_extra("sweep", "pandas", "psutil", "tqdm.auto", "xarray")
-        if store is not None:
+        if self.store is not None:
             require_extra("sweep", "dask.array", "filelock", "zarr")
-        check_bool("progress", progress)
-        if zipped is None:
-            zipped = isinstance(axes, Points)
-        self.points = parse_grid(axes, check_bool("zipped", zipped), labels)
+        check_bool("progress", self.progress)
+        pairs = isinstance(self.axes, Points) if self.zipped is None else self.zipped
+        self.points = parse_grid(self.axes, check_bool("zipped", pairs), self.labels)
         check_distinct(self.points)
-        if batch_size != "auto":
-            check_int("batch_size", batch_size, low=1)
-        _check_seconds("save_every", save_every)
-        if wait is not None:
-            _check_seconds("wait", wait)
-        if on_step is not None and not callable(on_step):
-            raise TypeError(f"`on_step` must be a function, got {short_repr(on_step)}")
-        if client is not None:
+        if self.batch_size != "auto":
+            check_int("batch_size", self.batch_size, low=1)
+        _check_seconds("save_every", self.save_every)
+        if self.wait is not None:
+            _check_seconds("wait", self.wait)
+        if self.on_step is not None and not callable(self.on_step):
+            raise TypeError(
+                f"`on_step` must be a function, got {short_repr(self.on_step)}"
+            )
+        if self.client is not None:
             require_extra("cluster", "distributed", "flatbuffers")
-            check_client(client, devices)
-        self._mesh = make_mesh(devices)
-        check_signature(train, tuple(self.points.axes))
-        self._stepped = isinstance(train, Training)
+            check_client(self.client, self.devices)
+        self._mesh = make_mesh(self.devices)
+        check_signature(self.train, tuple(self.points.axes))
+        self._stepped = isinstance(self.train, Training)
         if self._stepped:
-            self.steps = check_int("steps", steps, low=1)
-        elif steps is not None:
+            check_int("steps", self.steps, low=1)
+        elif self.steps is not None:
             raise ValueError(
                 "`steps` must be None unless `train` is a Training, got "
-                f"{short_repr(steps)}"
+                f"{short_repr(self.steps)}"
             )
-        else:
-            self.steps = 1
+        self.steps = int(self.steps or 1)
         if isinstance(jnp.zeros([]), jax.core.Tracer):
             raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
-        self._train, self._client, self._given = train, client, batch_size
-        self._at = None if store is None else locate(store)
-        self._save_every, self._wait, self._on_step = save_every, wait, on_step
-        self._shown = progress and jax.process_index() == 0
-        self._keeps_carries = keeps_carries
+        self._at = None if self.store is None else locate(self.store)
 
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
@@ -297,8 +294,8 @@ class Call:
         # It is compiled programs, of which a member that diverges is a result; these
         # switches are for a training by itself, and so is a mesh around it.
         no_mesh = Mesh(np.empty((), object), ())
-        unit = "step" if self._stepped else "member"
-        bar = tqdm(unit=unit) if self._shown else tqdm(disable=True)
+        silent = not self.progress or jax.process_index() > 0
+        bar = tqdm(unit="step" if self._stepped else "member", disable=silent)
         with (
             jax.disable_jit(False),
             jax.debug_nans(False),
@@ -306,51 +303,38 @@ class Call:
             jax.set_mesh(no_mesh),
             bar,
         ):
-            self.progress = Progress(bar)
-            with finish_batch_on_sigint(self.progress):
+            self.shown = Progress(bar)
+            with finish_batch_on_sigint(self.shown):
                 self._open()
                 bar.total = len(self.every) * self.steps
-                self.progress.there(
-                    int(np.minimum(self.results.steps, self.steps).sum())
-                )
+                there = np.minimum(self.results.steps, self.steps)
+                self.shown.there(int(there.sum()))
                 yield
 
     def _open(self) -> None:
         """Trace the first training, and find what is there."""
-        header = None
-        if self._at is not None:
-            header = read_header(self._at)
-            header = header if broadcast_from_process_0(header is not None) else None
-        known = (header or {}).get("values", {})
+        at = self._at
+        header = None if at is None else read_header(at)
+        header = header if broadcast_from_process_0(header is not None) else None
         values: dict[str, dict[str, str]] = {}
-        axes = self.points.axes
-        if self._at is not None:
-            axes = {}
+        if at is not None:
+            known, axes = (header or {}).get("values", {}), dict[str, Axis]()
             for name, axis in self.points.axes.items():
                 axes[name], values[name] = axis.named_by(known.get(name, {}))
-        self.points = dataclasses.replace(self.points, axes=axes)
-        self._combinations = self.points.combinations()
-        self._traced = dict[int, Traced]()
-        self._checked: dict[str, str] | None = None
-        first = self.traced(0)
-        self._shapes = Shapes(first.outputs, self._stepped, self.steps)
-        self.progress.judged = self._shapes.judged
-        self._check_names()
+            self.points = dataclasses.replace(self.points, axes=axes)
         members, self.number = self.points.members()
-        self.every = np.arange(members.size)
-        self._columns = members.columns
-        self.programs = Programs(self.traced, self._mesh, self.progress)
-        self._groups = [
-            Group(own, {n: x[at] for n, x in combination.numbers.items()})
-            for combination in self._combinations
-            for own, at in [
-                np.unique(self.number[combination.members], return_index=True)
-            ]
-        ]
-        if self._at is None:
+        self.every, self._columns = np.arange(members.size), members.columns
+        self._groups = self.points.combinations(self.number)
+        self._traced, self._checked = dict[int, Traced](), None
+        outputs = self.traced(0).outputs
+        self._shapes = Shapes(outputs, self._stepped, self.steps)
+        self.shown.judged = self._shapes.judged
+        self._check_names()
+        self.programs = Programs(self.traced, self._mesh, self.shown)
+        if at is None:
             self.size = self._batch_size()
             self.results: Any = InMemory(
-                members.size, self._shapes, self._keeps_carries
+                len(self.every), self._shapes, self.keeps_carries
             )
             return
         ours = {
@@ -358,7 +342,7 @@ class Call:
             "axes": self.points.kinds,
             "zipped": self.points.zipped,
             "stepped": self._stepped,
-            "outputs": {n: _format_spec(x) for n, x in first.outputs.items()},
+            "outputs": {n: _format_spec(x) for n, x in outputs.items()},
             "programs": {},
             "values": values,
             "versions": versions_of(self._mesh.devices.flat[0]),
@@ -366,13 +350,12 @@ class Call:
         if header is None:
             ours["batch_size"] = self._batch_size()
             if jax.process_index() == 0:
-                create(self._at, ours, self.points.kinds, self._shapes)
+                create(at, ours, self.points.kinds, self._shapes)
             broadcast_from_process_0(0)
-            header = read_header(self._at)
-            assert header is not None
-        check_same_sweep(self._at, ours, self._given, header)
+            header = open_header(at)
+        check_same_sweep(at, ours, self.batch_size, header)
         self.size = header["batch_size"]
-        self.results = ZarrStore(self._at, header, members, self._shapes)
+        self.results = ZarrStore(at, members, self._shapes)
         more = {n: x for n, x in values.items() if x != header["values"].get(n)}
         if more or (self.points.zipped and not header["zipped"]):
             self.results.add_to_header(values=values, zipped=self.points.zipped)
@@ -387,35 +370,36 @@ class Call:
             that of the store.
         """
         if number not in self._traced:
-            combination = self._combinations[number]
-            if len(self._combinations) > 1:
-                self.progress.say(f"tracing {combination.name}")
+            combination = self._groups[number]
+            if len(self._groups) > 1:
+                self.shown.say(f"tracing {combination.name}")
             kinds = {name: x.dtype for name, x in combination.numbers.items()}
-            new = trace(self._train, combination.python, kinds)
+            new = trace(self.train, combination.python, kinds)
             first = self._shapes.outputs if self._traced else new.outputs
-            for name in {**first, **new.outputs}:
-                ours = _format_spec(first.get(name))
-                theirs = _format_spec(new.outputs.get(name))
+            for name in first | new.outputs:
+                ours, theirs = (_format_spec(x.get(name)) for x in (first, new.outputs))
                 if ours != theirs:
                     raise ValueError(
                         "`train` must return the same for all Python values, but "
-                        f"{name} is {ours} with {self._combinations[0].python} and "
+                        f"{name} is {ours} with {self._groups[0].python} and "
                         f"{theirs} with {combination.python}"
                     )
             self._traced[number] = new
             self._check(number)
         return self._traced[number]
 
+    def _all_traced(self) -> list[Traced]:
+        return [self.traced(i) for i in range(len(self._groups))]
+
     def _check(self, number: int) -> None:
         """Check that a program is the store's, and else note it there."""
         if self._checked is None:
             return
-        name, now = self._combinations[number].name, fingerprint(self._traced[number])
-        then = self._checked.get(name)
-        if then is None:
+        name, now = self._groups[number].name, fingerprint(self._traced[number])
+        if name not in self._checked:
             self._checked[name] = now
             self.results.add_to_header(programs={name: now})
-        elif then != now:
+        elif self._checked[name] != now:
             where = f" for {name}" if name else ""
             raise ValueError(
                 f"`store` {self.results.at.name} holds another sweep: its `train` is "
@@ -433,10 +417,9 @@ class Call:
 
     def _batch_size(self) -> int:
         """The batch size that was given, or that of the programs."""
-        if isinstance(self._given, int):
-            return self._given
-        traced = [self.traced(i) for i in range(len(self._combinations))]
-        device = self._mesh.local_mesh.devices.flat[0]
+        if self.batch_size != "auto":
+            return self.batch_size
+        traced, device = self._all_traced(), self._mesh.local_mesh.devices.flat[0]
         if any(each.calls_back for each in traced):
             return 1  # who calls back is a member, and no filler of a batch
         return auto_batch_size(
@@ -452,47 +435,47 @@ class Call:
         Raises:
           KeyboardInterrupt: before anything ran.
         """
-        for _ in range(3):
-            self._run(some, end)
-            if self.progress.stopped and not self.results.steps.any():
-                raise KeyboardInterrupt
+        for attempt in (1, 2, 3):
             try:
+                self._run(some, end)
+                if self.shown.stopped and not self.results.steps.any():
+                    raise KeyboardInterrupt
                 self._rows = self.results.to_dataset(self.steps, free_memory() // 4)
+                return
             except Damaged as damaged:
-                self.results.give_up(damaged.slots)
-                continue
-            return
-        raise OSError(f"`store` {self.results.at.name} is damaged again and again")
+                if attempt == 3:
+                    raise OSError(
+                        f"`store` {self.results.at.name} is damaged again and again"
+                    ) from damaged
+                self.results.give_up(damaged.chunks)
 
     def _run(self, some: np.ndarray, end: int) -> None:
-        results, size = self.results, self.size
-        tasks: list[Task] = []
+        results, tasks = self.results, list[Task]()
         for i, group in enumerate(self._groups):
             own = np.intersect1d(group.members, some)
-            own = own[results.steps[own] < end]
-            tasks += plan(results, i, group, own, end, size)
-        self.devices = self._mesh.size
-        if tasks:
-            kind = Runner if self._client is None else ClusterRunner
-            runner = kind(
-                results,
-                self._groups,
-                self._shapes,
-                self.programs,
-                self.progress,
-                self._save_every,
-                self._heard if self._on_step else None,
+            tasks += plan(results, i, group, own, end, self.size)
+        self._device_count = self._mesh.size
+        arguments = (
+            results,
+            self._groups,
+            self._shapes,
+            self.programs,
+            self.shown,
+            self.size,
+            self.save_every,
+            self._heard if self.on_step else None,
+        )
+        if tasks and self.client is None:
+            Runner(*arguments).run(tasks)
+        elif tasks:
+            versions = versions_of(self._mesh.devices.flat[0])
+            runner = ClusterRunner(
+                self.client, self.wait, self._all_traced(), versions, *arguments
             )
-            if isinstance(runner, ClusterRunner) and self._client is not None:
-                traced = [self.traced(i) for i in range(len(self._combinations))]
-                versions = versions_of(self._mesh.devices.flat[0])
-                runner.on(self._client, tasks, traced, versions, size, self._wait)
-                self.devices = len(runner.devices)
-            else:
-                runner.run(tasks, size)
-        if self._checked is not None and not self.progress.stopped:
-            for i in range(len(self._combinations)):
-                self.traced(i)  # also of what needed no run: is it the store's?
+            runner.run(tasks)
+            self._device_count = len(runner.devices)
+        if self._checked is not None and not self.shown.stopped:
+            self._all_traced()  # also of what needed no run: is it the store's?
 
     @property
     def outputs(self) -> list[str]:
@@ -523,21 +506,17 @@ class Call:
         """Tell the caller of the steps of a batch."""
         import xarray as xr
 
-        assert self._on_step is not None
         dims, count = self._shapes.dimensions(), len(task.history)
-        rows = {
-            name: np.stack([step[name] for step in task.history], 1)
-            for name in self._shapes.names
-        }
         coords: Any = {
-            name: ("member", column[task.begun.members])
+            name: ("member", column[task.members])
             for name, column in self._columns.items()
         }
+        rows = {n: np.stack([x[n] for x in task.history], 1) for n in self.outputs}
         if self._stepped:
-            coords["step"] = int(task.steps.max()) - count + np.arange(count)
+            coords["step"] = task.step - count + np.arange(count)
         else:
             rows = {name: x[:, 0] for name, x in rows.items()}
-        self._on_step(xr.Dataset({n: (dims[n], x) for n, x in rows.items()}, coords))
+        self.on_step(xr.Dataset({n: (dims[n], x) for n, x in rows.items()}, coords))
 
     def curves(self, some: np.ndarray, rung: np.ndarray | None = None) -> xr.Dataset:
         """The results along the axes; those of `some` should be finished."""
@@ -545,8 +524,7 @@ class Call:
         if rung is not None:
             found = rung[self.number].reshape(self.points.shape)
             curves["rung"] = (self.points.dims, found)
-        finished = self._shapes.finished(self._rows).values
-        lacking = int((~finished[some]).sum())
+        lacking = int((~_finished(self._rows, self._shapes).values[some]).sum())
         if lacking:
             again = "" if self._at is None else ", and the same call computes them"
             warnings.warn(
@@ -555,11 +533,11 @@ class Call:
                 stacklevel=3,
             )
         return curves.assign_attrs(
-            computed=self.progress.computed,
+            computed=self.shown.computed,
             batch_size=self.size,
-            devices=self.devices,
-            compile_seconds=round(self.progress.compile_seconds, 3),
-            run_seconds=round(self.progress.run_seconds, 3),
+            devices=self._device_count,
+            compile_seconds=round(self.shown.compile_seconds, 3),
+            run_seconds=round(self.shown.run_seconds, 3),
         )
 
 
@@ -607,50 +585,29 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
       [xarray](https://docs.xarray.dev), [zarr](https://zarr.readthedocs.io)
     """
     require_extra("sweep", *_OF_STORES)
-    at = locate(store)
-    header = _open(at)
-    names = list(header["axes"])
-    group = open_group(at)
-    steps = read_column(group, "steps")
-    rows = np.flatnonzero(steps > 0)
-    if not len(rows):
-        raise ValueError(f"`store` {at.name} has no finished members")
     import pandas as pd
 
-    # Texts as NumPy's usual ones, which those of a file are not.
-    labels = {
-        n: np.array(np.asarray(read_column(group, n))[rows].tolist()) for n in names
-    }
-    # Of equal ones that of the most steps, which has moved there.
-    frame = pd.DataFrame(labels).assign(row=rows, steps=steps[rows])
-    frame = frame.sort_values([*names, "steps"], kind="stable")
-    frame = frame.drop_duplicates(names, keep="last")
-    position = frame["row"].to_numpy()
-    values, entries = {}, []
-    for name in names:
-        column = np.array(frame[name].tolist())
-        values[name], entry = np.unique(column, return_inverse=True)
-        entries.append(entry)
-    shape = tuple(len(v) for v in values.values())
+    at = locate(store)
+    header = open_header(at)
+    names, shapes = list(header["axes"]), _shapes_of(at, header)
+    table = pd.DataFrame(read_columns(at, names)).sort_values(names)
+    if table.empty:
+        raise ValueError(f"`store` {at.name} has no finished members")
+    columns = {name: np.array(table[name].tolist()) for name in names}
+    values = {name: np.unique(column) for name, column in columns.items()}
     # A table whose product would be mostly holes stays a table.
-    zipped = bool(header["zipped"]) or np.prod(shape, dtype=float) > 4 * len(position)
-    if zipped:
-        axes = {n: np.array(frame[n].tolist()) for n in names}
-    else:
-        axes = values
-        where = np.full(shape, -1)
-        where[tuple(entries)] = position
-        position = where.ravel()
-    grid = Grid({n: _labelled(x) for n, x in axes.items()}, zipped)
-    shapes = _shapes_of(header, group)
-    try:
-        found = select_rows(at, position, shapes, shapes.steps, free_memory() // 4)
-    except Damaged as damaged:
-        raise OSError(
-            f"`store` {at.name} is damaged: the members of {len(damaged.slots)} "
-            "batches cannot be read; `sweep` computes them again"
-        ) from damaged
-    return _to_grid(found, np.arange(len(position)), grid, shapes)
+    size = np.prod([len(x) for x in values.values()], dtype=float)
+    zipped = bool(header["zipped"]) or size > 4 * len(table)
+    axes = {
+        name: labelled(labels, header["axes"][name])
+        for name, labels in (columns if zipped else values).items()
+    }
+    grid = Grid(axes, zipped)
+    members, number = grid.members()
+    with _explain_damage(at):
+        found = ZarrStore(at, members, shapes)
+        rows = found.to_dataset(shapes.steps, free_memory() // 4)
+    return _to_grid(rows, number, grid, shapes)
 
 
 def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
@@ -684,7 +641,7 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
     if not isinstance(training, Training):
         raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
     at = locate(store)
-    header = _open(at)
+    header = open_header(at)
     if not isinstance(point, Mapping) or set(point) != set(header["axes"]):
         raise ValueError(
             f"`point` must have a value for each of {', '.join(header['axes'])}, got "
@@ -693,24 +650,24 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
     one = {name: np.empty(1, object) for name in header["axes"]}
     for name, kind in header["axes"].items():
         one[name][0] = point[name]
-        if kind not in ("bool", "str", "int", "float"):
+        if kind not in PYTHON_KINDS:
             one[name] = one[name].astype(float if "float" in kind else int)
     grid = parse_grid(one, False)
     axes = {n: a.named_by(header["values"].get(n, {}))[0] for n, a in grid.axes.items()}
     grid = Grid(axes, False)
-    (combination,) = grid.combinations()
+    (combination,) = grid.combinations(np.zeros(1, int))
     kinds = {name: x.dtype for name, x in combination.numbers.items()}
     traced = trace(training, combination.python, kinds)
-    members, _ = grid.members()
-    shapes = _shapes_of(header, open_group(at))
-    packed = ZarrStore(at, header, members, shapes).carry_of(0)
+    with _explain_damage(at):
+        found = ZarrStore(at, grid.members()[0], _shapes_of(at, header))
+        packed = found.carry_of(np.zeros(1, int), int(found.steps[0]))
     if packed is None:
         raise ValueError(
             f"`store` {at.name} has no carry of {short_repr(dict(point))}: it was not "
             "run, or its carry has been dropped"
         )
     leaves = unpack(packed, traced.carry_specs)
-    return jax.tree.unflatten(traced.carry, [jnp.asarray(x)[0] for x in leaves])
+    return traced.tree([jnp.asarray(x)[0] for x in leaves])
 
 
 def drop_carries(store: StoreLike) -> None:
@@ -737,46 +694,36 @@ def drop_carries(store: StoreLike) -> None:
     """
     require_extra("sweep", *_OF_STORES)
     at = locate(store)
-    _open(at)
+    open_header(at)
     with locked(at):
         delete_carries(at)
 
 
-def _open(at: Location) -> dict[str, Any]:
-    header = read_header(at)
-    if header is None:
-        folder, beside = at.folder, ""
-        if folder is not None and not folder.exists():
-            found = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-            beside = f"; beside it are {short_repr(found)}" if found else ""
-            raise ValueError(f"`store` {at.name} does not exist{beside}")
-        raise ValueError(f"`store` {at.name} has no finished members")
-    return header
+@contextlib.contextmanager
+def _explain_damage(at: Location) -> Generator[None]:
+    try:
+        yield
+    except Damaged as damaged:
+        raise OSError(
+            f"`store` {at.name} is damaged: the members of {len(damaged.chunks)} "
+            "batches cannot be read; `sweep` computes them again"
+        ) from damaged
 
 
-def _shapes_of(header: Mapping[str, Any], group: Any) -> Shapes:
+def _shapes_of(at: Location, header: Mapping[str, Any]) -> Shapes:
     """The shapes of a store's results."""
-    stepped, outputs = bool(header["stepped"]), dict[str, jax.ShapeDtypeStruct]()
-    steps = 1
-    for name in header["outputs"]:
-        array = group[name]
-        if stepped:
-            steps = array.shape[1]
-        shape = array.shape[2:] if stepped else array.shape[1:]
-        outputs[name] = jax.ShapeDtypeStruct(shape, array.dtype)
+    group: Any = open_group(at)
+    stepped, arrays = bool(header["stepped"]), {n: group[n] for n in header["outputs"]}
+    outputs = {
+        name: jax.ShapeDtypeStruct(x.shape[2 if stepped else 1 :], x.dtype)
+        for name, x in arrays.items()
+    }
+    steps = next(iter(arrays.values())).shape[1] if stepped else 1
     return Shapes(outputs, stepped, steps)
 
 
-def _labelled(labels: np.ndarray) -> Axis:
-    """An axis of which the values of a program are not known any more."""
-    return Axis(labels, None, (), np.zeros(len(labels), int))
-
-
 def check_same_sweep(
-    at: Location,
-    ours: Mapping[str, Any],
-    batch_size: int | str,
-    theirs: Mapping[str, Any],
+    at: Location, ours: Mapping[str, Any], batch_size: Any, theirs: Mapping[str, Any]
 ) -> None:
     """Refuse a store of another training.
 
@@ -784,34 +731,37 @@ def check_same_sweep(
       ValueError: saying the first thing that differs.
     """
 
-    def refuse(what: str) -> None:
-        raise ValueError(f"`store` {at.name} holds another sweep: {what}")
+    def check(now: Any, then: Any, what: str) -> None:
+        if now != then:
+            raise ValueError(f"`store` {at.name} holds another sweep: {what}")
 
-    if sorted(ours["axes"]) != sorted(theirs["axes"]):
-        refuse(
-            f"its axes are {', '.join(theirs['axes'])}, this one's "
-            f"{', '.join(ours['axes'])}"
-        )
-    if ours["stepped"] != theirs["stepped"]:
-        refuse("one of the two is a `Training` of steps")
+    names = [", ".join(each["axes"]) for each in (theirs, ours)]
+    what = "its axes are {}, this one's {}".format(*names)
+    check(sorted(ours["axes"]), sorted(theirs["axes"]), what)
+    what = "one of the two is a `Training` of steps"
+    check(ours["stepped"], theirs["stepped"], what)
     for name, kind in ours["axes"].items():
-        if kind != theirs["axes"][name]:
-            refuse(f"its {name} is {theirs['axes'][name]}, this one's {kind}")
+        then = theirs["axes"][name]
+        check(kind, then, f"its {name} is {then}, this one's {kind}")
     for name, now in ours["versions"].items():
         then = theirs["versions"].get(name)
-        if now != then:
-            refuse(
-                f"it was computed with {name} {then}, this one is with {now}, "
-                "so the bits may differ; `load_sweep` reads it"
-            )
+        what = (
+            f"it was computed with {name} {then}, this one is with {now}, so the bits "
+            "may differ; `load_sweep` reads it"
+        )
+        check(now, then, what)
     for name in theirs["outputs"] | ours["outputs"]:
         now, then = (x["outputs"].get(name, "missing") for x in (ours, theirs))
-        if now != then:
-            refuse(f"its output {name} is {then}, this one's {now}")
-    if batch_size not in ("auto", theirs["batch_size"]):
-        refuse(
-            f"its `batch_size` is {theirs['batch_size']!r}, this one's {batch_size!r}"
-        )
+        check(now, then, f"its output {name} is {then}, this one's {now}")
+    size = theirs["batch_size"]
+    now = size if batch_size == "auto" else batch_size
+    check(now, size, f"its `batch_size` is {size!r}, this one's {batch_size!r}")
+
+
+def _finished(rows: xr.Dataset, shapes: Shapes) -> xr.DataArray:
+    """Which members have all steps, or have ended before."""
+    ended = (rows["steps"] > 0) & shapes.ended(rows["diverged_at"])
+    return (rows["steps"] >= shapes.steps) | ended
 
 
 def _to_grid(
@@ -823,7 +773,7 @@ def _to_grid(
     if not np.array_equal(number, np.arange(rows.sizes["member"])):
         rows = rows.isel(member=number)
     diverged = (rows["diverged_at"] >= 0).any("output")
-    rows = rows.assign(diverged=diverged, finished=shapes.finished(rows))
+    rows = rows.assign(diverged=diverged, finished=_finished(rows, shapes))
     names = [*shapes.names, "diverged", "diverged_at", "finished"]
     names += ["steps"] if shapes.stepped else []
     return xr.Dataset(

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_rmsprop._validate import key_name, short_repr
-from jax_rmsprop.sweeps._identity import identify, without_key
+from jax_rmsprop.sweeps._identity import (
+    identify,
+    key_impl,
+    with_key,
+    without_key,
+)
 
 OutputSpecs = dict[str, jax.ShapeDtypeStruct]
 
@@ -75,20 +80,27 @@ class Training:
 class Traced:
     """A training of one member, as JAX sees it; a plain one has no carry and one step.
 
+    Random keys, in a carry or closed over, are the numbers in them outside of it.
+
     Attributes:
       init: the jaxpr from the numeric hyperparameters, by name in sorted order, to the
         leaves of the carry.
       step: from those leaves and the hyperparameters to the leaves and the outputs.
       carry: the structure of the carry.
+      impls: of each leaf the generator, if it is keys.
       outputs: the outputs' shapes and dtypes, by name.
-      consts: the arrays that both close over.
     """
 
     init: Any  # jax.extend.core.ClosedJaxpr, whose type JAX 0.12 does not export
     step: Any
     carry: Any
+    impls: list[Any]
     outputs: OutputSpecs
-    consts: list[Any]
+
+    @functools.cached_property
+    def consts(self) -> list[Any]:
+        """The arrays that both close over."""
+        return [without_key(x) for x in (*self.init.consts, *self.step.consts)]
 
     @property
     def carry_specs(self) -> list[Any]:
@@ -97,17 +109,19 @@ class Traced:
 
     def begin(self, consts: list[Any], *numbers: Any) -> list[Any]:
         """The first carry, as a function of the arrays, too."""
-        own = consts[: len(self.init.consts)]
-        closed = self.init.replace(consts=own)
-        return jax.extend.core.jaxpr_as_fun(closed)(*numbers)
+        return _with_consts(self.init, consts[: len(self.init.consts)])(*numbers)
 
     def advance(
         self, consts: list[Any], carry: list[Any], *numbers: Any
     ) -> tuple[list[Any], list[Any]]:
         """The next carry, and the outputs of a step."""
-        closed = self.step.replace(consts=consts[len(self.init.consts) :])
-        found = jax.extend.core.jaxpr_as_fun(closed)(*carry, *numbers)
+        step = _with_consts(self.step, consts[len(self.init.consts) :])
+        found = step(*carry, *numbers)
         return found[: len(carry)], found[len(carry) :]
+
+    def tree(self, carry: list[Any]) -> Any:
+        """The carry as the training has it."""
+        return jax.tree.unflatten(self.carry, map(with_key, carry, self.impls))
 
     @functools.cached_property
     def calls_back(self) -> bool:
@@ -123,6 +137,12 @@ class Traced:
             for inner in inner_jaxprs((self.init, self.step))
             for equation in inner.eqns
         )
+
+
+def _with_consts(closed: Any, consts: list[Any]) -> Callable[..., Any]:
+    """A jaxpr that closes over other arrays, which may be traced."""
+    own = list(map(with_key, consts, map(key_impl, closed.consts)))
+    return jax.extend.core.jaxpr_as_fun(closed.replace(consts=own))
 
 
 def trace(
@@ -142,48 +162,42 @@ def trace(
       RuntimeError: it raises an error of its own.
     """
     arguments = {name: jax.ShapeDtypeStruct((), numbers[name]) for name in numbers}
-    names: list[str] = []
-    trees: list[Any] = []
+    names, impls, structure = list[str](), list[Any](), jax.tree.structure(())
 
     def begin(numbers: Mapping[str, Any]) -> list[Any]:
+        nonlocal structure
         if not isinstance(train, Training):
             return []
         tree = _called("init", train.init, **python, **numbers)
         leaves, structure = jax.tree.flatten(tree)
-        trees.append(structure)
+        impls[:] = map(key_impl, leaves)
+        leaves = map(without_key, leaves)
         # Not weakly typed, as no step returns them.
         return [jax.lax.convert_element_type(x, jnp.result_type(x)) for x in leaves]
 
     def advance(carry: list[Any], numbers: Mapping[str, Any]) -> list[Any]:
         if isinstance(train, Training):
-            tree = jax.tree.unflatten(trees[0], carry)
-            found = _called("step", train.step, tree, **python, **numbers)
+            before = jax.tree.unflatten(structure, map(with_key, carry, impls))
+            found = _called("step", train.step, before, **python, **numbers)
             if not isinstance(found, tuple) or len(found) != 2:
                 raise TypeError(
                     "`step` must return the carry and the outputs, got "
                     f"{short_repr(found)}"
                 )
-            carry, tree = _same_carry(tree, found[0]), found[1]
+            carry = [without_key(x) for x in _same_carry(before, found[0])]
+            leaves = name_outputs(found[1], "step")
         else:
             tree = _called("train", train, **python, **numbers)
-        leaves = name_outputs(tree, "step" if trees else "train")
+            leaves = name_outputs(tree, "train")
         names[:] = leaves
         return [*carry, *leaves.values()]
 
     init: Any = jax.make_jaxpr(begin)(arguments)
     carry = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in init.out_avals]
     step: Any = jax.make_jaxpr(advance)(carry, arguments)
-    outputs = step.out_avals[len(carry) :]
-    return Traced(
-        init,
-        step,
-        trees[0] if trees else jax.tree.structure(()),
-        {
-            name: jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-            for name, aval in zip(names, outputs, strict=True)
-        },
-        [*init.consts, *step.consts],
-    )
+    outputs = zip(names, step.out_avals[len(carry) :], strict=True)
+    specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in outputs}
+    return Traced(init, step, structure, impls, specs)
 
 
 def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) -> Any:
