@@ -138,8 +138,8 @@ def test_a_convention_is_added_by_the_lines_that_are_shown():
     parts = re.split(r"(?m)^ +In `(\S+)`:$", page)[1:]
     seen = 0
     for file, text in zip(parts[::2], parts[1::2], strict=True):
-        for block in re.findall(r"(?ms)^   ```py\n(.*?)^   ```$", text):
-            assert re.sub(r"(?m)^   ", "", block) in (ROOT / file).read_text(), file
+        for diff in re.findall(r"(?ms)^   ```diff\n(.*?)^   ```$", text):
+            assert re.sub(r"(?m)^   \+", "", diff) in (ROOT / file).read_text(), file
             seen += 1
     assert seen == 5
 
