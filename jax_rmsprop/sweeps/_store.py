@@ -157,11 +157,11 @@ class ZarrStore:
             diverged_at.oindex[rows] = earlier(old, block)
             if block.carry is not None:
                 self._write_carry(group, row, block, block.carry)
-        except ValueError as error:
+            for name, column in self._members.columns.items():
+                group[name][first : first + new.sum()] = column[block.members[new]]
+            group["steps"].oindex[rows] = block.steps
+        except ValueError as error:  # what is to be written is in a damaged chunk
             raise self._damaged(group, row) from error
-        for name, column in self._members.columns.items():
-            group[name][first : first + new.sum()] = column[block.members[new]]
-        group["steps"].oindex[rows] = block.steps
         if new.any():
             publish(self.at)
 
