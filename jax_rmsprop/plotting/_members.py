@@ -276,5 +276,8 @@ def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
     if len(labels) > 7:  # those nearest to an even spacing
         even = np.linspace(0, 1, 6)
         shown = sorted({int(abs(heights - y).argmin()) for y in even})
-    marks = [(float(heights[i]), short(float(labels[i]))) for i in shown]
+    marks: list[tuple[float, str]] = []
+    for i in sorted(shown, key=lambda i: -abs(heights[i] - 0.5)):  # the ends first
+        if all(abs(heights[i] - y) > 0.04 for y, _ in marks):
+            marks.append((float(heights[i]), short(float(labels[i]))))
     return (scale(values) - low) / span, marks
