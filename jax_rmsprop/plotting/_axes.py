@@ -163,9 +163,13 @@ def heatmap(
     outline: dict[str, Any] = {"fill": False, "edgecolor": MARKED, "linewidth": 3}
     ax.add_patch(Rectangle(corner, 1, 1, label=label, zorder=3, **outline))
     for name, axis in ((x, ax.xaxis), (y, ax.yaxis)):
-        labels = [short(label) for label in cells[name].values]
-        shown = np.arange(0, len(labels), max(1, -(-len(labels) // 7)))
-        axis.set_ticks(shown + 0.5, [labels[i] for i in shown])
+        labels = np.array([short(label) for label in cells[name].values])
+        step = -(-len(labels) // 7)  # of each few the shortest ones
+        shown = min(
+            (np.arange(first, len(labels), step) for first in range(step)),
+            key=lambda ticks: len("".join(labels[ticks])) / len(ticks),
+        )
+        axis.set_ticks(shown + 0.5, labels[shown])
         axis.set_label_text(name)
     ax.set_title(f"{output} by {x} and {y}{_held_values(cells, rest)}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)

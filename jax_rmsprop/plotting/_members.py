@@ -77,8 +77,8 @@ def parallel_coordinates(
     best = int(np.ravel_multi_index(tuple(place.values()), mean.shape))
     names, values = [str(name) for name in mean.coords], mean.values.ravel()
     finite = np.isfinite(values)
-    columns = [_column(mean[n].broadcast_like(mean).values.ravel()) for n in names]
-    columns.append(_column(values))
+    every = [mean[name].broadcast_like(mean).values.ravel() for name in names]
+    columns = [_column(x, best) for x in [*every, values]]
     height = np.stack([heights for heights, _ in columns], axis=1)
     height[~finite, -1] = 1.1
     lines = np.stack([np.broadcast_to(range(len(columns)), height.shape), height], -1)
@@ -259,8 +259,13 @@ def _binned(x: np.ndarray, y: np.ndarray) -> float:
     return max(0.0, 1 - within / whole * (len(y) - 1) / (len(y) - used))
 
 
-def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Heights in [0, 1] along an upright axis, and where its labels stand."""
+def _column(
+    values: np.ndarray, best: int
+) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Heights in [0, 1] along an upright axis, and where its labels stand.
+
+    The best point's value has one, and the ends; others where there is room.
+    """
     if values.dtype.kind not in "iuf":
         texts = [str(value) for value in values]
         labels = list(dict.fromkeys(texts))
@@ -272,12 +277,11 @@ def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
     low, high = scale(labels[0]), scale(labels[-1])
     span = (high - low) or 1.0
     heights = (scale(labels) - low) / span
-    shown = range(len(labels))
-    if len(labels) > 7:  # those nearest to an even spacing
-        even = np.linspace(0, 1, 6)
-        shown = sorted({int(abs(heights - y).argmin()) for y in even})
-    marks: list[tuple[float, str]] = []
-    for i in sorted(shown, key=lambda i: -abs(heights[i] - 0.5)):  # the ends first
+    even = np.linspace(0, 1, min(len(labels), 6))
+    near = [int(abs(heights - y).argmin()) for y in even]
+    order = [int(np.searchsorted(labels, values[best])), 0, len(labels) - 1, *near]
+    marks = []
+    for i in order if len(labels) > 7 else [*order, *range(len(labels))]:
         if all(abs(heights[i] - y) > 0.04 for y, _ in marks):
             marks.append((float(heights[i]), short(float(labels[i]))))
     return (scale(values) - low) / span, marks
