@@ -18,14 +18,14 @@ learning rate. The random numbers, the dither, are
     dither = hash(element, seed, step // 32) * m^field + step * (golden ratio)    mod 1
 
 with one hash for all fields of an element and the parameter itself, whose multiples by
-m are independent of each other; nothing that has to be carried along, and the same in every run and on any number of
-devices. In time an element's dither is spread evenly (Weyl's sequence), so that what
-one rounding takes another soon gives back: in uint8, averages of noisy squares at
-gamma 0.9, 0.99 and 0.999 are off by 0.055, 0.116 and 0.156 of themselves on average,
-with independent random numbers by 0.070, 0.145 and 0.160. A sequence that never began
-anew would do better still where the gradients keep their size (0.054, 0.112, 0.133),
-but where they shrink it leaves the averages too low, by 4% if they halve every 1,400
-steps.
+m are independent of each other; nothing that has to be carried along, and the same in
+every run and on any number of devices. In time an element's dither is spread evenly
+(Weyl's sequence), so that what one rounding takes another soon gives back: in uint8,
+averages of noisy squares at gamma 0.9, 0.99 and 0.999 are off by 0.055, 0.116 and 0.156
+of themselves on average, with independent random numbers by 0.070, 0.145 and 0.160. A
+sequence that never began anew would do better still where the gradients keep their size
+(0.054, 0.112, 0.133), but where they shrink it leaves the averages too low, by 4% if
+they halve every 1,400 steps.
 """
 
 from jax_rmsprop.quantization._codecs import (
