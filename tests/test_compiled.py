@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import block
@@ -281,6 +281,42 @@ def test_leaves_of_one_shape_on_other_devices(kind, axis):
     for sent in collectives:
         assert in_main_memory(sent, 1) <= 2 * rows
     assert program.memory_analysis().temp_size_in_bytes < shape[0] * shape[1] / 8
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+def test_what_devices_send_of_a_state_that_is_spread_out(axis):
+    """ZeRO-1: each sums up its part of the gradients, and sends its new parameters.
+
+    In the parameters' two bytes, gradients too; no device rounds what others round.
+    """
+    mesh = Mesh(np.array(devices("H100")[:4]), "d", axis_types=(axis,))
+    everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("d"))
+    shape, optimizer = (4096, 8192), MAKES["half, uint8"]()
+    params = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=everywhere)
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=spread)
+    place = reshard if axis is AxisType.Explicit else jax.lax.with_sharding_constraint
+
+    def step(params, state, x):
+        g = jax.grad(lambda w: ((x @ w).astype(jnp.float32) ** 2).mean())(params)
+        updates, state = optimizer.update(place(g, spread), state, params)
+        return optax.apply_updates(params, updates), state
+
+    def placed(a):
+        where = spread if a.shape == shape else everywhere
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
+
+    state = jax.tree.map(placed, jax.eval_shape(optimizer.init, params))
+    shardings = jax.tree.map(lambda a: a.sharding, (params, state))
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
+        program = jitted.lower(params, state, x).compile()
+    sent = re.findall(
+        r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(",
+        program.as_text(),
+    )
+    large = [(types, name) for types, name in sent if "8192" in types]
+    assert [name for _, name in large] == ["reduce-scatter", "all-gather"]
+    assert not any("f32" in types for types, _ in large)
 
 
 # By the kernels a leaf that each may take. Leaves of one shape are merged; of 36 shapes

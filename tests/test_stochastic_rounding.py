@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import sklearn.datasets
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 
 from jax_rmsprop import rmsprop, sweep
@@ -451,6 +451,38 @@ def test_the_same_bits_on_any_number_of_devices(axis, spec):
         found = jax.jit(run)(jnp.int32(5), placed)
         assert found["w"].sharding.is_equivalent_to(placed["w"].sharding, 2)
     np.testing.assert_array_equal(found["w"], jax.jit(run)(jnp.int32(5), x)["w"])
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+def test_a_state_that_is_spread_out(axis):
+    """ZeRO-1: each device has all parameters, of the state a part; the same bits."""
+    mesh = mesh_of_four(axis)
+    optimizer = stochastic_rounding(quantize_state(rmsprop(1e-3), {"nu": uint8(0)}))
+
+    def train(x, state, spread):
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(spread(grads(x)), state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        return jax.lax.scan(step, (x, state), length=4)[0][0]
+
+    x = {"w": mixed()["w"]}
+    expected = jax.jit(train, static_argnums=2)(x, optimizer.init(x), lambda g: g)
+    with jax.set_mesh(mesh):
+        everywhere = NamedSharding(mesh, P())
+        x = jax.device_put(x, everywhere)
+        state = jax.tree.map(
+            lambda a: jax.device_put(a, P("d") if a.ndim == 2 else P()),
+            optimizer.init(x),
+        )
+        place = (
+            reshard if axis is AxisType.Explicit else jax.lax.with_sharding_constraint
+        )
+        for spread in (lambda g: g, lambda g: place(g, P("d"))):
+            jitted = jax.jit(train, static_argnums=2, out_shardings=everywhere)
+            found = jitted(x, state, spread)
+            chex.assert_trees_all_equal(jax.device_get(found), jax.device_get(expected))
 
 
 def test_in_shard_map_replicas_stay_the_same():

@@ -27,8 +27,8 @@ from jax_rmsprop.quantization._dither import (
 )
 from jax_rmsprop.quantization._largest import largest_codes
 from jax_rmsprop.quantization._round import (
+    bounded_sum,
     is_half,
-    moved,
     step_to,
     widen,
     widen_half,
@@ -337,7 +337,9 @@ def _encode_next(
     """The codes of a state, and the steps to the rounded parameters."""
     pairs = list(zip(parameters, steps, strict=True))
     sums = [
-        leaf if leaf.codec is None else dataclasses.replace(leaf, x=moved(leaf.x, step))
+        leaf
+        if leaf.codec is None
+        else dataclasses.replace(leaf, x=bounded_sum(leaf.x, step))
         for leaf, step in pairs
     ]
     codes = _encode([*leaves, *sums], bases, starts, count)

@@ -30,17 +30,28 @@ def widen_half(tree: Any) -> Any:
     return jax.tree.map(lambda x: widen(x) if is_half(x) else x, tree)
 
 
-def moved(x: jax.Array, step: jax.Array) -> jax.Array:
-    """The parameter after its step, in float32, no further than x's dtype goes."""
-    return clip(widen(x) + place_like(widen(step), x), jnp.finfo(x.dtype).max)
+def bounded_sum(x: jax.Array, step: jax.Array) -> jax.Array:
+    """The parameter and its step in float32, no further than x's dtype goes.
+
+    The sum is where the step is: if the optimizer's state is spread over devices that
+    each have the parameter, each rounds its own part.
+    """
+    return clip(_sum(x, step), jnp.finfo(x.dtype).max)
 
 
 def step_to(rounded: jax.Array, x: jax.Array, step: jax.Array) -> jax.Array:
-    """The step whose sum with x is what was rounded; as it was, if it is not finite.
+    """The step whose sum with x is the bounded one, rounded; infinite or NaN if it is.
 
     It is in float32, where the difference of two such numbers is exact, unless one is
     so much larger that the sum, rounded to x's dtype, is it again.
     """
-    step = place_like(widen(step), x)
-    finite = lax.is_finite(widen(x)) & lax.is_finite(step)
-    return jnp.where(finite, clip(rounded - widen(x), jnp.finfo("float32").max), step)
+    finite = lax.is_finite(place_like(x, step)) & lax.is_finite(step)
+    # What is sent where the parameter is has the parameter's few bits.
+    rounded = jnp.where(finite, rounded, _sum(x, step)).astype(x.dtype)
+    wide = widen(place_like(rounded, x))
+    largest = jnp.finfo(jnp.float32).max
+    return jnp.where(lax.is_finite(wide), clip(wide - widen(x), largest), wide)
+
+
+def _sum(x: jax.Array, step: jax.Array) -> jax.Array:
+    return widen(place_like(x, step)) + widen(step)
