@@ -135,7 +135,8 @@ def stochastic_rounding(
         x + u rounded up or down, by chances that make the mean x + u
 
     Rounded to the nearest it would stay where it is while u is below half the spacing
-    of such numbers, in bfloat16 some 256th of x. Other parameters are untouched.
+    of such numbers, in bfloat16 a 512th to a 256th of x. Other parameters are
+    untouched.
 
     Args:
       inner: any Optax transformation that ends in the step, with its learning rate. It
@@ -145,10 +146,11 @@ def stochastic_rounding(
     Returns:
       A transformation with a `QuantizedState`, whose `update` needs the parameters. For
       a parameter in half precision the update is in float32, and `optax.apply_updates`
-      of it gives the rounded number exactly, in the parameter's dtype. (Where XLA
+      of it gives the rounded number exactly, in the parameter's dtype, unless the step
+      exceeds both the parameter and 2^127: then a spacing may be missing. (Where XLA
       flushes subnormal numbers to 0, an update below 1.2e-38 is lost.) A sum of finite
-      numbers is finite: beyond the dtype's largest it counts as that. What is NaN or
-      infinite stays so.
+      numbers is finite: beyond the dtype's largest it counts as that. NaN and infinity
+      pass.
 
       Directly around `quantize_state`, or within it, with the same seed, the two are
       one transformation: the parameter and the fields are rounded by one hash.
