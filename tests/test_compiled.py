@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +318,42 @@ def test_what_devices_send_of_a_state_that_is_spread_out(axis):
     large = [(types, name) for types, name in sent if "8192" in types]
     assert [name for _, name in large] == ["reduce-scatter", "all-gather"]
     assert not any("f32" in types for types, _ in large)
+
+
+# The bytes a parameter that temporary arrays take, at most: of updates after all
+# gradients no fewer than of these.
+TEMPORARY = {"v5e:2x2": 0.01, "v6e:2x2": 0.01, "H100": 0.6}
+
+
+@pytest.mark.parametrize("kind", TEMPORARY)
+def test_gradients_that_are_never_all_there(kind):
+    """The page's own code: a layer is updated within the backward pass."""
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "barely_fits.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    names = {}
+    exec(blocks[1].partition("optimizers = ")[0], names)
+    exec(blocks[-1].partition("shape = ")[0], names)
+    where = NamedSharding(Mesh(np.array(devices(kind)[:1]), "d"), P())
+
+    def placed(tree):
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
+        )
+
+    shape = (names["layers"], 2048, 2048)
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    params = {"up": array(shape), "down": array(shape)}
+    init = names["make"]().init
+    found = {}
+    for name, its in (("at_once", init), ("layer_by_layer", jax.vmap(init))):
+        state = jax.eval_shape(its, params)
+        jitted = jax.jit(names[name], donate_argnums=(0, 1))
+        arguments = placed((params, state, array((256, 2048))))
+        program = jitted.lower(*arguments).compile()
+        temporary = program.memory_analysis().temp_size_in_bytes
+        found[name] = temporary / (2 * np.prod(shape))
+    assert found["layer_by_layer"] <= TEMPORARY[kind]
+    assert found["at_once"] >= 2
 
 
 # By the kernels a leaf that each may take. Leaves of one shape are merged; of 36 shapes
