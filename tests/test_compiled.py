@@ -330,8 +330,8 @@ def test_gradients_that_are_never_all_there(kind):
     """The page's own code: a layer is updated within the backward pass."""
     page = Path(__file__).parents[1] / "docs" / "how-to" / "barely_fits.md"
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
-    names = {}
-    exec(blocks[1].partition("optimizers = ")[0], names)
+    names = {"jax": jax}
+    exec(blocks[1].partition("bytes_moments = ")[0], names)
     exec(blocks[-1].partition("shape = ")[0], names)
     where = NamedSharding(Mesh(np.array(devices(kind)[:1]), "d"), P())
 
