@@ -10,7 +10,7 @@ MARKS ?= not slow and not exhaustive
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/examples  ## the main job: sweep gamma on handwritten digits, and draw it
+demo: .venv/examples  ## sweep gamma on handwritten digits, and draw the picture
 	$(BIN)/python examples/gamma_sweep.py
 
 test: .venv/ready  ## the tests; MARKS="not exhaustive" adds the slow ones, MARKS= all
@@ -44,14 +44,19 @@ mutants: .venv/ready  ## change the code, one operator at a time: which test not
 bench: .venv/ready  ## ratios to the alternatives, in one run
 	$(BIN)/python -m benchmarks
 
-pictures: .venv/ready  ## draw what README and explanations show; look at it
-	$(BIN)/python examples/gamma_sweep.py --output docs/images/gamma_sweep.png
+pictures: .venv/ready  ## draw the pictures of README and the pages; check them by eye
 	$(BIN)/python docs/gallery.py
 
 docs: .venv-docs/ready  ## the site, in docs/_build/html; a warning is an error
 	rm -rf docs/_build
 	.venv-docs/bin/sphinx-build -W --keep-going -q -b html $(SPHINXOPTS) docs docs/_build/html
 	.venv-docs/bin/pytest -q docs/test_site.py $(SITE_TESTS)
+
+inventories:  ## fetch what links to JAX, Optax and xarray need, into docs/inventories
+	mkdir -p docs/inventories
+	curl -fsSL https://docs.jax.dev/en/latest/objects.inv -o docs/inventories/jax.inv
+	curl -fsSL https://optax.readthedocs.io/en/latest/objects.inv -o docs/inventories/optax.inv
+	curl -fsSL https://docs.xarray.dev/en/stable/objects.inv -o docs/inventories/xarray.inv
 
 frameworks: .venv/frameworks  ## the libraries that the tests then compare with, 3 GB
 
@@ -147,4 +152,4 @@ install = $$(test -x $(1)/bin/uv && echo "$(1)/bin/uv pip install --python $(1)/
 	touch $@
 
 .PHONY: help demo test check format lint coverage mutants bench pictures docs frameworks \
-  test-lowest test-newest types-newest types-lowest accelerators package clean
+  test-lowest test-newest types-newest types-lowest accelerators package clean inventories

@@ -1,5 +1,6 @@
 """How the site is built: `make docs`, where a warning is an error."""
 
+import importlib
 import inspect
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
 from docutils.nodes import SkipNode as _SKIP
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -31,15 +33,31 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.linkcode",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "**/sg_execution_times.rst", "sg_execution_times.rst"]
 default_role = "py:obj"  # a name in backticks is a link where it has a page
 
+# Lists of what others' pages describe, fetched by `make inventories` and kept here, so
+# that a build asks nobody.
+INVENTORIES = {
+    "jax": "https://docs.jax.dev/en/latest/",
+    "optax": "https://optax.readthedocs.io/en/latest/",
+    "xarray": "https://docs.xarray.dev/en/stable/",
+}
+intersphinx_mapping = {
+    name: (address, str(path))
+    for name, address in INVENTORIES.items()
+    if (path := ROOT / "docs" / "inventories" / f"{name}.inv").exists()
+}
+
 html_theme = "furo"
+html_theme_options = {"source_edit_link": "docs/{filename}"}  # completed by `edit_link`
 html_title = f"jax_rmsprop {version}"
 html_baseurl = PROJECT["urls"]["Documentation"]
 html_favicon = "_static/icon.svg"
@@ -53,6 +71,7 @@ copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 72
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -67,6 +86,8 @@ sphinx_gallery_conf = {
     "reset_argv": "gallery.arguments",
     "reset_modules": (),  # matplotlib's style is `common`'s, which is imported once
     "download_all_examples": False,
+    "ignore_pattern": gallery.not_shown(),
+    "image_srcset": ["2x"],
     "remove_config_comments": True,
     "show_signature": False,
 }
@@ -123,8 +144,86 @@ def _mathml(node, inline):
     return drawn.replace("<mtable", '<mtable displaystyle="true"')
 
 
+def edit_link(app, page, template, context, doctree):
+    """Where a page is edited: a tutorial is an example, a docstring is not a page."""
+    edit = f"{PROJECT['urls']['Source']}/edit/main/"
+    folder, _, name = page.rpartition("/")
+    if folder == "tutorials" and name != "index":
+        context["theme_source_edit_link"] = f"{edit}examples/{name}.py"
+    elif (ROOT / "docs" / f"{page}.md").exists():
+        context["theme_source_edit_link"] = f"{edit}docs/{page}.md"
+    else:
+        context["theme_source_edit_link"] = None
+
+
+MODULES = "conventions", "migrate", "plotting", "quantization"
+# What a text calls each public name: `rmsprop`, `conventions.pytorch`, `heatmap`. Of a
+# convention only the table of them says less, since a library is called `keras`, too.
+PAGE_OF = {name: f"jax_rmsprop.{name}" for name in jax_rmsprop.__all__}
+for _module in MODULES:
+    for _name in importlib.import_module(f"jax_rmsprop.{_module}").__all__:
+        PAGE_OF[f"{_module}.{_name}"] = f"jax_rmsprop.{_module}.{_name}"
+        if _module != "conventions":
+            PAGE_OF[_name] = f"jax_rmsprop.{_module}.{_name}"
+
+
+def link_names(app, doctree, page):
+    """Make a link of each public name in backticks."""
+    for node in list(doctree.findall(nodes.literal)):
+        inside = nodes.reference, nodes.title
+        if isinstance(node.parent, inside) or isinstance(node.parent.parent, inside):
+            continue
+        name = node.astext().split("(")[0].removeprefix("jax_rmsprop.")
+        if page == "reference/conventions":
+            name = f"conventions.{name}" if f"conventions.{name}" in PAGE_OF else name
+        target = f"reference/generated/{PAGE_OF.get(name)}"
+        if target not in app.env.found_docs or target == page:
+            continue
+        address = app.builder.get_relative_uri(page, target)
+        link = nodes.reference("", "", internal=True, refuri=address)
+        node.replace_self(link)
+        link += node
+
+
+def mark_differences(app, doctree, page):
+    """In the table of conventions, mark what is not as in the textbook."""
+    if page != "reference/conventions":
+        return
+    rows = [list(row) for row in doctree.findall(nodes.row)][1:]
+    textbook = next(row for row in rows if row[0].astext() == "d2l")
+    for row in rows:
+        for cell, plain in list(zip(row, textbook, strict=True))[2:]:
+            # Of eps what counts is its side of the root.
+            said, usual = (x.astext().partition("(")[0] for x in (cell, plain))
+            value = re.compile(r"^\S+ ")
+            side = [t.partition(", ")[2] or value.sub("", t) for t in (said, usual)]
+            if side[0].strip() != side[1].strip():
+                cell["classes"].append("differs")
+
+
+def write_for_machines(app, exception):
+    """Each page as Markdown beside it, and their list in llms.txt."""
+    if exception or app.builder.name != "html":
+        return
+    lines = [f"# jax_rmsprop\n\n> {PROJECT['description']}\n"]
+    for page in sorted(app.env.found_docs):
+        source = ROOT / "docs" / f"{page}.md"
+        if not source.exists():
+            continue
+        target = Path(app.outdir, f"{page}.md")
+        target.write_text(re.sub(r"(?s)^---\n.*?---\n", "", source.read_text()))
+        title = app.env.titles[page].astext()
+        lines.append(f"- [{title}]({html_baseurl}{page}.md)")
+    Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n")
+
+
 def setup(app):
-    """Equations, links and notebooks."""
+    """Equations, links, notebooks, and pages for machines."""
     app.add_html_math_renderer("mathml", (math, None), (display_math, None))
     app.connect("autodoc-process-docstring", as_rst, priority=400)
     app.connect("builder-inited", gallery.complete_notebooks, priority=900)
+    app.connect("builder-inited", gallery.group_cards, priority=900)
+    app.connect("doctree-resolved", mark_differences)
+    app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", edit_link)
+    app.connect("build-finished", write_for_machines)

@@ -9,24 +9,36 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WRITTEN = EXAMPLES / "gallery.png"  # not tracked
 
-# In the order of the site, with what each needs beside the package.
-TUTORIALS = {
-    "textbook": (),
-    "flax_network": ("flax",),
-    "equinox_network": ("equinox",),
-    "port_from_pytorch": ("torch",),
-    "eps_and_the_loss": (),
-    "what_goes_wrong": (),
-    "reading_a_sweep": (),
-    "gamma_sweep": (),
-    "successive_halving": (),
-    "population_based_training": (),
-    "low_precision_state": (),
-    "dqn": ("gymnax",),
-    "sweep_on_a_cluster": ("distributed",),
-    "sweep_many_hosts": None,  # two commands, each of which waits for the other
-    "common": None,
+# The groups of the site and their order, each tutorial with what it needs beside the
+# package; None for a script that waits for another process.
+GROUPS = {
+    "Start here": {"textbook": (), "what_goes_wrong": (), "does_it_converge": ()},
+    "Train": {
+        "flax_network": ("flax",),
+        "equinox_network": ("equinox",),
+        "port_from_pytorch": ("torch",),
+        "eps_and_the_loss": (),
+        "low_precision_state": (),
+        "dqn": ("gymnax",),
+    },
+    "Sweep": {
+        "gamma_sweep": (),
+        "reading_a_sweep": (),
+        "successive_halving": (),
+        "population_based_training": (),
+    },
+    "Sweep on many machines": {
+        "sweep_on_a_cluster": ("distributed",),
+        "sweep_many_hosts": None,
+    },
 }
+TUTORIALS = {name: needs for group in GROUPS.values() for name, needs in group.items()}
+
+
+def not_shown():
+    """A pattern of the files that are no tutorials."""
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - set(TUTORIALS)
+    return rf"/({'|'.join(sorted(names))})\.py$"
 
 
 def to_run():
@@ -62,6 +74,30 @@ def picture(block, variables, conf):
     return figure_rst([path], conf["src_dir"], doc.splitlines()[0])
 
 
+def group_cards(app):
+    """Write the tutorials' start page: a card for each, in groups."""
+    folder = Path(app.srcdir, "tutorials")
+    if not folder.exists():
+        return
+    lines = [(EXAMPLES / "GALLERY_HEADER.rst").read_text()]
+    lines += [
+        ".. toctree::",
+        "   :hidden:",
+        "",
+        *(f"   {name}" for name in TUTORIALS),
+        "",
+    ]
+    for title, names in GROUPS.items():
+        lines += [title, "-" * len(title), "", ".. grid:: 1 2 3 3", ""]
+        for name in names:
+            text = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text()))
+            card = f".. grid-item-card:: {text.splitlines()[0]}"
+            picture = f"images/thumb/sphx_glr_{name}_thumb.png"
+            lines += [f"   {card}", f"      :link: {name}", "      :link-type: doc"]
+            lines += [f"      :img-bottom: {picture}", f"      :img-alt: {name}", ""]
+    (folder / "index.rst").write_text("\n".join(lines) + "\n")
+
+
 def complete_notebooks(app):
     """Give notebooks what a fresh machine lacks: the package, and their neighbours."""
     for path in Path(app.srcdir, "tutorials").glob("*.ipynb"):
@@ -92,8 +128,9 @@ def _neighbours(text):
             yield from _neighbours(neighbour.read_text())
 
 
-def draw_explanations():
-    """Draw the pictures that the explanations share with their tutorial."""
+def draw_pictures():
+    """Draw what the pages show beside their text, into docs/images."""
+    import os
     import runpy
     import sys
 
@@ -102,13 +139,28 @@ def draw_explanations():
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    images = Path(__file__).parent / "images"
     sys.path.insert(0, str(EXAMPLES))
+    importlib.import_module("common")  # how pictures look
+    os.chdir(images)
     runpy.run_path(str(EXAMPLES / "what_goes_wrong.py"))
     for number, name in enumerate(("variance", "rounding", "bounded", "eps"), 1):
-        path = Path(__file__).parent / "images" / f"{name}.png"
-        plt.figure(number).savefig(path, dpi=100)
-        print(f"picture: {path}")
+        plt.figure(number).savefig(f"{name}.png", dpi=200)
+    # A page that saves a picture draws it itself.
+    for page in images.parent.glob("*/*.md"):
+        blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", page.read_text())
+        if any(".savefig(" in block for block in blocks):
+            exec("\n".join(blocks), {"__name__": "__main__"})
+    plt.close("all")
+    curves = runpy.run_path(str(EXAMPLES / "gamma_sweep.py"))["curves"]
+    from jax_rmsprop import plotting
+
+    for shade, style in (("light", "default"), ("dark", "dark_background")):
+        with plt.style.context(style):
+            figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+            plotting.heatmap(curves, ax=ax)
+            figure.savefig(f"heatmap-{shade}.png", dpi=200, transparent=True)
 
 
 if __name__ == "__main__":
-    draw_explanations()
+    draw_pictures()

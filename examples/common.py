@@ -6,6 +6,7 @@ Real data, the network that they train, and how their pictures look.
 """
 
 import argparse
+import functools
 import gzip
 import math
 import os
@@ -20,6 +21,8 @@ import numpy as np
 import optax
 import pooch
 import sklearn.datasets
+
+from jax_rmsprop import rmsprop
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -228,3 +231,79 @@ def regression(seed, data, optimizer, epochs=EPOCHS):
     carry = params, optimizer.init(params)
     _, losses = jax.lax.scan(epoch, carry, jnp.stack(keys))
     return jnp.concatenate([squared_loss(params, data)[None], losses.ravel()])
+
+
+# The main job, for the examples that train it in other ways.
+
+
+class Problem(NamedTuple):
+    """What to train on what."""
+
+    title: str
+    train: object
+    test: object
+    init: object
+    loss: object
+    batch: int
+    epochs: int
+    judge: str
+    unit: str
+
+
+def problem(data):
+    """The problem of that name."""
+    if data == "airfoil":
+        train = airfoil()
+        init = functools.partial(linear, inputs=train.x.shape[1])
+        return Problem(
+            "airfoil noise, linear regression",
+            train,
+            train,
+            init,
+            squared_loss,
+            10,
+            5,
+            "final loss",
+            "half the mean square",
+        )
+    train, test = digits()
+    init = functools.partial(network, inputs=train.x.shape[1])
+    return Problem(
+        "handwritten digits, one hidden layer",
+        train,
+        test,
+        init,
+        cross_entropy,
+        30,
+        20,
+        "test loss",
+        "nats per example",
+    )
+
+
+def training(problem):
+    """A training as a function of what is swept."""
+
+    def train(gamma, learning_rate, seed):
+        optimizer = rmsprop(learning_rate, gamma)
+        step = train_step(problem.loss, optimizer)
+        key = jax.random.key(seed)
+
+        def epoch(carry, number):
+            shuffled = batches(
+                jax.random.fold_in(key, number), problem.train, problem.batch
+            )
+            carry, losses = jax.lax.scan(step, carry, shuffled)
+            return carry, losses.mean()
+
+        params = problem.init(key)
+        (params, _), losses = jax.lax.scan(
+            epoch, (params, optimizer.init(params)), jnp.arange(problem.epochs)
+        )
+        found = {"train_loss": losses, "loss": problem.loss(params, problem.test)}
+        if problem.loss is cross_entropy:
+            right = logits(params, problem.test.x).argmax(-1) == problem.test.y
+            found["accuracy"] = right.mean()
+        return found
+
+    return train

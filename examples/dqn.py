@@ -1,14 +1,17 @@
 """
-Which RMSProp learns to balance a pole?
-=======================================
+DQN: which RMSProp learns to balance a pole?
+============================================
+
+Dopamine's recipe, ``dopamine_dqn``, at a rate of 1e-3. Nature's own, on the loss that
+most code has, a mean over the batch, hardly learns.
 
 The papers and codes of deep Q-learning all say "RMSProp" and mean different optimizers.
-Each trains the same agent here, at three learning rates and with five seeds. A training
-is a loop of environment, replay memory and network, compiled 1,000 steps at a time, and
-all of them are one ``sweep`` that one sees learn, stops and goes on with. A recipe
-comes with the loss it was made for: Nature's is the sum over a batch, whose gradient is
-32 times the mean's, and its eps belongs to that. On a mean the same eps is 32² times as
-large beside the squared gradient, and decides the steps.
+Each of them trains the same agent here, at three learning rates and with five seeds. A
+training is a loop of environment, replay memory and network, compiled 1,000 steps at a
+time. All of them are one ``sweep``, to be watched, interrupted and resumed. A recipe
+comes with the loss it was made for: Nature's is the sum over a batch, whose
+gradient is 32 times the mean's, and its eps belongs to that. On a mean the same eps is
+32² times too large.
 
 The environment is CartPole-v1 of gymnax, where an episode lasts at most 500 steps. The
 agent gets nothing while the pole stands and -1 when it falls, as in `the paper that
@@ -183,7 +186,7 @@ def draw(lengths):
         ylabel="episode length, mean of 5 seeds",
         title="each recipe at its own learning rate",
     )
-    left.legend(fontsize=9)
+    left.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=2)
     last = lengths[..., -len(thousands) // 10 :].mean(lengths.dims[-1])
     cells = last.mean("seed").transpose("recipe", "learning_rate").values
     image = right.imshow(cells, aspect="auto", cmap="viridis", vmin=0)

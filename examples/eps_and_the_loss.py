@@ -1,77 +1,111 @@
 """
-Does eps fit the loss?
-======================
+Does eps fit the loss? Sum or mean
+==================================
 
-The same recipe on a loss that is summed, and on one that is averaged.
-
-DQN's eps of 0.01 inside the root belongs to the gradient of a sum over 32 examples. Of
-their mean a gradient is 32 times smaller and its square 1,024 times: with the same eps
-it is no longer the average that decides a step.
+DQN's eps of 0.01 belongs to the gradient of a *sum* over 32 examples. Take the mean, as
+most code does, and the same recipe fails. Here it is trained both ways, and
+``diagnose`` shows why.
 """
+
+# %%
+# The gradient of a mean of 32 losses is 32 times smaller than that of their sum, and
+# its square 1,024 times. RMSProp divides that away, but eps is compared with the
+# square. So it has to be 1,024 times smaller as well: ``dqn_zoo`` is ``nature_dqn``
+# with such an eps.
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 import optax
-from common import arguments, batches, cross_entropy, digits, network, save
+import sklearn.datasets
 
 from jax_rmsprop import conventions, diagnose, plotting
 
-BATCH, EPOCHS, RATE = 32, 10, 1e-3
-# The loss's name, what a batch's mean is multiplied by, the recipe and its eps.
-CASES = (
-    ("sum, eps 0.01", BATCH, conventions.nature_dqn, 0.01),
-    ("mean, eps 0.01", 1, conventions.nature_dqn, 0.01),
-    ("mean, eps 0.01/32²", 1, conventions.dqn_zoo, 0.01 / BATCH**2),
+x, y = sklearn.datasets.load_digits(return_X_y=True)
+order = np.random.default_rng(0).permutation(len(x))
+x, y = jnp.asarray(x[order] / 16, "float32"), jnp.asarray(y[order], "int32")
+TEST = jnp.arange(1500, len(x))
+
+
+def network(key):
+    """The parameters: 64 inputs, 32 hidden units, 10 outputs."""
+    first, second = jax.random.split(key)
+    w1 = jax.random.normal(first, (64, 32)) * (2 / 64) ** 0.5
+    w2 = jax.random.normal(second, (32, 10)) * (1 / 32) ** 0.5
+    return {"w1": w1, "b1": jnp.zeros(32), "w2": w2, "b2": jnp.zeros(10)}
+
+
+def logits(p, rows):
+    """The network's outputs for these rows of the data."""
+    return jax.nn.relu(x[rows] @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+
+
+def cross_entropy(p, rows):
+    """The loss of each example, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits(p, rows), y[rows])
+
+
+# %%
+# A training with a loss that is a sum or a mean. Beside the loss it returns what
+# ``diagnose`` finds at each step: for which share of the parameters eps outweighs the
+# average, and how long the longest step is.
+
+
+def train(optimizer, reduce):
+    """The mean loss and the diagnosis of each step; the accuracy at the end."""
+
+    def step(carry, rows):
+        p, state = carry
+        g = jax.grad(lambda p: reduce(cross_entropy(p, rows)))(p)
+        updates, state = optimizer.update(g, state, p)
+        found = cross_entropy(p, rows).mean(), diagnose(optimizer, state, g)
+        return (optax.apply_updates(p, updates), state), found
+
+    keys = jax.random.split(jax.random.key(1), 10)
+    rows = [jax.random.permutation(key, 1500)[:1472] for key in keys]
+    p = network(jax.random.key(0))
+    rows = jnp.concatenate(rows).reshape(-1, 32)
+    (p, _), found = jax.lax.scan(step, (p, optimizer.init(p)), rows)
+    return *found, (logits(p, TEST).argmax(-1) == y[TEST]).mean()
+
+
+cases = {
+    "sum, eps 0.01": (conventions.nature_dqn(1e-3), jnp.sum),
+    "mean, eps 0.01": (conventions.nature_dqn(1e-3), jnp.mean),
+    "mean, eps 0.01/32²": (conventions.dqn_zoo(1e-3), jnp.mean),
+}
+results = {}
+print("loss of a batch, eps   loss at the end   accuracy   eps decides")
+for name, (optimizer, reduce) in cases.items():
+    losses, found, right = jax.jit(train, static_argnums=(0, 1))(optimizer, reduce)
+    share, end = found.eps_share[-100:].mean(), losses[-100:].mean()
+    print(f"{name:21}  {end:15.4f}  {right:9.1%}  {share:10.0%}")
+    results[name] = found, right
+
+# %%
+# On the mean with the sum's eps, eps decides every step of every parameter: the
+# optimizer is gradient descent with a small learning rate. The first and the last row
+# are the same steps to the digit.
+
+figure, axes = plt.subplots(
+    3, 3, figsize=(11, 6.4), sharex=True, sharey="row", layout="constrained"
 )
+for i, (name, (found, right)) in enumerate(results.items()):
+    plotting.diagnosis(found, axes[:, i])
+    axes[0, i].set_title(f"{name}: {right:.1%} right", fontsize=11)
+    for ax in axes[:, i] if i else ():
+        ax.set_ylabel("")
+        if ax.get_legend():
+            ax.get_legend().remove()
+plt.show()
 
-
-def training(scale, recipe, eps, seed=0):
-    """The loss of each step and its diagnosis, and the accuracy at the end."""
-    train, test = digits()
-    optimizer = recipe(RATE)
-    params = network(jax.random.key(seed), train.x.shape[1])
-
-    def step(carry, batch):
-        params, state = carry
-        loss, g = jax.value_and_grad(lambda p: scale * cross_entropy(p, batch))(params)
-        updates, state = optimizer.update(g, state, params)
-        found = diagnose(optimizer, state, g)
-        return (optax.apply_updates(params, updates), state), (loss / scale, found)
-
-    def epoch(carry, key):
-        return jax.lax.scan(step, carry, batches(key, train, BATCH))
-
-    keys = jax.random.split(jax.random.key(seed + 1), EPOCHS)
-    carry = params, optimizer.init(params)
-    (params, _), found = jax.lax.scan(epoch, carry, keys)
-    losses, found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-    x = jax.nn.relu(test.x @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
-    return losses, found, jnp.mean(x.argmax(-1) == test.y)
-
-
-def main():
-    """Train with each, print where they end, and draw what decided their steps."""
-    options = arguments(__doc__, "eps_and_the_loss.png").parse_args()
-    figure, axes = plt.subplots(
-        3, len(CASES), figsize=(11, 6.4), sharex=True, sharey="row"
-    )
-    print("loss of a batch, eps   loss at the end   accuracy   eps decides")
-    for i, (name, scale, recipe, eps) in enumerate(CASES):
-        losses, found, accuracy = jax.jit(training, static_argnums=(0, 1, 2))(
-            scale, recipe, eps
-        )
-        share = 100 * found.eps_share[-100:].mean()
-        end = losses[-100:].mean()
-        print(f"{name:21}  {end:15.4f}  {100 * accuracy:8.1f}%  {share:10.0f}%")
-        plotting.diagnosis(found, axes[:, i])
-        axes[0, i].set_title(f"{name}: {100 * accuracy:.1f}% right", fontsize=11)
-        for ax in axes[:, i] if i else ():
-            ax.set_ylabel("")
-            if ax.get_legend():
-                ax.get_legend().remove()
-    save(figure, options.output)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# What to do with your own training
+# ---------------------------------
+#
+# - Call ``diagnose`` every hundred steps or so. If eps decides for nearly all
+#   parameters, it is too large for your loss.
+# - Copying a recipe, look whether its loss is a sum or a mean: :doc:`/how-to/dqn` has
+#   both.
+# - :doc:`An agent <dqn>` that balances a pole fails for the same reason.

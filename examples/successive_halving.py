@@ -1,99 +1,149 @@
 """
-Stop what is hopeless: successive halving
-=========================================
+Early stopping: successive halving
+==================================
 
-Stop what is hopeless: ``successive_halving`` of the main job's grid.
-
-All points train for a tenth of the epochs, the best third of them go on to a third of
-the epochs, the best ninth to the end. A rung continues where the one before has ended,
-so together they take a quarter of the whole grid's steps.
+Most points of a grid are hopeless, and a few epochs show it. ``successive_halving``
+trains all of them a little, the best third longer, and the best ninth to the end. It
+finds the grid's best point with a quarter of its steps.
 
 Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943, 2016
 """
 
+# %%
+# A training that can be continued
+# --------------------------------
+#
+# A ``Training`` has an ``init``, which makes what the training carries from step to
+# step, and a ``step``. Here a step is an epoch, and the carry holds a random key, the
+# parameters and the optimizer's state. The network is that of :doc:`gamma_sweep`.
+
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from common import arguments, batches, save, train_step
-from gamma_sweep import GRID, problem
+import optax
+import sklearn.datasets
 
-from jax_rmsprop import Training, rmsprop, successive_halving, summary, sweep
+from jax_rmsprop import (
+    Training,
+    log_one_minus,
+    rmsprop,
+    successive_halving,
+    summary,
+    sweep,
+)
 
+x, y = sklearn.datasets.load_digits(return_X_y=True)
+order = np.random.default_rng(0).permutation(len(x))
+x, y = jnp.asarray(x[order] / 16, "float32"), jnp.asarray(y[order], "int32")
+TEST = jnp.arange(1500, len(x))
+
+
+def cross_entropy(p, rows):
+    """The mean loss, in nats per example."""
+    logits = jax.nn.relu(x[rows] @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+
+def init(gamma, learning_rate, seed):
+    """A network that knows nothing."""
+    key = jax.random.key(seed)
+    first, second = jax.random.split(key)
+    w1 = jax.random.normal(first, (64 * 32,)).reshape(64, 32) * (2 / 64) ** 0.5
+    w2 = jax.random.normal(second, (32 * 10,)).reshape(32, 10) * (1 / 32) ** 0.5
+    p = {"w1": w1, "b1": jnp.zeros(32), "w2": w2, "b2": jnp.zeros(10)}
+    return key, p, rmsprop(learning_rate, gamma).init(p)
+
+
+def epoch(carry, gamma, learning_rate, seed):
+    """Fifty batches of 30, and the test loss after them."""
+    key, p, state = carry
+    key, shuffle = jax.random.split(key)
+    optimizer = rmsprop(learning_rate, gamma)
+
+    def step(carry, rows):
+        p, state = carry
+        updates, state = optimizer.update(jax.grad(cross_entropy)(p, rows), state, p)
+        return (optax.apply_updates(p, updates), state), None
+
+    rows = jax.random.permutation(shuffle, 1500).reshape(50, 30)
+    (p, state), _ = jax.lax.scan(step, (p, state), rows)
+    return (key, p, state), {"loss": cross_entropy(p, TEST)}
+
+
+# %%
+# Halving
+# -------
+#
+# 119 points with three seeds each: two epochs for all, seven for the best 40, twenty
+# for the best 14. A rung continues from where the one before ended. The seeds of a
+# point stay together, and their mean decides.
+
+GRID = {
+    "gamma": log_one_minus(0, 0.9999, 17),
+    "learning_rate": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
+    "seed": range(3),
+}
 RUNGS = (2, 7, 20)
+training = Training(init, epoch)
+found = successive_halving(training, GRID, steps=RUNGS)
+spent = int(found.steps.sum())
+print(summary(found))
 
+# %%
+# Was it right?
+# -------------
+#
+# To compare, the whole grid for all epochs.
 
-def training(problem):
-    """A training whose step is an epoch."""
+whole = sweep(training, GRID, steps=RUNGS[-1])
+share = spent / (RUNGS[-1] * whole.finished.size)
+print(f"{share:.0%} of the grid's steps")
+for name, curves in (("halving", found), ("the grid", whole)):
+    best = summary(curves)
+    print(
+        f"{name}: loss {best.value:.4f} ({best.low:.4f} to {best.high:.4f} over "
+        f"{best.seeds} seeds) at gamma {best.best['gamma']:.6g}, learning rate "
+        f"{best.best['learning_rate']:g}"
+    )
 
-    def init(gamma, learning_rate, seed):
-        key = jax.random.key(seed)
-        params = problem.init(key)
-        return key, params, rmsprop(learning_rate, gamma).init(params)
+# %%
+# It was. What two epochs rule out are rates that are far too small or too large; they
+# do not have to tell good points from each other.
 
-    def step(carry, gamma, learning_rate, seed):
-        key, params, state = carry
-        key, shuffle = jax.random.split(key)
-        update = train_step(problem.loss, rmsprop(learning_rate, gamma))
-        data = batches(shuffle, problem.train, problem.batch)
-        (params, state), _ = jax.lax.scan(update, (params, state), data)
-        return (key, params, state), {"loss": problem.loss(params, problem.test)}
+figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
+rung = found.rung.max("seed")
+points = np.meshgrid(1 - found.gamma, found.learning_rate, indexing="ij")
+for number, (epochs, size) in enumerate(zip(RUNGS, (15, 70, 220), strict=True)):
+    loss = found.loss.isel(step=epochs - 1).mean("seed", skipna=False)
+    here = (rung == number).values & np.isfinite(loss.values)
+    dots = ax.scatter(
+        *(values[here] for values in points),
+        c=loss.values[here],
+        s=size,
+        norm="log",
+        vmin=float(found.loss.min()),
+        vmax=2.5,
+        cmap="viridis_r",
+        edgecolors="white",
+        label=f"{int((rung == number).sum())} points for {epochs} epochs",
+    )
+ax.set(xscale="log", yscale="log", xlabel="gamma", ylabel="learning rate")
+ticks = [0, 0.9, 0.99, 0.999, 0.9999]
+ax.set_xticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+ax.set_xticks([], minor=True)
+ax.invert_xaxis()
+ax.set_title(f"{share:.0%} of the steps of the whole grid")
+figure.colorbar(dots, label="test loss (nats per example), mean of the seeds")
+figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+plt.show()
 
-    return Training(init, step)
-
-
-def main():
-    """Halve, and compare with the whole grid."""
-    parser = arguments(__doc__, "successive_halving.png")
-    parser.add_argument("--store", help="a folder to go on from, and to keep it in")
-    options = parser.parse_args()
-    chosen = training(problem("digits"))
-
-    found = successive_halving(chosen, GRID, steps=RUNGS, store=options.store)
-    spent = int(found.steps.sum())
-    # In the same store the grid goes on from where the rungs have ended.
-    whole = sweep(chosen, GRID, steps=RUNGS[-1], store=options.store)
-    share = spent / (RUNGS[-1] * whole.finished.size)
-    print(f"\n{share:.0%} of the grid's steps")
-    for name, curves in (("halving", found), ("the grid", whole)):
-        best = summary(curves)
-        print(
-            f"{name}: loss {best.value:.4f} ({best.low:.4f} to {best.high:.4f} over "
-            f"{best.seeds} seeds) at gamma {best.best['gamma']:.6g}, learning rate "
-            f"{best.best['learning_rate']:g}"
-        )
-    save(draw(found, share), options.output)
-
-
-def draw(found, share):
-    """Each point as large as it came far."""
-    figure, ax = plt.subplots(figsize=(7, 5))
-    rung = found.rung.max("seed")
-    x, y = np.meshgrid(1 - found.gamma, found.learning_rate, indexing="ij")
-    for number, (epochs, size) in enumerate(zip(RUNGS, (15, 70, 220), strict=True)):
-        loss = found.loss.isel(step=epochs - 1).mean("seed", skipna=False)
-        here = (rung == number).values & np.isfinite(loss.values)
-        dots = ax.scatter(
-            x[here],
-            y[here],
-            c=loss.values[here],
-            s=size,
-            norm="log",
-            vmin=float(found.loss.min()),
-            vmax=2.5,
-            cmap="viridis_r",
-            edgecolors="white",
-            label=f"{int((rung == number).sum())} points for {epochs} epochs",
-        )
-    ax.set(xscale="log", yscale="log", xlabel="gamma", ylabel="learning rate")
-    ticks = [0, 0.9, 0.99, 0.999, 0.9999]
-    ax.set_xticks([1 - x for x in ticks], [f"{x:g}" for x in ticks])
-    ax.set_xticks([], minor=True)
-    ax.invert_xaxis()
-    ax.set_title(f"{share:.0%} of the steps of the whole grid")
-    figure.colorbar(dots, label="test loss (nats per example), mean of the seeds")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
-    return figure
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# What to do next
+# ---------------
+#
+# - Choose the first rung so long that a good rate is ahead of a bad one; that is far
+#   sooner than the best gamma is ahead of the second best.
+# - With ``store=`` a killed search resumes, and a sweep in the same store continues
+#   from where the rungs ended.
+# - To change hyperparameters instead of stopping: :doc:`population_based_training`.

@@ -1,29 +1,29 @@
 """
-A sweep on many hosts
-=====================
+A sweep on many hosts (jax.distributed)
+=======================================
 
-A sweep over several machines, each of which runs this script.
+Every machine runs this script, and all of them share one sweep.
 
-On one machine, to try it, two processes of two CPU devices each::
+To try it on one machine, start two processes with two CPU devices each::
 
     python examples/sweep_many_hosts.py --processes 2 --process 0 &
     python examples/sweep_many_hosts.py --processes 2 --process 1
 
-On a cluster the address is the first machine's, the folder one that all machines
-share, and where the launcher is known to JAX (Slurm, Open MPI, TPU pods)
-``jax.distributed.initialize()`` needs no arguments. If a process is killed, start all
-again: what is finished is in the folder.
+On a cluster pass the address of the first machine and a folder that all machines share.
+If JAX knows the launcher (Slurm, Open MPI, TPU pods), ``jax.distributed.initialize()``
+needs no arguments. If a process is killed, start all of them again: finished members
+are in the folder.
 """
 
 import argparse
 
 import jax
 
-# Before any other use of JAX: what it finds then is what it keeps.
+# Before anything else uses JAX, which then fixes its devices.
 parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
 parser.add_argument("--address", default="127.0.0.1:9876", help="of process 0")
-parser.add_argument("--processes", type=int, default=1, help="how many there are")
-parser.add_argument("--process", type=int, default=0, help="which of them this is")
+parser.add_argument("--processes", type=int, default=1, help="number of processes")
+parser.add_argument("--process", type=int, default=0, help="index of this one")
 parser.add_argument("--cpu-devices", type=int, default=2, help="of each process")
 parser.add_argument("--store", default="many_hosts.zarr", help="a folder for all")
 parser.add_argument("--output", default="sweep_many_hosts.png", help="the picture")
@@ -33,8 +33,7 @@ if options.processes > 1:
     jax.distributed.initialize(options.address, options.processes, options.process)
 
 import matplotlib.pyplot as plt  # noqa: E402
-from common import save  # noqa: E402
-from gamma_sweep import problem, training  # noqa: E402
+from common import problem, save, training  # noqa: E402
 
 from jax_rmsprop import log_one_minus, plotting, summary, sweep  # noqa: E402
 

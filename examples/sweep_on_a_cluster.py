@@ -1,26 +1,25 @@
 """
-A search on a cluster
-=====================
+A sweep on a dask cluster
+=========================
 
-A search over 64 points, run by the workers of a dask cluster.
+Sixty-four points, trained by the workers of a dask cluster.
 
-By itself it starts two workers on this machine. On a cluster, start a scheduler and
-workers there (dask-jobqueue, dask-kubernetes or a cloud's package do it) and pass
-its address, with a folder that all of them share::
+Without arguments the script starts two workers on this machine. On a cluster, start a
+scheduler and workers (dask-jobqueue, dask-kubernetes and the clouds' packages do that)
+and pass the scheduler's address::
 
     dask scheduler
     dask worker tcp://scheduler:8786 --nthreads 1    # on each machine
     python examples/sweep_on_a_cluster.py --scheduler tcp://scheduler:8786
 
-Workers may join, leave and be killed. Started again, with more points if you like, it
-goes on from what is in the folder.
+Workers may join, leave and be killed. With ``--store`` the search resumes from what is
+in the folder, and continues with more points.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import arguments, save
+from common import arguments, problem, save, training
 from distributed import Client, LocalCluster
-from gamma_sweep import problem, training
 
 from jax_rmsprop import log, log_one_minus, points, summary, sweep
 

@@ -21,10 +21,10 @@ and the four exercises with their answers.
 #       - \frac{\eta}{\sqrt{\mathbf{s}_t + \epsilon}} \odot \mathbf{g}_t
 #
 # Here :math:`\eta` is ``learning_rate`` and :math:`\mathbf{s}` is ``nu``, as Optax
-# calls it. Written out once, for an array:
+# calls it. Written out for one array (``common`` is a file of the examples: data, and
+# the network of the exercises):
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,10 @@ from common import (
     digits,
     logits,
     network,
-    regression,
     train_step,
 )
 
-from jax_rmsprop import log_one_minus, rmsprop, scale_by_rmsprop
+from jax_rmsprop import rmsprop
 
 
 def by_hand(x, nu, gradient, learning_rate=0.4, gamma=0.9, eps=1e-6):
@@ -67,8 +66,14 @@ print("rmsprop:", optax.apply_updates(x, updates))
 #     \mathbf{s}_t = (1 - \gamma) \left(\mathbf{g}_t^2 + \gamma \mathbf{g}_{t-1}^2
 #       + \gamma^2 \mathbf{g}_{t-2}^2 + \dots \right)
 #
-# the weights are those below. Their sum is :math:`1 - \gamma^t`, so the average has
-# looked back over :math:`1/(1-\gamma)` steps before it has collected nearly all of it.
+# the weights are those below. Their sum after t steps is :math:`1 - \gamma^t`. How far
+# back does the average look? Three numbers answer that:
+#
+# - its mean age is :math:`1/(1-\gamma)` steps (10 at 0.9), counting the newest as 1;
+# - after that many steps it has collected about 63% of its weight, 1 - 1/e, and 95%
+#   after three times as many;
+# - its half-life is :math:`\ln 2 / \ln(1/\gamma)` steps (6.6 at 0.9): what a gradient
+#   weighs is halved in that time.
 
 
 def weights(gamma, steps=40):
@@ -77,10 +82,14 @@ def weights(gamma, steps=40):
 
 
 figure, axes = plt.subplots(figsize=(6, 4))
-print("gamma  1/(1-gamma)  weight of the last 40 steps")
+print("gamma  1/(1-gamma)  half-life  weight of that many steps  of the last 40")
 for gamma, style in zip((0.95, 0.9, 0.8, 0.7), ["-", "--", "-.", ":"], strict=True):
     w = weights(gamma)
-    print(f"{gamma:5.2f}  {1 / (1 - gamma):11.1f}  {w.sum():27.4f}")
+    age, half_life = 1 / (1 - gamma), np.log(2) / np.log(1 / gamma)
+    print(
+        f"{gamma:5.2f}  {age:11.1f}  {half_life:9.1f}  {1 - gamma**age:24.2f}  "
+        f"{w.sum():11.4f}"
+    )
     axes.plot(w, style, linewidth=2, label=f"gamma = {gamma:.2f}")
 axes.set(
     xlabel="steps ago",
@@ -146,40 +155,82 @@ plt.show()
 # %%
 # The textbook prints ``epoch 20, x1 -0.010599, x2 0.000000``.
 #
-# From scratch, and concise
-# -------------------------
+# From scratch
+# ------------
 #
 # Linear regression on NASA's airfoil noise in batches of 10, over 2 epochs, with a
-# learning rate of 0.01 and a gamma of 0.9. From scratch it is the scaled gradient,
-# times the learning rate, downhill:
-
-
-def from_scratch(learning_rate=0.01, gamma=0.9):
-    """The scaled gradient, times the learning rate, downhill."""
-    return optax.chain(scale_by_rmsprop(gamma, eps=1e-6), optax.scale(-learning_rate))
-
-
-# %%
-# and concise the ready-made optimizer. A training is one compiled program;
-# ``regression`` of :doc:`common` is its loop, as ``train_ch7`` is the textbook's.
+# learning rate of 0.01 and a gamma of 0.9. ``by_hand`` of above is the optimizer: it is
+# applied to the weights and to the bias, each with an average of its own.
 
 noise = airfoil()
-figure, axes = plt.subplots(figsize=(6, 4))
-for name, optimizer, style in (
-    ("from scratch", from_scratch(), "-"),
-    ("concise", rmsprop(0.01, gamma=0.9), "--"),
-):
-    compiled = (
-        jax.jit(regression, static_argnums=2).lower(0, noise, optimizer).compile()
-    )
-    began = time.perf_counter()
-    losses = np.asarray(compiled(0, noise))
-    seconds = (time.perf_counter() - began) / 2
-    print(f"{name}: loss: {losses[-1]:.6f}, {seconds:.6f} sec per epoch")
-    axes.plot(np.linspace(0, 2, len(losses)), losses, style, label=name)
 
-many = jax.jit(jax.vmap(lambda seed: regression(seed, noise, rmsprop(0.01, gamma=0.9))))
-last = np.asarray(many(np.arange(20)))[:, -1]
+
+def loss(p, rows):
+    """The textbook's loss: half the mean squared error."""
+    return ((noise.x[rows] @ p["w"] + p["b"] - noise.y[rows]) ** 2).mean() / 2
+
+
+every = jnp.arange(len(noise.x))
+key, start, shuffle = jax.random.split(jax.random.key(0), 3)
+p = {"w": 0.01 * jax.random.normal(start, (5,)), "b": jnp.zeros(())}
+nu = jax.tree.map(jnp.zeros_like, p)
+epochs = [jax.random.permutation(k, every) for k in jax.random.split(shuffle, 2)]
+rows = jnp.stack(epochs).reshape(-1, 10)
+
+
+@jax.jit
+def step(p, nu, rows):
+    """One batch: the new parameters and the new average."""
+    gradient = jax.grad(loss)(p, rows)
+    pairs = {n: by_hand(p[n], nu[n], gradient[n], 0.01) for n in p}
+    return {n: x for n, (x, _) in pairs.items()}, {n: s for n, (_, s) in pairs.items()}
+
+
+losses = {"from scratch": [loss(p, every)], "concise": [loss(p, every)]}
+first = p
+for batch in rows:
+    p, nu = step(p, nu, batch)
+    losses["from scratch"].append(loss(p, every))
+print(f"from scratch: loss: {losses['from scratch'][-1]:.6f}")
+
+# %%
+# Concise
+# -------
+#
+# The same with the ready-made optimizer, which handles the tree by itself. As in any
+# training with Optax, the loop is ``update`` and ``apply_updates``; ``scan`` makes one
+# compiled program of it.
+
+optimizer = rmsprop(learning_rate=0.01, gamma=0.9)
+
+
+def concise(carry, rows):
+    """One batch, and the loss over all data after it."""
+    p, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(p, rows), state, p)
+    p = optax.apply_updates(p, updates)
+    return (p, state), loss(p, every)
+
+
+_, after = jax.lax.scan(concise, (first, optimizer.init(first)), rows)
+losses["concise"] += list(after)
+print(f"concise: loss: {losses['concise'][-1]:.6f}")
+
+figure, axes = plt.subplots(figsize=(6, 4))
+for (name, curve), style in zip(losses.items(), ["-", "--"], strict=True):
+    axes.plot(np.linspace(0, 2, len(curve)), curve, style, label=name)
+
+
+def trained(seed):
+    """The loss at the end, from another start and in another order."""
+    start, *keys = jax.random.split(jax.random.key(seed), 3)
+    p = {"w": 0.01 * jax.random.normal(start, (5,)), "b": jnp.zeros(())}
+    rows = [jax.random.permutation(key, every).reshape(-1, 10) for key in keys]
+    rows = jnp.concatenate(rows)
+    return jax.lax.scan(concise, (p, optimizer.init(p)), rows)[1][-1]
+
+
+last = np.asarray(jax.jit(jax.vmap(trained))(np.arange(20)))
 print(
     f"over 20 seeds: mean {last.mean():.6f}, from {last.min():.6f} to "
     f"{last.max():.6f}; the textbook: 0.243452 and 0.243676"
@@ -208,9 +259,9 @@ plt.show()
 # ----------------------------------------
 #
 # The average never leaves its initial 0, so every gradient is divided by
-# :math:`\sqrt\epsilon = 0.001`: plain gradient descent with a learning rate 1000 times
-# as large, which diverges. Divide the learning rate by 1000 and it is the gradient
-# descent that one would expect, no coordinate adapted.
+# :math:`\sqrt\epsilon = 0.001`. This is gradient descent with a learning rate 1000
+# times as large, and it diverges. With the learning rate divided by 1000 it is ordinary
+# gradient descent: no coordinate is adapted.
 
 figure, axes = plt.subplots(figsize=(6, 4))
 for gamma, rate in ((0.9, 0.4), (1.0, 0.4), (1.0, 4e-4)):
@@ -236,9 +287,9 @@ plt.show()
 # ---------------------------------------------------
 #
 # :math:`f(\mathbf{x}) = 0.1 (x_1 + x_2)^2 + 2 (x_1 - x_2)^2` is the same valley, turned
-# by 45 degrees. RMSProp rescales the coordinates one by one, and the valley lies along
-# neither: :math:`x_1` and :math:`x_2` get nearly the same step, so the path turns into
-# the valley, but no scaling of the axes can stretch it along the diagonal.
+# by 45 degrees. RMSProp rescales the coordinates one by one, and the valley runs along
+# neither of them. Both get nearly the same step: the path turns into the valley, but no
+# scaling of the axes can stretch it along the diagonal.
 
 
 def rotated(x):
@@ -258,13 +309,13 @@ plt.show()
 # Exercise 3: a real problem, at several learning rates
 # -----------------------------------------------------
 #
-# A network with one hidden layer on handwritten digits, which scikit-learn brings; for
-# the textbook's Fashion-MNIST write ``fashion_mnist()`` of ``common`` in place of
-# ``digits()``, and 3 epochs (it is downloaded, 31 MB).
+# A network with one hidden layer on handwritten digits, which come with scikit-learn.
+# For the textbook's Fashion-MNIST use ``fashion_mnist()`` instead of ``digits()``, and
+# 3 epochs (31 MB are downloaded).
 #
-# Every parameter moves by about the rate at each step, so the rate is a length: 1e-5
-# crawls, 1 throws the weights about, and ten times more or less than the best is well
-# enough.
+# Every parameter moves by about the learning rate in each step, so the rate is a
+# length. With 1e-5 it hardly moves, with 1 the weights become useless, and ten times
+# more or less than the best rate still works.
 
 
 def accuracy(params, test):
@@ -312,10 +363,10 @@ plt.show()
 # Exercise 4: should gamma change as the training goes on?
 # --------------------------------------------------------
 #
-# From 0.5 to 0.99 it hardly matters. 0.999 looks back further than the average has
-# collected and starts with steps that are far too long. A gamma that grows avoids that:
-# :math:`1 - 1/t`, the plain mean of all squares so far, is AdaGrad with a learning rate
-# that grows as the root of the step. A schedule takes the place of the number.
+# From 0.5 to 0.99 it hardly matters. With 0.999 the average does not fill in time, and
+# the first steps are far too long. A gamma that grows avoids that: :math:`1 - 1/t`, the
+# plain mean of all squares so far, is AdaGrad with a learning rate that grows as the
+# root of the step. Pass a schedule instead of a number.
 
 EPOCHS = 10
 steps = EPOCHS * (len(data.x) // 50)
@@ -357,8 +408,9 @@ axes.legend(title="gamma", ncols=2, fontsize=9)
 plt.show()
 
 # %%
-# How sensitive a training is to gamma and the learning rate together is the question
-# of :doc:`the sweep <gamma_sweep>`, on an axis where gammas are spread as the average
-# sees them:
-
-print(log_one_minus(0, 0.9999, 5))
+# Where to go from here
+# ---------------------
+#
+# - :doc:`does_it_converge`: a gamma that is too small can lead away from the minimum.
+# - :doc:`gamma_sweep`: gamma and the learning rate together, 357 trainings.
+# - :doc:`/explanation/which_optimizer`: RMSProp beside Adam and others.

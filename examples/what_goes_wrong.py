@@ -1,10 +1,10 @@
 r"""
-What goes wrong elsewhere, and what is done here
-================================================
+Common numerical failures of RMSProp
+====================================
 
-Four pictures of what the usual way of writing RMSProp does, beside ``rmsprop``: the
-variance as a difference of moments, an average in two bytes, one huge gradient, and an
-eps inside or outside of the root.
+Four ways in which a usual implementation of RMSProp fails, beside ``rmsprop``: the
+variance as a difference of moments, an average in bfloat16, one huge gradient, and an
+eps that moves out of the root.
 """
 
 import jax
@@ -12,27 +12,26 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from common import COLOURS
 
 from jax_rmsprop import rmsprop, scale_by_rmsprop
 from jax_rmsprop.quantization import bfloat16, dequantize_state, quantize_state
 
 # %%
-# The variance, kept by itself
-# ----------------------------
+# A variance that becomes negative
+# --------------------------------
 #
-# Centered RMSProp divides by the root of :math:`\overline{g^2} - \overline{g}^2`. Where
-# the gradient hardly changes, both terms are nearly equal and their float32 difference
-# is rounding: now and then a negative number, whose root is NaN. Here the variance is
-# an average of its own,
+# Centered RMSProp divides by the root of :math:`\overline{g^2} - \overline{g}^2`. If
+# the gradient hardly changes, both terms are nearly equal, and their difference in
+# float32 is rounding: now and then a negative number, whose root is NaN. ``rmsprop``
+# updates the variance itself,
 #
 # .. math::
 #     d &= g - \mu \\
 #     \mu &\leftarrow \mu + (1-\gamma)\, d \\
 #     \nu &\leftarrow \nu + (1-\gamma) (\gamma\, d^2 - \nu)
 #
-# which is the same number, and a sum of squares. Constant gradients, gamma 0.9, eps
-# 1e-8: at which step does the update become NaN?
+# which is the same quantity as an average of squares. With constant gradients, gamma
+# 0.9 and eps 1e-8, at which step does the update become NaN?
 
 
 def updates_of(optimizer, gradients):
@@ -58,8 +57,8 @@ figure, axes = plt.subplots(figsize=(6, 4))
 steps = np.arange(1, 301)
 shown = np.isnan(difference).any(0).argmax()  # one of those that become NaN
 for u, colour, label in (
-    (difference, COLOURS[1], "difference of moments (optax.rmsprop)"),
-    (variance, COLOURS[0], "variance (rmsprop)"),
+    (difference, "C1", "difference of moments (optax.rmsprop)"),
+    (variance, "C0", "variance (rmsprop)"),
 ):
     # From the first NaN on the parameter is NaN, whatever the steps after it.
     before = np.cumsum(np.isnan(u[:, shown])) == 0
@@ -79,16 +78,18 @@ axes.legend(loc="lower right")
 plt.show()
 
 # %%
-# A gradient that never changes has no variance, and the steps of the centered form grow
-# until eps bounds them: choose an eps that fits (:doc:`eps_and_the_loss`).
+# One gradient in six fails with ``optax.rmsprop``, none with ``rmsprop``. A gradient
+# that never changes has no variance, so the steps of the centered form grow until eps
+# bounds them: choose an eps that fits (:doc:`eps_and_the_loss`).
 #
-# An average that moves
-# ---------------------
+# An average that stalls
+# ----------------------
 #
-# With gamma 0.999 a step moves the average by a thousandth. Rounded to bfloat16, whose
-# numbers are a hundredth apart, it does not move at all. Rounded at random, up or down
-# by chances that make the mean right, it moves as it should. The average begins at 100,
-# from the first gradients of a training, and the gradients are of size 1 from then on.
+# With gamma 0.999 a step moves the average by a thousandth of its distance.
+# Neighbouring bfloat16 numbers differ by up to 0.8%, so rounded to the nearest it does
+# not move at all. Rounded up or down at random, with the right probabilities, it does.
+# Here the average starts at 100, as after large first gradients, and the gradients are
+# of size 1 from then on.
 
 STEPS, START = 5000, 100.0
 noise = jax.random.normal(jax.random.key(0), (STEPS,))
@@ -118,20 +119,20 @@ def rounded_at_random():
 
 
 curves = {
-    "four bytes": merely_rounded("float32"),
-    "two bytes, to the nearest": merely_rounded("bfloat16"),
-    "two bytes, at random (quantize_state)": rounded_at_random(),
+    "float32": merely_rounded("float32"),
+    "bfloat16, to the nearest": merely_rounded("bfloat16"),
+    "bfloat16, stochastic (quantize_state)": rounded_at_random(),
 }
 figure, axes = plt.subplots(figsize=(6, 4))
-for (name, nu), colour in zip(curves.items(), COLOURS, strict=False):
-    share = float(nu[-1] / curves["four bytes"][-1])
+for (name, nu), colour in zip(curves.items(), ["C0", "C1", "C2"], strict=True):
+    share = float(nu[-1] / curves["float32"][-1])
     print(f"{name}: {nu[-1]:.3g} after {STEPS} steps, {share:.2g} of what it should be")
     axes.plot(nu, color=colour, label=name)
 axes.set(
     yscale="log",
     xlabel="step",
     ylabel="nu, which should go to 1",
-    title="gamma 0.999, an average in two bytes",
+    title="gamma 0.999, an average in bfloat16",
 )
 axes.legend()
 plt.show()
@@ -140,10 +141,10 @@ plt.show()
 # One huge gradient
 # -----------------
 #
-# A square overflows float32 from 2e19 on. An average that is infinite never comes back:
-# the coordinate is dead, or NaN. Here a gradient beyond 2^62 counts as 2^62, in the
-# numerator and in the square alike: its step is as long as any, then the coordinate
-# rests until the average has forgotten, and moves again.
+# The square of a gradient above 2e19 overflows float32. An infinite average never comes
+# back: the coordinate is dead, or NaN. ``rmsprop`` counts a gradient beyond 2^62 as
+# 2^62, in the numerator and in the square alike: the coordinate takes one step of
+# maximal length, then barely moves until the average has decayed.
 
 gradients = jnp.ones(1200).at[50].set(1e30)
 huge = {
@@ -153,7 +154,7 @@ huge = {
 figure, axes = plt.subplots(figsize=(6, 4))
 for i, (name, (u, style)) in enumerate(huge.items()):
     print(f"{name}: the steps at 50 and 1199 are {-u[50]:.3g} and {-u[-1]:.3g}")
-    axes.plot(-u, style, color=COLOURS[1 - i], label=name)
+    axes.plot(-u, style, color=f"C{1 - i}", label=name)
 axes.set(
     xlabel="step",
     ylabel="step taken, in learning rates",
@@ -163,11 +164,11 @@ axes.legend()
 plt.show()
 
 # %%
-# eps, inside and outside
-# -----------------------
+# eps inside and outside the root
+# --------------------------------
 #
-# Where the gradient is steady, nu is its square and a step is
-# :math:`g/\sqrt{g^2+\epsilon}` or :math:`g/(|g|+\epsilon)`. Both leave 1 for small
+# If the gradient is steady, nu is its square and a step is
+# :math:`g/\sqrt{g^2+\epsilon}` or :math:`g/(|g|+\epsilon)`. Both drop below 1 for small
 # gradients, the first where :math:`|g| < \sqrt\epsilon`, the second where
 # :math:`|g| < \epsilon`: an eps of 1e-3 inside acts like one of 0.03 outside.
 
@@ -175,9 +176,9 @@ sizes = jnp.logspace(-6, 0, 121)
 steady = jnp.broadcast_to(sizes, (200, 121))
 figure, axes = plt.subplots(figsize=(6, 4))
 for eps, inside, colour, style in (
-    (1e-3, True, COLOURS[0], "-"),
-    (1e-3, False, COLOURS[1], "-"),
-    (0.0316, False, COLOURS[2], "--"),
+    (1e-3, True, "C0", "-"),
+    (1e-3, False, "C1", "-"),
+    (0.0316, False, "C2", "--"),
 ):
     u = -updates_of(rmsprop(1.0, 0.9, eps, eps_in_sqrt=inside), steady)[-1]
     where = "inside" if inside else "outside"

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import importlib
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -20,21 +21,41 @@ PAGES = [p for p in PAGES if not {"_build", "tutorials", "generated"} & set(p.pa
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
-def blocks(page, language):
-    """The blocks of a language, each with what stands in the block after it."""
-    found = FENCE.findall(page.read_text())
-    following = [*(text for _, text in found[1:]), ""][: len(found)]
+def blocks(page, language, following=None):
+    """The blocks of a language, each with the text of the block after it.
+
+    That text is None where the block after it has another language than `following`.
+    """
+    found = [*FENCE.findall(page.read_text()), ("", "")]
     return [
-        (text, after)
-        for (kind, text), after in zip(found, following, strict=True)
+        (text, after if following in (None, its_language) else None)
+        for (kind, text), (its_language, after) in itertools.pairwise(found)
         if kind == language
     ]
 
 
-def needs(page):
-    """The packages that a page's header names."""
-    header = re.match(r"---\n(.*?)---\n", page.read_text(), re.S)
-    return yaml.safe_load(header.group(1))["needs"] if header else []
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?%?(?![\w.]*\d)")
+
+
+def assert_prints(printed, shown, where):
+    """The same words, and the same numbers but for rounding.
+
+    A training amplifies the rounding of its sums, which another JAX or processor takes
+    in another order: 2% of what has a point or is a percentage. Counts are the same.
+    """
+    words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", x)) for x in (printed, shown)]
+    assert words[0].strip() == words[1].strip(), where
+    found = (NUMBER.findall(x.replace(",", "")) for x in (printed, shown))
+    for got, said in zip(*found, strict=True):
+        near = {"rel": 0, "abs": 0} if said.isdigit() else {"rel": 0.02, "abs": 1e-6}
+        got, said = (float(x.rstrip("%")) for x in (got, said))
+        assert got == pytest.approx(said, **near), where
+
+
+def header(page):
+    """What a page says before it begins: `needs`, the packages, and `slow`."""
+    found = re.match(r"---\n(.*?)---\n", page.read_text(), re.S)
+    return yaml.safe_load(found.group(1)) if found else {}
 
 
 def name(page):
@@ -42,27 +63,36 @@ def name(page):
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if blocks(p, "python") and p.stem != "errors"], ids=name
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.slow] if header(p).get("slow") else [])
+        for p in PAGES
+        if blocks(p, "python") and p.stem != "errors"
+    ],
+    ids=name,
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(mlflow|wandb|optuna).*")
 def test_every_block_runs(page, monkeypatch, tmp_path, standard_promotion):
     """One after another, as a reader would type them."""
-    for package in needs(page):
+    for package in header(page).get("needs", []):
         require(package)
     if page.stem == "barely_fits" and jax.__version_info__ < (0, 10):
         pytest.skip("before JAX 0.10 a CPU has no pinned_host within a jit")
     # JAX has devices by now; how many is settled once in a process.
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "__main__"}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for number, (block, _) in enumerate(blocks(page, "python")):
-            exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    names, everything = {"__name__": "__main__"}, ""
+    for number, (block, shown) in enumerate(blocks(page, "python", "text")):
+        where, printed = f"{page.name}, block {number}", io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, where, "exec"), names)
+        if shown is not None:
+            assert_prints(printed.getvalue(), shown, where)
+        everything += printed.getvalue()
     plt.close("all")
     # What a table shows is what was printed.
     for shown, _ in blocks(page, ""):
-        assert shown in printed.getvalue()
+        assert shown in everything
 
 
 def test_each_error_is_the_one_that_is_shown(tmp_path, standard_promotion):
@@ -103,6 +133,17 @@ def test_the_lines_of_other_frameworks_run(package, number):
     block, ours = blocks(page, "py")[number]
     exec(f"{BEFORE[package]}\n{block}", {})
     assert "conventions." in ours
+
+
+def test_a_convention_is_added_by_the_lines_that_are_shown():
+    page = (ROOT / "docs" / "reference" / "add_a_convention.md").read_text()
+    parts = re.split(r"(?m)^ +In `(\S+)`:$", page)[1:]
+    seen = 0
+    for file, text in zip(parts[::2], parts[1::2], strict=True):
+        for diff in re.findall(r"(?ms)^   ```diff\n(.*?)^   ```$", text):
+            assert re.sub(r"(?m)^   \+", "", diff) in (ROOT / file).read_text(), file
+            seen += 1
+    assert seen == 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
