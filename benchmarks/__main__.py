@@ -23,6 +23,7 @@ PARTS = {
     "compiling": "update",
     "quantization": "quantization",
     "leaves": "quantization",
+    "half_precision": "quantization",
     "block": "block",
     "schemes": "schemes",
     "training": "airfoil",

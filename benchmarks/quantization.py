@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import block
+from benchmarks import accelerator, block
 from benchmarks.timing import medians, on_cpu, table
 from benchmarks.update import carried, update_step
 from jax_rmsprop import rmsprop
@@ -151,3 +151,34 @@ def quantization(rounds=40):
             )
         )
     return table(f"The average in fewer bits, {size:,} float32 parameters", rows)
+
+
+def half_precision(rounds=15, steps=3):
+    """Parameters and gradients in bfloat16, rounded at random, beside float32's.
+
+    One array, and ResNet-50's 161.
+    """
+    names = [
+        "`optax.rmsprop`",
+        "bfloat16 at random",
+        "bfloat16 at random, uint8",
+        "`optax.rmsprop`, momentum",
+        "bfloat16 at random, momentum, one byte",
+    ]
+    one = [(2**20 if on_cpu() else 2**28,)]
+    rows = []
+    for title, shapes in (("one array", one), ("ResNet-50", accelerator.resnet50())):
+        calls = {}
+        for name in names:
+            dtype, _, make = accelerator.OPTIMIZERS[name]
+            gradients = accelerator.fresh(shapes, dtype)
+            step, carry = update_step(make(), gradients)
+            calls[name] = accelerator.ready(step, carry, gradients, steps)
+        seconds = medians(calls, rounds)
+        for name in names:
+            beside = names[3] if "momentum" in name else names[0]
+            if name != beside:
+                ratio = f"{seconds[name] / seconds[beside]:.3f}"
+                rows.append((f"{title}: time of {name} / {beside}'s", ratio, ""))
+    size = f"{one[0][0]:,} parameters in one array, 25,557,032 in 161"
+    return table(f"bfloat16 parameters, {size}", rows)

@@ -1,6 +1,6 @@
-"""Which code for an average of squares: the errors of four, on the same gradients.
+"""Which code for an average of squares: the errors of six, on the same gradients.
 
-All round by the same dither, so they differ in the code alone.
+All but FlashOptim's round by the same dither, so they differ in the code alone.
 """
 
 from functools import partial
@@ -39,14 +39,14 @@ def _uniform(noise):
     return (noise >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
-def _in_blocks(scaled, unscaled):
+def _in_blocks(scaled, unscaled, size=BLOCK):
     """A code of what is left of x when its block's largest is divided out."""
 
     def encode(x, noise, kept):
         del kept
-        blocks = x.reshape(-1, BLOCK)
+        blocks = x.reshape(-1, size)
         largest = jnp.maximum(blocks.max(1, keepdims=True), 1e-38)
-        codes = scaled(blocks / largest, _uniform(noise).reshape(-1, BLOCK))
+        codes = scaled(blocks / largest, _uniform(noise).reshape(-1, size))
         return codes.astype(jnp.uint8), largest
 
     def decode(kept):
@@ -61,6 +61,15 @@ def square_root():
     return _in_blocks(
         lambda y, u: jnp.clip(jnp.floor(255 * jnp.sqrt(y) + u), 1, 255),
         lambda codes: (codes.astype(jnp.float32) / 255) ** 2,
+    )
+
+
+def flash_optim():
+    """255 equal steps of the root, in groups of 32, to the nearest; FlashOptim's."""
+    return _in_blocks(
+        lambda y, u: jnp.round(255 * jnp.sqrt(y)),
+        lambda codes: (codes.astype(jnp.float32) / 255) ** 2,
+        size=32,
     )
 
 
@@ -113,6 +122,7 @@ SCHEMES = {
     "255 steps of the logarithm over 9.6 decades": logarithm,
     "bitsandbytes' dynamic map, unsigned, in blocks of 256": dynamic_map,
     "255 steps of the root, in blocks of 256": square_root,
+    "FlashOptim's: the same in groups of 32, to the nearest": flash_optim,
 }
 
 

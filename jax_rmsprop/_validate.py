@@ -7,8 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import math
-import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -179,18 +178,6 @@ def require_extra(name: str, *modules: str) -> None:
                 f"{error.name} is missing: pip install 'jax-rmsprop[{name}]'",
                 name=error.name,
             ) from None
-
-
-@contextlib.contextmanager
-def rename_arguments_in_errors(names: Mapping[str, str]) -> Generator[None]:
-    """Name the arguments by other names in the errors that are raised within."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if type(error) not in (TypeError, ValueError):  # not of ours
-            raise
-        message = re.sub(r"`(\w+)`", lambda m: f"`{names.get(m[1], m[1])}`", str(error))
-        raise type(error)(message) from None
 
 
 def check_inexact_leaves(params: Any) -> None:

@@ -1,5 +1,6 @@
 """What every test runs under: four CPU devices, strict types, a cache, 2 GB."""
 
+import ctypes
 import gc
 import os
 import re
@@ -52,6 +53,8 @@ def _forget_programs():
     if psutil.Process().memory_info().rss > _ENOUGH_BYTES:
         jax.clear_caches()
         gc.collect()
+        if sys.platform == "linux":  # which keeps what is freed, in pieces
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 _peaks = []

@@ -29,7 +29,7 @@ SECONDS = 240  # a change that makes a test run for ever is noticed, too
 PROCESSES = os.cpu_count() or 1
 
 STEP = ["equations", "transform", "optimizer", "validate", "faults", "interface"]
-CODECS = ["quantization"]
+CODECS = ["quantization", "stochastic_rounding"]
 STORE = ["store", "stores", "location", "run", "long"]
 # The modules, and the tests that are to notice.
 MODULES = {
@@ -40,6 +40,7 @@ MODULES = {
     "quantization._codecs": CODECS,
     "quantization._dither": CODECS,
     "quantization._quantize": CODECS,
+    "quantization._round": CODECS,
     "sweeps._store": STORE,
 }
 

@@ -78,6 +78,8 @@ def test_every_block_runs(page, monkeypatch, tmp_path, standard_promotion):
     """One after another, as a reader would type them."""
     for package in header(page).get("needs", []):
         require(package)
+    if page.stem == "barely_fits" and jax.__version_info__ < (0, 10):
+        pytest.skip("before JAX 0.10 a CPU has no pinned_host within a jit")
     # JAX has devices by now; how many is settled once in a process.
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_rmsprop import rmsprop, sweep
+from jax_rmsprop.quantization import quantize_state, stochastic_rounding, uint8
 from tests.frameworks import quietly
 from tests.helpers import (
     OPTIMIZERS,
@@ -223,6 +224,84 @@ def test_an_equinox_model():
     for model, _ in carries.values():
         assert loss(model) < loss(start)
         assert model.name == "a model"
+
+
+# Parameters in bfloat16, rounded at random.
+
+HALF = stochastic_rounding(quantize_state(rmsprop(0.01), {"nu": uint8(0)}))
+
+
+def test_nnx_in_half_precision():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0), param_dtype="bfloat16")
+    optimizer = nnx.Optimizer(model, HALF, wrt=nnx.Param)
+
+    def loss(model):
+        return cross_entropy(model(X), LABELS)
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, g = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, g)
+        return value
+
+    first = step(model, optimizer)
+    for _ in range(30):
+        last = step(model, optimizer)
+    assert last < first
+    assert model.kernel[...].dtype == model.bias[...].dtype == "bfloat16"
+
+
+def test_linen_in_half_precision():
+    from flax import linen
+    from flax.training.train_state import TrainState
+
+    model = linen.Dense(3, param_dtype="bfloat16")
+    start = model.init(jax.random.key(0), X)
+    train = TrainState.create(apply_fn=model.apply, params=start, tx=HALF)
+
+    @jax.jit
+    def step(train):
+        def loss(params):
+            return cross_entropy(train.apply_fn(params, X), LABELS)
+
+        value, g = jax.value_and_grad(loss)(train.params)
+        return train.apply_gradients(grads=g), value
+
+    train, first = step(train)
+    for _ in range(30):
+        train, last = step(train)
+    assert last < first
+    assert {p.dtype.name for p in jax.tree.leaves(train.params)} == {"bfloat16"}
+
+
+def test_equinox_in_half_precision():
+    """Its own `apply_updates` promotes; Optax's, of the arrays alone, does not."""
+    mlp = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0), dtype="bfloat16")
+    start = model = Model(mlp, jnp.ones((), "bfloat16"))
+
+    def loss(model):
+        return ((jax.vmap(model)(X.astype("bfloat16"))[:, 0] - 1) ** 2).mean()
+
+    @eqx.filter_jit
+    def step(model, state):
+        g = eqx.filter_grad(loss)(model)
+        trained = eqx.filter(model, eqx.is_inexact_array)
+        updates, state = HALF.update(g, state, trained)
+        promoted = eqx.apply_updates(model, updates)
+        return (
+            eqx.combine(optax.apply_updates(trained, updates), model),
+            state,
+            promoted,
+        )
+
+    state = HALF.init(eqx.filter(start, eqx.is_inexact_array))
+    for _ in range(50):
+        model, state, promoted = step(model, state)
+    assert loss(model) < loss(start)
+    assert (model.name, model.activation) == ("a model", jnp.tanh)
+    arrays = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+    assert {a.dtype.name for a in arrays} == {"bfloat16"}
+    assert promoted.scale.dtype == "float32"
 
 
 def states():

@@ -15,13 +15,13 @@ from tests.test_conventions import (
     DECAY,
     EPS,
     MOMENTUM,
-    WEIGHT_DECAY,
     convention,
     error,
     precision,
     problem,
     rates_as_schedule,
 )
+from tests.test_conventions import OPTIONS as conventions_options
 
 HALF = 100
 
@@ -42,6 +42,13 @@ def to_theirs(tree):
     return {"bias": tree["b"], "kernel": np.swapaxes(tree["dense"]["w"], -1, -2)}
 
 
+OF_TORCH = {
+    "pytorch": (migrate.from_torch, migrate.to_torch),
+    "timm": (migrate.from_timm, migrate.to_timm),
+    "bitsandbytes": (migrate.from_bitsandbytes, migrate.to_bitsandbytes),
+}
+
+
 class Their:
     """What differs between the frameworks: where the state is."""
 
@@ -54,14 +61,10 @@ class Their:
         return FRAMEWORKS[self.name](x, self.options | self.made)
 
     def save(self, theirs, params, optimizer):
-        if self.name in ("pytorch", "timm", "bitsandbytes"):
-            function = {
-                "pytorch": migrate.from_torch,
-                "timm": migrate.from_timm,
-                "bitsandbytes": migrate.from_bitsandbytes,
-            }[self.name]
+        if self.name in OF_TORCH:
+            read, _ = OF_TORCH[self.name]
             checkpoint = theirs.optimizer.state_dict()
-            return function(checkpoint, params, layout=layout, optimizer=optimizer)
+            return read(checkpoint, params, layout=layout, optimizer=optimizer)
         if self.name == "keras":
             return migrate.from_keras(
                 theirs.optimizer.variables, params, layout=layout, optimizer=optimizer
@@ -81,14 +84,10 @@ class Their:
         )
 
     def load(self, theirs, state, params):
-        if self.name in ("pytorch", "timm", "bitsandbytes"):
-            function = {
-                "pytorch": migrate.to_torch,
-                "timm": migrate.to_timm,
-                "bitsandbytes": migrate.to_bitsandbytes,
-            }[self.name]
+        if self.name in OF_TORCH:
+            _, write = OF_TORCH[self.name]
             theirs.optimizer.load_state_dict(
-                function(state, params, theirs.optimizer, layout=layout)
+                write(state, params, theirs.optimizer, layout=layout)
             )
         elif self.name == "keras":
             variables = theirs.optimizer.variables
@@ -142,20 +141,15 @@ def halves(name, chosen, dtype):
 
 
 OPTIONS = {
-    "pytorch": [
-        CENTERED,
-        MOMENTUM,
-        WEIGHT_DECAY,
-        axis("maximize", False, True),
-        axis("eps", EPS),
-    ],
+    name: conventions_options[name]
+    for name in ("pytorch", "tensorflow1", "bitsandbytes")
+} | {
     "keras": [
         CENTERED,
         MOMENTUM,
         axis("weight_decay", None, DECAY),
         axis("epsilon", EPS),
     ],
-    "tensorflow1": [CENTERED, MOMENTUM, axis("epsilon", EPS)],
     "tf_keras_v2": [
         CENTERED,
         MOMENTUM,
@@ -165,13 +159,12 @@ OPTIONS = {
     "timm": [
         CENTERED,
         MOMENTUM,
-        [{"decoupled_decay": False}, {"decoupled_decay": True}],
+        axis("decoupled_decay", False, True),
         axis("corrected_weight_decay", False, True),
         axis("caution", False, True),
         axis("weight_decay", DECAY),
         axis("eps", EPS),
     ],
-    "bitsandbytes": [WEIGHT_DECAY, axis("eps", EPS)],
 }
 
 
@@ -562,34 +555,25 @@ def test_a_checkpoint_of_more_than_the_optimizer(checkpoint, got):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda e: e[1].pop("square_avg"),
-            "the checkpoint has no square_avg of 'fc.bias'",
-        ),
-        (
-            lambda e: e[0].update(square_avg=np.ones((2, 3))),
-            "square_avg of 'fc.weight' has shape (2, 3) in the checkpoint, (3, 2) by "
-            "`layout`; if the optimizer's parameters come in another order, pass "
-            "`names`, mostly [name for name, _ in model.named_parameters()]",
-        ),
-        (
-            lambda e: e[1].update(exp_avg=np.ones(3)),
-            "the checkpoint has an unknown exp_avg of 'fc.bias'",
-        ),
-        (
-            lambda e: e[1].update(grad_avg=np.ones(3)),
-            "the checkpoint has grad_avg of 'fc.bias', for which the optimizer has no "
-            "place",
-        ),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit(change, message):
+WRONG = {
+    "e[1].pop('square_avg')": "the checkpoint has no square_avg of 'fc.bias'",
+    "e[0].update(square_avg=np.ones((2, 3)))": "square_avg of 'fc.weight' has shape "
+    "(2, 3) in the checkpoint, (3, 2) by `layout`; if the optimizer's parameters come "
+    "in another order, pass `names`, mostly [name for name, _ in "
+    "model.named_parameters()]",
+    "e[1].update(exp_avg=np.ones(3))": "the checkpoint has an unknown exp_avg of "
+    "'fc.bias'",
+    "e[1].update(grad_avg=np.ones(3))": "the checkpoint has grad_avg of 'fc.bias', for "
+    "which the optimizer has no place",
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_a_checkpoint_that_does_not_fit(change):
+    changed = checkpoint(lambda e: eval(change))
     with pytest.raises(ValueError) as refused:  # noqa: PT011
-        migrate.from_torch(checkpoint(change), PARAMS, layout=transposed)
-    assert str(refused.value) == message
+        migrate.from_torch(changed, PARAMS, layout=transposed)
+    assert str(refused.value) == WRONG[change]
 
 
 def test_momentum_that_is_not_there():
@@ -600,48 +584,23 @@ def test_momentum_that_is_not_there():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "kind", "message"),
+    ("wrong", "at"),
     [
-        (
-            lambda tree: [tree["w"]],
-            TypeError,
-            "`layout` must return a dict of arrays by name, got list",
-        ),
-        (
-            lambda tree: {"w": tree["w"]},
-            ValueError,
-            "`layout` must give each element of `params` once and unchanged, it does "
-            "not for ['b']",
-        ),
-        (
-            lambda tree: {"w": tree["w"], "v": tree["w"], "b": tree["b"]},
-            ValueError,
-            "`layout` must give each element of `params` once and unchanged, it does "
-            "not for ['w']",
-        ),
-        (
-            lambda tree: {"w": tree["w"] * 2, "b": tree["b"]},
-            ValueError,
-            "`layout` must give each element of `params` once and unchanged, it does "
-            "not for ['w']",
-        ),
-        (
-            lambda tree: {"w": tree["w"], "b": tree["b"], "c": np.zeros(2)},
-            ValueError,
-            "`layout` must give each element of `params` once and unchanged, it does "
-            "not for ['b']",
-        ),
-        (
-            lambda tree: {**transposed(tree), "c": np.full(2, -1)},
-            ValueError,
-            "`layout` must give each element of `params` once and unchanged, it does "
-            "not for what it adds to them",
-        ),
+        ("{'w': t['w']}", "['b']"),
+        ("{'w': t['w'], 'v': t['w'], 'b': t['b']}", "['w']"),
+        ("{'w': t['w'] * 2, 'b': t['b']}", "['w']"),
+        ("{'w': t['w'], 'b': t['b'], 'c': np.zeros(2)}", "['b']"),
+        ("{**transposed(t), 'c': np.full(2, -1)}", "what it adds to them"),
+        ("[t['w']]", None),
     ],
 )
-def test_a_wrong_layout(wrong, kind, message):
-    with pytest.raises(kind) as refused:
-        migrate.from_torch(checkpoint(), PARAMS, layout=wrong)
+def test_a_wrong_layout(wrong, at):
+    with pytest.raises((TypeError, ValueError)) as refused:
+        migrate.from_torch(checkpoint(), PARAMS, layout=lambda t: eval(wrong))
+    message = "`layout` must return a dict of arrays by name, got list"
+    if at is not None:
+        message = "`layout` must give each element of `params` once and unchanged, it "
+        message += f"does not for {at}"
     assert str(refused.value) == message
 
 
@@ -693,20 +652,19 @@ def test_eight_bits_are_refused():
         )
 
 
+class Variable:
+    """As Keras has them."""
+
+    def __init__(self, name, value):
+        self.name, self.value = name, value
+
+    def numpy(self):
+        return np.asarray(self.value)
+
+
 def test_keras_variables_that_do_not_fit():
-    class Variable:
-        def __init__(self, name, value):
-            self.name, self.value = name, value
-
-        def numpy(self):
-            return np.asarray(self.value)
-
     variables = [Variable("iteration", 3), Variable("w_velocity", np.ones(2))]
-    params = {"w": np.ones(2)}
-
-    def same(tree):
-        return dict(tree)
-
+    params, same = {"w": np.ones(2)}, dict
     state = migrate.from_keras(variables, params, layout=same)
     assert int(optax.tree_utils.tree_get(state, "count")) == 3
     unknown = Variable("w_gradient_accumulator", np.ones(2))
@@ -722,13 +680,6 @@ def test_keras_variables_that_do_not_fit():
 
 
 def test_keras_variables_of_one_name_are_told_apart_by_order():
-    class Variable:
-        def __init__(self, name, value):
-            self.name, self.value = name, value
-
-        def numpy(self):
-            return np.asarray(self.value)
-
     def layout(tree):
         return {"a_b/w": tree[0], "a/b_w": tree[1], "c/w": tree[2], "c/w#2": tree[3]}
 
@@ -800,11 +751,7 @@ def test_buffers_and_tied_weights_are_one_line():
 
 
 def test_slots_that_do_not_fit():
-    params = {"w": np.ones(2)}
-
-    def same(tree):
-        return dict(tree)
-
+    params, same = {"w": np.ones(2)}, dict
     with pytest.raises(ValueError, match="the checkpoint has an unknown slot 'v'"):
         migrate.from_tf1({"v": {"w": np.ones(2)}}, params, layout=same)
     with pytest.raises(ValueError, match="`layout` has no 'w:0', the checkpoint has"):

@@ -78,7 +78,7 @@ def test_summary(curves):
     text = str(found)
     assert "36 members, 1 diverged" in text
     assert (
-        "lowest loss: 1.1 (1 to 1.2 over 3 seeds) at gamma 0.99, learning_rate" in text
+        "lowest loss: 1.1 (1 to 1.2 over 3 seeds)\nat gamma 0.99, learning_rate" in text
     )
 
 

@@ -27,6 +27,7 @@ from jax_rmsprop.quantization import (
     int8,
     memory_report,
     quantize_state,
+    stochastic_rounding,
     uint8,
 )
 from tests.helpers import airfoil_or_skip, describe, mesh_of_four, updates_of
@@ -72,6 +73,66 @@ def test_the_dither_is_a_hash_of_leaf_step_and_position(count, seed):
         ]
         found = dither((2, 3, 40), starts[leaf], count)
         np.testing.assert_array_equal(found.ravel(), expected)
+        # Of another field of the element, from the same hash.
+        move = count * 0x9E3779B9
+        expected = [((d - move) * 0x8649A765**2 + move) % 2**32 for d in expected]
+        found = dither((2, 3, 40), starts[leaf], count, field=2)
+        np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def shortest(rows):
+    """The length of a lattice's shortest vector: pairwise reduction, then all sums."""
+    rows = [list(row) for row in rows]
+    dot = lambda p, q: sum(a * b for a, b in zip(p, q, strict=True))  # noqa: E731
+    again = True
+    while again:
+        again = False
+        for i, j in itertools.permutations(range(len(rows)), 2):
+            q = round(dot(rows[i], rows[j]) / dot(rows[j], rows[j]))
+            less = [a - q * b for a, b in zip(rows[i], rows[j], strict=True)]
+            if dot(less, less) < dot(rows[i], rows[i]):
+                rows[i], again = less, True
+    sums = (
+        [
+            sum(n * x for n, x in zip(weights, column, strict=True))
+            for column in zip(*rows, strict=True)
+        ]
+        for weights in itertools.product(range(-2, 3), repeat=len(rows))
+        if any(weights)
+    )
+    return min(dot(row, row) for row in sums) ** 0.5
+
+
+@pytest.mark.parametrize("fields", [*itertools.combinations(range(4), 2), (0, 1, 2)])
+def test_the_fields_of_an_element_are_independent(fields):
+    """All hashes make a lattice of them: how far apart are its lines, or its planes?
+
+    As far as the shortest vector of its dual is long, the other way round: 2^-16 of the
+    unit square for the best lattice of so many points, 2^-10.8 of the cube.
+    """
+    m, n = 0x8649A765, 2**32
+    other = [pow(m, f - fields[0], n) for f in fields[1:]]
+    dual = [[n, *[0] * len(other)]]
+    for i, factor in enumerate(other):
+        dual.append([-factor % n, *(int(i == j) for j in range(len(other)))])
+    assert shortest(dual) > (2**15.9 if len(fields) == 2 else 2**10.5)
+
+
+def test_fields_round_independently_of_each_other():
+    """Of the elements of which one field was rounded up, the other's as many as of all.
+
+    For chances great and small, of every pair of fields, at steps in both periods.
+    """
+    n, chances = 2**18, (0.01, 0.3, 0.5, 0.97)
+    for count, start in ((1, 5), (17, 99), (40, 12345)):
+        noises = [
+            np.asarray(dither((n,), jnp.uint32(start), count, field=f))
+            for f in range(4)
+        ]
+        for a, b in itertools.combinations(noises, 2):
+            for p, q in itertools.product(chances, repeat=2):
+                both_up = np.mean((a < p * 2**32) & (b < q * 2**32))
+                assert abs(both_up - p * q) < 4.5 * (p * q * (1 - p * q) / n) ** 0.5
 
 
 def test_the_dither_of_an_array_of_more_elements_than_32_bits_count():
@@ -606,6 +667,25 @@ def test_every_platform_finds_the_largest_codes(platform, rng):
             "`codecs` has 'mu', of which the state has no array; it has count, nu",
         ),
         (
+            lambda: quantize_state(rmsprop(0.1, momentum=0.9), {"momentum": uint8()}),
+            ValueError,
+            "`codecs` must have a codec that keeps negative numbers, such as int8(), "
+            "for 'momentum', got an unsigned one",
+        ),
+        (
+            lambda: quantize_state(optax.adamw(0.1), {"nu": uint8(), "mu": uint8()}),
+            ValueError,
+            "`codecs` must have a codec that keeps negative numbers, such as int8(), "
+            "for 'mu', got an unsigned one",
+        ),
+        (
+            lambda: (lambda o: o.update(jnp.ones(2), o.init(jnp.ones(2))))(
+                stochastic_rounding(rmsprop(0.1))
+            ),
+            ValueError,
+            "`params` must be passed to `update` of `stochastic_rounding`, got None",
+        ),
+        (
             lambda: uint8(min_size=-1),
             ValueError,
             "`min_size` must be an integer >= 0, got -1",
@@ -631,6 +711,7 @@ def test_memory_report(capsys):
     report = memory_report(make(), x)
     assert report.rows["['w']"] == {
         "parameters": 64 * 128 * 4,
+        "gradients": 64 * 128 * 4,
         "nu": 64 * 128,
         "mu": 64 * 128 * 2,
         "momentum": 64 * 128,
@@ -640,8 +721,7 @@ def test_memory_report(capsys):
     assert report.rows["other"] == {"count": 8, "bases": 4 * arrays}
     state = jax.eval_shape(make().init, x)
     bytes_of_state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
-    kept = sum(n for name, n in report.total.items() if name != "parameters")
-    assert kept == bytes_of_state
+    assert sum(list(report.total.values())[2:]) == bytes_of_state
     lines = str(report).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("| total | ")

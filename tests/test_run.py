@@ -17,9 +17,9 @@ from tests.helpers import free_port
 from tests.sweeps import (
     GRID,
     bits,
-    chunks,
     forks,
     interrupt_after,
+    kept,
     network,
     quiet,
     result,
@@ -124,8 +124,8 @@ def test_kill_9_ten_times_over(tmp_path, start):
         process, _ = start(store, die=int(number), size=1)
         process.join(240)
         assert process.exitcode == -signal.SIGKILL
-        counts.append(chunks(store))
-    print("killed at", died, "with batches in the folder", counts)
+        counts.append(kept(store))
+    print("killed at", died, "with members in the folder", counts)
     assert counts == sorted(counts)
     assert 0 < counts[-1] < 60  # it was at work
     found = result(*start(store, size=1))
@@ -154,7 +154,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
     assert first.exitcode == -signal.SIGKILL
     second.kill()  # which would wait for the other
     second.join()
-    assert 0 < chunks(store) < 60
+    assert 0 < kept(store) < 60
     port = free_port()
     both = [start(store, process=i, port=port, **options) for i in range(2)]
     assert [result(*each) for each in both] == [(bits(alone), 60)] * 2

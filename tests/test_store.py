@@ -77,8 +77,9 @@ HARMS = ("cut", "emptied", "a bit", "another chunk")
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_damage_is_found_where_it_is_read(tmp_path, harm):
+def test_damage_is_found_where_it_is_read(tmp_path, harm, monkeypatch):
     """By anyone; a sweep that asks for it computes it again."""
+    monkeypatch.setattr(_store, "_BATCHES_CHUNK", 1)  # a chunk for each batch
 
     def wave(x):
         return {"loss": jnp.sin(x * jnp.arange(100.0))}
@@ -304,7 +305,8 @@ def test_100_000_members_in_bounded_memory(tmp_path):
 # It grows
 
 
-def test_it_is_an_ordinary_dataset(tmp_path, together):
+def test_it_is_an_ordinary_dataset(tmp_path, together, monkeypatch):
+    monkeypatch.setattr(_store, "_BATCHES_CHUNK", 2 * 8 * 60)
     store = tmp_path / "sweep.zarr"
     quiet(network, GRID, batch_size=8, store=store)
     plain = xr.open_zarr(store)
@@ -314,7 +316,7 @@ def test_it_is_an_ordinary_dataset(tmp_path, together):
     }
     assert plain.loss.dims == ("member", "loss_dim_0")
     assert plain.gamma.dims == ("member",)
-    assert plain.loss.chunks[0] == (8,) * 8
+    assert plain.loss.chunks[0] == (16,) * 4  # two batches
     # 60 members in blocks of 8; what fills the last one up is not finished.
     np.testing.assert_array_equal(plain.steps, np.arange(64) < 60)
     rows = plain.isel(member=plain.steps.values > 0).load()

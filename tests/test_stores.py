@@ -103,10 +103,11 @@ def test_killed_and_resumed(store, together, monkeypatch):
     assert bits(load_sweep(store)) == bits(together.sortby(list(GRID)))
 
 
-def test_torn_chunks_are_computed_again(store):
+def test_torn_chunks_are_computed_again(store, monkeypatch):
     """Nothing there is renamed into its place: the checksums find what is not whole."""
     import zarr
 
+    monkeypatch.setattr(_store, "_BATCHES_CHUNK", 1)  # a chunk for each batch
     grid = {"x": np.arange(1.0, 33)}
     expected = quiet(square, grid, store=store, batch_size=4)
     root = zarr.open_group(_location.locate(store).target, mode="r+")

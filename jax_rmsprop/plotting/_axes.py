@@ -69,11 +69,8 @@ def loss_against_gamma(
       >>> ax = plotting.loss_against_gamma(curves)
       >>> ax.figure.savefig("/dev/null", format="png")
     """
-    ax, curves = new_axes(ax), ordered(curves)
-    maximize = check_direction(resolve_output(curves, output), maximize)
-    output, found, place, rest = select_scores(
-        curves, output, seed_dim, maximize, gamma
-    )
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
+    found, place, rest = select_scores(curves, output, seed_dim, most, gamma)
     mean, low, high = (x.isel(rest) for x in found[:3])
     x = 1 - mean[gamma].values.astype(float)
     if found.seeds > 1:
@@ -84,8 +81,8 @@ def loss_against_gamma(
     here, value = x[place[gamma]], float(mean.isel({gamma: place[gamma]}))
     label = f"best: {gamma} = {1 - here:.6g}"
     ax.plot(here, value, "*", color=MARKED, markersize=15, label=label)
-    worst = _set_y_axis(ax, mean.values, label_of(curves, output), maximize)
-    _mark_diverged(ax, x, mean.values, worst, maximize)
+    worst = _set_y_axis(ax, mean.values, label_of(curves, output), most)
+    _mark_diverged(ax, x, mean.values, worst, most)
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"{output} against {gamma}{_held_values(found.mean.isel(rest), rest)}", pad=10
@@ -136,45 +133,43 @@ def heatmap(
       ... )
       >>> ax = plotting.heatmap(curves)
     """
-    ax, curves = new_axes(ax), ordered(curves)
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
     import matplotlib as mpl
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    maximize = check_direction(resolve_output(curves, output), maximize)
-    output, found, place, rest = select_scores(curves, output, seed_dim, maximize, x, y)
+    found, place, rest = select_scores(curves, output, seed_dim, most, x, y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
-    beyond = _beyond(values, _worst_shown(values, maximize), maximize)
+    beyond = _beyond(values, _worst_shown(values, most), most)
     shown = values[np.isfinite(values) & ~beyond]
     scale = LogNorm if spans_decades(shown) else Normalize
     ax.set_facecolor("#BBBBBB")
     ax.grid(visible=False)
-    colours = mpl.colormaps["viridis" if maximize else "viridis_r"]
+    colours = mpl.colormaps["viridis" if most else "viridis_r"]
     image = ax.pcolormesh(
         np.ma.masked_invalid(values),
         cmap=colours.with_extremes(over="black", under="black"),
         norm=scale(shown.min(), shown.max()),
     )
-    arrow = ("min" if maximize else "max") if beyond.any() else "neither"
+    arrow = ("min" if most else "max") if beyond.any() else "neither"
     ax.figure.colorbar(image, ax=ax, label=label_of(curves, output), extend=arrow)
     rows, columns = np.nonzero(~np.isfinite(values))
     if len(rows):
         label = "a seed diverged" if found.seeds > 1 else "diverged"
         ax.plot(columns + 0.5, rows + 0.5, "kx", markersize=5, label=label)
     corner = (place[x], place[y])
-    outline: dict[str, Any] = {
-        "fill": False,
-        "edgecolor": MARKED,
-        "linewidth": 3,
-        "zorder": 3,
-    }
-    value = float(cells.isel({x: corner[0], y: corner[1]}))
-    ax.add_patch(Rectangle(corner, 1, 1, label=f"best: {value:.4g}", **outline))
+    label = f"best: {float(cells.isel({x: corner[0], y: corner[1]})):.4g}"
+    outline: dict[str, Any] = {"fill": False, "edgecolor": MARKED, "linewidth": 3}
+    ax.add_patch(Rectangle(corner, 1, 1, label=label, zorder=3, **outline))
     for name, axis in ((x, ax.xaxis), (y, ax.yaxis)):
-        labels = [short(label) for label in cells[name].values]
-        shown = np.arange(0, len(labels), max(1, -(-len(labels) // 7)))
-        axis.set_ticks(shown + 0.5, [labels[i] for i in shown])
+        labels = np.array([short(label) for label in cells[name].values])
+        step = -(-len(labels) // 7)  # of each few the shortest ones
+        shown = min(
+            (np.arange(first, len(labels), step) for first in range(step)),
+            key=lambda ticks: len("".join(labels[ticks])) / len(ticks),
+        )
+        axis.set_ticks(shown + 0.5, labels[shown])
         axis.set_label_text(name)
     ax.set_title(f"{output} by {x} and {y}{_held_values(cells, rest)}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
@@ -221,19 +216,18 @@ def best_curves(
       ... )
       >>> ax = plotting.best_curves(curves, top_k=2)
     """
-    ax, curves = new_axes(ax), ordered(curves)
+    check_int("top_k", top_k, low=1)
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
     from matplotlib.ticker import MaxNLocator
 
-    check_int("top_k", top_k, low=1)
-    maximize = check_direction(resolve_output(curves, output), maximize)
-    output, found, _, _ = select_scores(curves, output, seed_dim, maximize)
+    found, _, _ = select_scores(curves, output, seed_dim, most)
     values = curves[output]
     own = own_axes(curves, output)
     if len(own) != 1:
         raise ValueError(
             f"`output` must have one axis of its own, but {output} has {len(own)}"
         )
-    flat = -found.mean.values.ravel() if maximize else found.mean.values.ravel()
+    flat = (-1 if most else 1) * found.mean.values.ravel()
     order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:top_k]
     shown: list[np.ndarray] = []
     for rank, i in enumerate(order):
@@ -248,10 +242,8 @@ def best_curves(
         if len(lines) > 1:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
             ax.fill_between(steps, lines.min(0), lines.max(0), **band)
-        label = _point(found.mean, place)
-        ax.plot(
-            steps, lines.mean(0), color=colour, label=label, zorder=3 - rank / top_k
-        )
+        style: dict[str, Any] = {"color": colour, "label": _point(found.mean, place)}
+        ax.plot(steps, lines.mean(0), zorder=3 - rank / top_k, **style)
         shown.append(lines)
     _set_y_axis(ax, np.concatenate(shown), label_of(curves, output), None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -304,20 +296,17 @@ def sensitivity(
       ... )
       >>> ax = plotting.sensitivity(curves)
     """
-    ax, curves = new_axes(ax), ordered(curves)
-    maximize = check_direction(resolve_output(curves, output), maximize)
-    output, found, _, rest = select_scores(
-        curves, output, seed_dim, maximize, gamma, hue
-    )
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
+    found, _, rest = select_scores(curves, output, seed_dim, most, gamma, hue)
     table = found.mean.isel(rest).transpose(hue, gamma)
     x = 1 - table[gamma].values.astype(float)
-    worst = _set_y_axis(ax, table.values, label_of(curves, output), maximize)
+    worst = _set_y_axis(ax, table.values, label_of(curves, output), most)
     for i, values in enumerate(table.values):
         colour = colour_of(i, len(table))
         label = short(table[hue].values[i])
         marker = "osDphP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
-        _mark_diverged(ax, x, values, worst, maximize, colour, 0.03 * (i % 7))
+        _mark_diverged(ax, x, values, worst, most, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"sensitivity of {output} to {gamma}{_held_values(table, rest)}", pad=10
@@ -367,33 +356,20 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
             f"has the shape {nu.shape}"
         )
     if axes is None:
-        _, drawn = plt.subplots(
-            3, figsize=(6.4, 6.4), layout="constrained", sharex=True
-        )
-        axes = list(drawn)
+        options: dict[str, Any] = {"layout": "constrained", "sharex": True}
+        axes = list(plt.subplots(3, figsize=(6.4, 6.4), **options)[1])
     if len(axes) != 3:
         raise ValueError(f"`axes` must be three, got {len(axes)}")
     average, share, step = axes
     steps, (_, low, middle, high, _) = np.arange(1, len(nu) + 1), nu.T
     # A logarithmic axis has no place for an average that is zero.
     smallest = np.min(nu[nu > 0], initial=1.0)
-    average.fill_between(
-        steps,
-        np.maximum(low, smallest),
-        np.maximum(high, smallest),
-        alpha=0.25,
-        color=COLOURS[0],
-        linewidth=0,
-        label="nine tenths of nu",
-    )
-    average.plot(steps, np.maximum(middle, smallest), color=COLOURS[0], label="middle")
-    average.plot(
-        steps,
-        np.asarray(found.threshold),
-        "--",
-        color=MARKED,
-        label="eps decides below",
-    )
+    low, middle, high = (np.maximum(x, smallest) for x in (low, middle, high))
+    band: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.25, "linewidth": 0}
+    average.fill_between(steps, low, high, label="nine tenths of nu", **band)
+    average.plot(steps, middle, color=COLOURS[0], label="middle")
+    threshold: dict[str, Any] = {"color": MARKED, "label": "eps decides below"}
+    average.plot(steps, np.asarray(found.threshold), "--", **threshold)
     average.set(yscale="log", ylabel="nu, units of g²")
     average.legend(fontsize="small")
     share.plot(steps, 100 * np.asarray(found.eps_share), color=MARKED)
@@ -403,31 +379,35 @@ def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes
     step.set(ylabel="largest |u|", xlabel="step")
     step.set_ylim(bottom=0)
     for ax in axes:
-        ax.grid(alpha=0.3)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
+        _open(ax)
     return list(axes)
 
 
-def new_axes(ax: Axes | None) -> Axes:
+def prepare(
+    curves: xr.Dataset, output: str | None, maximize: bool | None, ax: Axes | None
+) -> tuple[Axes, xr.Dataset, str, bool]:
+    """Where to draw, the curves in order, which output, and whether more is better."""
     require_extra("plot", "matplotlib.pyplot")
     import matplotlib.pyplot as plt
 
-    if ax is not None:
-        return ax
-    figure, ax = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    del figure
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    if ax is None:
+        ax = _open(plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1])
+    curves = ordered(curves)
+    output = resolve_output(curves, output)
+    return ax, curves, output, check_direction(output, maximize)
+
+
+def _open(ax: Axes) -> Axes:
+    """Open above and at the right, with a faint grid."""
+    ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.3)
     return ax
 
 
 def select_scores(
-    curves: xr.Dataset, output: str | None, seed_dim: str, maximize: bool, *axes: str
-) -> tuple[str, Scores, dict[str, int], dict[str, int]]:
-    """The output, its scores, the best point, and of it what is not on these axes."""
-    output = resolve_output(curves, output)
+    curves: xr.Dataset, output: str, seed_dim: str, maximize: bool, *axes: str
+) -> tuple[Scores, dict[str, int], dict[str, int]]:
+    """The output's scores, the best point, and of it what is not on these axes."""
     found = reduce_seeds(curves, output, seed_dim)
     for axis in axes:
         if axis not in found.mean.dims:
@@ -436,7 +416,7 @@ def select_scores(
                 f"{', '.join(map(str, found.mean.dims))}"
             )
     place = best_index(found.mean, maximize)
-    return output, found, place, {d: i for d, i in place.items() if d not in axes}
+    return found, place, {d: i for d, i in place.items() if d not in axes}
 
 
 def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
@@ -453,15 +433,16 @@ def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
         ticks = list(np.geomspace(positive.min(), positive.max(), 4))
     ax.set_xscale("log")
     ax.set_xlim(high, low)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{1 - t:.6g}"))
     ax.set_xlabel(name)
     top = ax.secondary_xaxis("top")
-    top.xaxis.set_major_locator(FixedLocator(ticks))
-    top.xaxis.set_minor_locator(NullLocator())
-    top.xaxis.set_major_formatter(FuncFormatter(lambda t, _: _format_steps(1 / t)))
     top.set_xlabel(f"steps looked back over, 1/(1 - {name})")
+    for each, text in (
+        (ax.xaxis, lambda t, _: f"{1 - t:.6g}"),
+        (top.xaxis, lambda t, _: _format_steps(1 / t)),
+    ):
+        each.set_major_locator(FixedLocator(ticks))
+        each.set_minor_locator(NullLocator())
+        each.set_major_formatter(FuncFormatter(text))
 
 
 def _set_y_axis(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from jax_rmsprop._validate import check_int, require_extra
 from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
 from jax_rmsprop.sweeps._report import (
+    Summary,
     check_direction,
     ordered,
     outputs,
@@ -36,11 +40,11 @@ def report(
 ) -> Path:
     """Write a sweep as one HTML file that opens in a browser, offline too.
 
-    It has the summary; the output of each member against an axis that one selects, of
-    which the values show under the pointer; the curves of the best members, if the
-    output has steps; and a table of all members that sorts by a click. Members that
-    are selected in the picture are selected in the table, and the other way. A member
-    that diverged is a cross at the picture's upper end.
+    It has the summary; the output of each member against an axis that one selects,
+    coloured by another one, and its values under the pointer; the curves of the best
+    members, if the output has steps; and a table of all members that sorts by a click.
+    Members that are selected in the picture are selected in the table, and the other
+    way. A member that diverged is a cross at the picture's upper end.
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
@@ -71,8 +75,9 @@ def report(
     """
     require_extra("plot", "bokeh.plotting")
     from bokeh.embed import file_html
-    from bokeh.layouts import column
+    from bokeh.layouts import column, row
     from bokeh.models import ColumnDataSource, CustomJS, Div, Select
+    from bokeh.palettes import Viridis256
     from bokeh.resources import INLINE
 
     check_int("top_k", top_k, low=1)
@@ -92,6 +97,10 @@ def report(
     members["_height"] = np.where(good, values, values[good].max())
     members["_mark"] = np.where(good, "circle", "x")
     members["_colour"] = np.where(good, COLOURS[0], COLOURS[1])
+    for axis in axes:
+        values_of, place = np.unique(members[axis], return_inverse=True)
+        at = place * 255 // max(1, len(values_of) - 1)
+        members[f"_colour_{axis}"] = np.array(Viridis256)[at]
     source = ColumnDataSource(members)
     label = label_of(curves, output)
     figures = [_against(axis, source, table, label, values[good]) for axis in axes]
@@ -100,13 +109,20 @@ def report(
     options: Any = axes
     select = Select(title="against", value=axes[0], options=options, width=220)
     code = "figures.forEach((f, i) => { f.visible = names[i] == cb_obj.value })"
-    select.js_on_change(
-        "value", CustomJS(args={"figures": figures, "names": axes}, code=code)
-    )
+    script = CustomJS(args={"figures": figures, "names": axes}, code=code)
+    select.js_on_change("value", script)
+    colour = Select(title="coloured by", value="", options=["", *axes], width=220)
+    code = """
+      const field = cb_obj.value ? "_colour_" + cb_obj.value : "_colour"
+      for (const f of figures) for (const r of f.renderers)
+        for (const part of ["fill_color", "line_color"]) r.glyph[part] = {field}
+    """
+    script = CustomJS(args={"figures": figures}, code=code)
+    colour.js_on_change("value", script)
     parts = [
         Div(text=f"<h1>{escape(output)} of {len(table):,} members</h1>"),
-        Div(text=f"<pre>{escape(str(found))}</pre>", styles={"overflow-x": "auto"}),
-        select,
+        Div(text=_summary(found, curves), styles={"overflow-x": "auto"}),
+        row(select, colour),
         *figures,
     ]
     best = _best(curves, output, table[good], top_k)
@@ -121,9 +137,27 @@ def report(
     return path
 
 
+def _summary(found: Summary, curves: xr.Dataset) -> str:
+    """The summary, of which the table is one here, too, and how it was computed."""
+    lines, html = str(found).splitlines(), list[str]()
+    for line in lines:
+        cells = [escape(cell.strip()) for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            html.append(f"{escape(line)}<br>" if line else "")
+        elif not set(line) <= set("|-: "):
+            html.append(f"<tr><td>{'</td><td>'.join(cells)}</td></tr>")
+    made = [f"{name} {value:,}" for name, value in curves.attrs.items()]
+    made = [*made, f"jax {jax.__version__}", f"{datetime.now():%Y-%m-%d %H:%M}"]
+    first = next(i for i, line in enumerate(html) if line.startswith("<tr>"))
+    rows = [line for line in html if line.startswith("<tr>")]
+    after = html[first + len(rows) :]
+    table = f"<table>{''.join(rows)}</table>"
+    return "".join([*html[:first], table, *after, f"<p>{escape(', '.join(made))}</p>"])
+
+
 def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) -> Any:
     """The output of each member against one axis, spaced as that axis asks for."""
-    from bokeh.models import CustomJSTickFormatter, HoverTool
+    from bokeh.models import CustomJSTickFormatter, FixedTicker, HoverTool, LogAxis
     from bokeh.plotting import figure
 
     x = table[axis]
@@ -146,10 +180,6 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
         active_drag="box_select",
         **options,
     )
-    if short_of_1:
-        plot.xaxis.formatter = CustomJSTickFormatter(
-            code="return String(Number((1 - tick).toPrecision(6)))"
-        )
     plot.scatter(
         where,
         "_height",
@@ -162,7 +192,23 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
     )
     columns = [name for name in table.columns if name != "finished"]
     plot.add_tools(HoverTool(tooltips=[(name, f"@{{{name}}}") for name in columns]))
+    ranges: Any = ((plot.xaxis, plot.x_range), (plot.yaxis, plot.y_range))
+    for each, ends in ranges:
+        if isinstance(each[0], LogAxis):  # Bokeh's own ticks are few, or spaced evenly
+            each.ticker = FixedTicker(ticks=_ticks(ends.start, ends.end))
+            tick = "1 - tick" if short_of_1 and ends is plot.x_range else "tick"
+            code = f"return String(Number(({tick}).toPrecision(6)))"
+            each.formatter = CustomJSTickFormatter(code=code)
     return plot
+
+
+def _ticks(*ends: float) -> list[float]:
+    """Powers of ten between two ends, and 2 and 5 times them if they are few."""
+    low, high = sorted(ends)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    mantissas = (1, 2, 5) if len(powers) < 5 else (1,)
+    every = [m * 10.0**k for k in powers for m in mantissas]
+    return [tick for tick in every if low <= tick <= high]
 
 
 def _axis_of(name: str, values: np.ndarray) -> dict[str, Any]:
@@ -237,7 +283,7 @@ def _table(source: Any, names: list[str]) -> Any:
         TableColumn(
             field=name,
             title=name,
-            formatter=ScientificFormatter(precision=4)
+            formatter=ScientificFormatter(precision=4, power_limit_low=-4)
             if np.asarray(source.data[name]).dtype.kind == "f"
             else StringFormatter(),
         )

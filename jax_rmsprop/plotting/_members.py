@@ -6,22 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop.plotting._axes import (
-    COLOURS,
-    label_of,
-    new_axes,
-    short,
-    spacing,
-)
-from jax_rmsprop.sweeps._report import (
-    best_index,
-    check_direction,
-    diverged,
-    last_value,
-    ordered,
-    reduce_seeds,
-    resolve_output,
-)
+from jax_rmsprop.plotting._axes import COLOURS, label_of, prepare, short, spacing
+from jax_rmsprop.sweeps._report import best_index, diverged, last_value, reduce_seeds
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -81,38 +67,32 @@ def parallel_coordinates(
       Inselberg, [The plane with parallel
       coordinates](https://doi.org/10.1007/BF01898350), 1985
     """
-    ax, curves = new_axes(ax), ordered(curves)
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
     import matplotlib as mpl
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba
 
-    output = resolve_output(curves, output)
-    maximize = check_direction(output, maximize)
     mean = reduce_seeds(curves, output, seed_dim).mean
-    place = best_index(mean, maximize)
+    place = best_index(mean, most)
     best = int(np.ravel_multi_index(tuple(place.values()), mean.shape))
     names, values = [str(name) for name in mean.coords], mean.values.ravel()
     finite = np.isfinite(values)
-    columns = [_column(mean[n].broadcast_like(mean).values.ravel()) for n in names]
-    columns.append(_column(values))
+    every = [mean[name].broadcast_like(mean).values.ravel() for name in names]
+    columns = [_column(x, best) for x in [*every, values]]
     height = np.stack([heights for heights, _ in columns], axis=1)
     height[~finite, -1] = 1.1
     lines = np.stack([np.broadcast_to(range(len(columns)), height.shape), height], -1)
     # The worst first, so that the best lie above.
-    order = np.argsort(-height[:, -1] if not maximize else height[:, -1])
+    order = np.argsort(height[:, -1] if most else -height[:, -1])
     order = [*order[~finite[order]], *order[finite[order]]]
-    colours = mpl.colormaps["viridis" if maximize else "viridis_r"](height[:, -1])
+    colours = mpl.colormaps["viridis" if most else "viridis_r"](height[:, -1])
     colours[~finite] = to_rgba("0.7")
-    styles = np.where(finite, "solid", "dotted")
-    ax.add_collection(
-        LineCollection(
-            list(lines[order]),
-            colors=colours[order],
-            linestyles=list(styles[order]),
-            linewidths=1,
-            alpha=0.7,
-        )
-    )
+    style: dict[str, Any] = {
+        "colors": colours[order],
+        "linestyles": list(np.where(finite, "solid", "dotted")[order]),
+        "linewidths": 1,
+    }
+    ax.add_collection(LineCollection(list(lines[order]), alpha=0.7, **style))
     label = f"best: {values[best]:.4g}"
     ax.plot(*lines[best].T, color=COLOURS[1], linewidth=3, label=label)
     box: dict[str, Any] = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
@@ -192,10 +172,8 @@ def importance(
       Kelley, [An unbiased correlation ratio
       measure](https://doi.org/10.1073/pnas.21.9.554), 1935
     """
-    ax, curves = new_axes(ax), ordered(curves)
-    output = resolve_output(curves, output)
-    maximize = check_direction(output, maximize)
-    shares = explained(curves, output, maximize)
+    ax, curves, output, most = prepare(curves, output, maximize, ax)
+    shares = explained(curves, output, most)
     names = sorted(shares, key=lambda name: shares[name])
     places = np.arange(len(names))
     alone = np.array([shares[name][0] for name in names])
@@ -206,14 +184,9 @@ def importance(
     ax.barh(places, alone, height=0.6, color=COLOURS[0], label="by itself")
     for place, share, whole in zip(places, alone, total, strict=True):
         text = f"{share:.0%}" if np.isnan(whole) else f"{share:.0%}, {whole:.0%}"
-        ax.annotate(
-            text,
-            (np.nanmax([share, whole]), place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+        beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+        end = np.nanmax([share, whole]), place
+        ax.annotate(text, end, (4, 0), fontsize=9, **beside)
     ax.set_yticks(places, names)
     ax.set_xlim(0, 1.2 * max(float(np.nanmax([alone, total])), 0.05))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
@@ -286,8 +259,13 @@ def _binned(x: np.ndarray, y: np.ndarray) -> float:
     return max(0.0, 1 - within / whole * (len(y) - 1) / (len(y) - used))
 
 
-def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Heights in [0, 1] along an upright axis, and where its labels stand."""
+def _column(
+    values: np.ndarray, best: int
+) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Heights in [0, 1] along an upright axis, and where its labels stand.
+
+    The best point's value has one, and the ends; others where there is room.
+    """
     if values.dtype.kind not in "iuf":
         texts = [str(value) for value in values]
         labels = list(dict.fromkeys(texts))
@@ -299,9 +277,11 @@ def _column(values: np.ndarray) -> tuple[np.ndarray, list[tuple[float, str]]]:
     low, high = scale(labels[0]), scale(labels[-1])
     span = (high - low) or 1.0
     heights = (scale(labels) - low) / span
-    shown = range(len(labels))
-    if len(labels) > 7:  # those nearest to an even spacing
-        even = np.linspace(0, 1, 6)
-        shown = sorted({int(abs(heights - y).argmin()) for y in even})
-    marks = [(float(heights[i]), short(float(labels[i]))) for i in shown]
+    even = np.linspace(0, 1, min(len(labels), 6))
+    near = [int(abs(heights - y).argmin()) for y in even]
+    order = [int(np.searchsorted(labels, values[best])), 0, len(labels) - 1, *near]
+    marks = []
+    for i in order if len(labels) > 7 else [*order, *range(len(labels))]:
+        if all(abs(heights[i] - y) > 0.04 for y, _ in marks):
+            marks.append((float(heights[i]), short(float(labels[i]))))
     return (scale(values) - low) / span, marks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Codec:
       first_base: what an array is encoded with at first.
       min_size: an array with fewer elements is kept as it is. So is one that is not
         float32, such as the mean of complex gradients.
+      signed: whether it keeps negative numbers.
     """
 
     encode: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,6 +38,7 @@ class Codec:
     next_base: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     first_base: int = 0
     min_size: int = 0
+    signed: bool = True
 
 
 # By the names of a state's fields.
@@ -66,13 +68,17 @@ def bfloat16(min_size: int = 0) -> Codec:
 
 
 def _encode_bfloat16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
+    # A float32 that a bfloat16 holds: of a step that ends in a conversion of float32 a
+    # TPU's compiler makes one loop, of one that ends in bits two.
+    return _to_bfloat16(x, dither, base).astype(jnp.bfloat16)
+
+
+def _to_bfloat16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
     del base
     # To add a fraction of the last bit kept, and to cut, is to round up with the right
     # probability, whatever the sign; a carry goes into the exponent, as it should.
     bits = (_bits(x) + _dither_bits(dither, 16)) & -(2**16)
-    # A float32 that a bfloat16 holds: of a step that ends in a conversion of float32 a
-    # TPU's compiler makes one loop, of one that ends in bits two.
-    return lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _decode_bfloat16(codes: jax.Array, base: jax.Array) -> jax.Array:
@@ -111,6 +117,26 @@ class _ByteFormat(NamedTuple):
 
 _UNSIGNED = _ByteFormat(signed=False, largest=255, headroom=64, wide_shift=23)
 _SIGNED = _ByteFormat(signed=True, largest=127, headroom=24, wide_shift=24)
+
+
+def _to_float16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
+    del base
+    size = jnp.abs(x)
+    # Below 2^-14 float16's numbers are as far apart as those above it. Each operation
+    # here is exact.
+    octave = lax.bitcast_convert_type(_bits(size) & 0x7F800000, jnp.float32)
+    spacing = jnp.maximum(octave, 2.0**-14) * 2.0**-10
+    below = jnp.floor(size / spacing)
+    rounded = (below + (size / spacing - below > _unit_dither(dither))) * spacing
+    return jnp.where(x < 0, -rounded, rounded)
+
+
+# By the dtype of parameters in half precision how they are rounded: to float32 numbers
+# that the dtype holds, since it is the difference of two such that an update needs.
+HALF_PRECISION: Mapping[Any, Codec] = {
+    jnp.dtype(jnp.bfloat16): Codec(_to_bfloat16, lambda codes, base: codes),
+    jnp.dtype(jnp.float16): Codec(_to_float16, lambda codes, base: codes),
+}
 
 
 def uint8(min_size: int = 4096) -> Codec:
@@ -208,7 +234,9 @@ def _byte_codec(fmt: _ByteFormat) -> Codec:
     encode, decode, next_base = (
         functools.partial(f, fmt) for f in (_encode_byte, _decode_byte, _next_base)
     )
-    return Codec(encode, decode, next_base, first_base=_SCALE_UNKNOWN)
+    return Codec(
+        encode, decode, next_base, first_base=_SCALE_UNKNOWN, signed=fmt.signed
+    )
 
 
 # Made once, so that two codecs with the same settings are equal.

@@ -14,9 +14,15 @@ from jax.typing import ArrayLike
 # The hashes change after this number of steps.
 _DITHER_PERIOD = np.uint32(32)
 
+# The fields of an element take h, h * m, h * m^2, ... modulo 2^32 of its hash h. Each
+# is as evenly spread as h. So are two of them together, and three: as the points of a
+# linear congruential generator they lie on a lattice, which for this multiplier is fine
+# in every direction (no two lines are further apart than 2^-15, no planes than 2^-10).
+_MULTIPLIER = 0x8649A765
+
 
 def dither_starts(leaves: int, count: ArrayLike, seed: ArrayLike) -> jax.Array:
-    """Hash the number of each leaf at a step.
+    """Hash the number of each parameter at a step.
 
     Args:
       leaves: how many.
@@ -24,7 +30,7 @@ def dither_starts(leaves: int, count: ArrayLike, seed: ArrayLike) -> jax.Array:
       seed: as for `quantize_state`.
 
     Returns:
-      For each leaf what its `dither` starts from, uint32 of shape (leaves,).
+      For each what its `dither` starts from, uint32 of shape (leaves,).
 
     Example:
       >>> dither_starts(2, 0, 0).shape
@@ -44,14 +50,17 @@ def dither(
     start: jax.Array,
     count: ArrayLike,
     *,
+    field: int = 0,
     out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
     """Make the random numbers by which an array's elements are rounded at a step.
 
     Args:
       shape: the array's.
-      start: that of its leaf, of `dither_starts`, uint32 of shape ().
+      start: that of its parameter, of `dither_starts`, uint32 of shape ().
       count: the step.
+      field: which of the arrays of that parameter it is, >= 0. All fields take their
+        numbers from one hash of the element, and each is independent of another.
       out_sharding: the array's, on a mesh with explicit axes.
 
     Returns:
@@ -61,14 +70,27 @@ def dither(
       >>> dither((3,), dither_starts(1, 0, 0)[0], 0).dtype
       dtype('uint32')
     """
+    return field_dither(element_hashes(shape, start, out_sharding), count, field)
+
+
+def element_hashes(
+    shape: tuple[int, ...], start: jax.Array, out_sharding: NamedSharding | None
+) -> jax.Array:
+    """Hash the place of each element; the costly part of a dither."""
     # The element's position is added axis by axis: summed up by itself, it is an array
     # that two leaves share, and a TPU's compiler does not merge their loops then.
     position = start
     for axis in range(len(shape)):
         index = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out_sharding)
         position += index * jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+    return _hash(position)
+
+
+def field_dither(hashes: jax.Array, count: ArrayLike, field: int) -> jax.Array:
+    """The dither of one of the fields that share these hashes."""
     # 2^32 divided by the golden ratio.
-    return _hash(position) + _step(count) * jnp.uint32(0x9E3779B9)
+    golden = _step(count) * jnp.uint32(0x9E3779B9)
+    return hashes * jnp.uint32(pow(_MULTIPLIER, field, 2**32)) + golden
 
 
 def _step(count: ArrayLike) -> jax.Array:

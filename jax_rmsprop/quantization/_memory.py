@@ -21,7 +21,8 @@ class MemoryReport:
 
     Attributes:
       rows: for each leaf of the parameters, and for the rest, the bytes by column:
-        "parameters" and the fields of the optimizer's state.
+        "parameters", "gradients", which have the parameters' dtypes, and the fields of
+        the optimizer's state.
     """
 
     rows: Mapping[str, Mapping[str, int]]
@@ -42,7 +43,9 @@ class MemoryReport:
 
 
 def memory_report(optimizer: optax.GradientTransformation, params: Any) -> MemoryReport:
-    """Count the bytes of the parameters and an optimizer's state. Allocates nothing.
+    """Count the bytes of parameters, gradients and an optimizer's state.
+
+    Nothing is allocated.
 
     Args:
       optimizer: any Optax transformation.
@@ -59,11 +62,11 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
       >>> params = {"w": jnp.ones((1000, 1000))}
       >>> optimizer = quantize_state(rmsprop(0.01), {"nu": uint8()})
       >>> print(memory_report(optimizer, params))
-      | bytes | parameters |        nu | count | bases |
-      | ----- | ---------- | --------- | ----- | ----- |
-      | ['w'] |  4,000,000 | 1,000,000 |     0 |     0 |
-      | other |          0 |         0 |     8 |     8 |
-      | total |  4,000,000 | 1,000,000 |     8 |     8 |
+      | bytes | parameters | gradients |        nu | count | bases |
+      | ----- | ---------- | --------- | --------- | ----- | ----- |
+      | ['w'] |  4,000,000 | 4,000,000 | 1,000,000 |     0 |     0 |
+      | other |          0 |         0 |         0 |     8 |     8 |
+      | total |  4,000,000 | 4,000,000 | 1,000,000 |     8 |     8 |
     """
     rows: dict[str, dict[str, int]] = {}
 
@@ -75,7 +78,8 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
     shapes: dict[Any, tuple[int, ...]] = {}
     for path, x in path_leaves(params):
         shapes[path] = x.shape
-        add(keystr(path) or "the root", "parameters", x)
+        for column in ("parameters", "gradients"):
+            add(keystr(path) or "the root", column, x)
     for path, x in path_leaves(jax.eval_shape(optimizer.init, params)):
         row, last = None, "state"
         for i, key in enumerate(path):

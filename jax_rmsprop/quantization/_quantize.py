@@ -1,9 +1,11 @@
-"""The wrapper that keeps named fields of a state as codes between steps."""
+"""The wrapper that keeps fields of a state as codes, and rounds parameters."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,13 +19,29 @@ from jax.typing import ArrayLike
 
 from jax_rmsprop import _validate
 from jax_rmsprop._sharding import on_explicit_mesh
-from jax_rmsprop.quantization._codecs import Codec, StateCodecs
-from jax_rmsprop.quantization._dither import dither, dither_starts
+from jax_rmsprop.quantization._codecs import HALF_PRECISION, Codec, StateCodecs
+from jax_rmsprop.quantization._dither import (
+    dither_starts,
+    element_hashes,
+    field_dither,
+)
 from jax_rmsprop.quantization._largest import largest_codes
+from jax_rmsprop.quantization._round import (
+    bounded_sum,
+    is_half,
+    step_to,
+    widen,
+    widen_half,
+)
+
+# Fields that Optax, or `rmsprop`, has negative numbers in.
+_SIGNED = frozenset(
+    "mu momentum trace ema acc_grads grad_acc prev_updates previous_gradient".split()
+)
 
 
 class QuantizedState(NamedTuple):
-    """The state of `quantize_state`: arrays only, in the places that one expects.
+    """The state of `quantize_state` and `stochastic_rounding`: arrays only.
 
     Attributes:
       count: the number of updates so far, int32 of shape ().
@@ -62,8 +80,8 @@ def quantize_state(
 
     Raises:
       TypeError: something in `codecs` is no `Codec`.
-      ValueError: the state has no array in a field of such a name (when `init` is
-        called).
+      ValueError: a codec without a sign is for a field that has one, such as "mu"; or
+        the state has no array in a field of such a name (when `init` is called).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -96,13 +114,106 @@ def quantize_state(
                 "`codecs` must have a Codec, such as uint8(), for "
                 f"{name!r}, got {_validate.short_repr(value)}"
             )
+        if name in _SIGNED and not value.signed:
+            raise ValueError(
+                "`codecs` must have a codec that keeps negative numbers, such as "
+                f"int8(), for {name!r}, got an unsigned one"
+            )
     codecs = dict(codecs)
     if "trace" in codecs:  # Optax's name of a momentum's buffer, whoever has it
         codecs.setdefault("momentum", codecs["trace"])
-    settings = optax.with_extra_args_support(inner), codecs, seed
+    return _build(_Settings(inner, codecs, seed, rounds=False))
+
+
+def stochastic_rounding(
+    inner: optax.GradientTransformation, *, seed: ArrayLike = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Round parameters in half precision at random, so that small steps are not lost.
+
+    A parameter x in bfloat16 or float16 becomes, for the step u of `inner`,
+
+        x + u rounded up or down, by chances that make the mean x + u
+
+    Rounded to the nearest it would stay where it is while u is below half the spacing
+    of such numbers, in bfloat16 a 512th to a 256th of x. Other parameters are
+    untouched.
+
+    Args:
+      inner: any Optax transformation that ends in the step, with its learning rate. It
+        gets gradients and parameters in float32.
+      seed: as for `quantize_state`.
+
+    Returns:
+      A transformation with a `QuantizedState`, whose `update` needs the parameters. For
+      a parameter in half precision the update is in float32, and `optax.apply_updates`
+      of it gives the rounded number exactly, in the parameter's dtype, unless the step
+      exceeds both the parameter and 2^127: then a spacing may be missing. (Where XLA
+      flushes subnormal numbers to 0, an update below 1.2e-38 is lost.) A sum of finite
+      numbers is finite: beyond the dtype's largest it counts as that. NaN and infinity
+      pass.
+
+      Directly around `quantize_state`, or within it, with the same seed, the two are
+      one transformation: the parameter and the fields are rounded by one hash.
+
+    Raises:
+      ValueError: `update` is called without the parameters.
+
+    Note:
+      Equinox's `apply_updates` promotes a parameter to the update's float32; use
+      `eqx.combine(optax.apply_updates(eqx.filter(model, eqx.is_array), updates),
+      model)`. What compares an update with its gradient, such as
+      `optax.apply_if_finite`, belongs into `inner`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from jax_rmsprop import rmsprop
+      >>> from jax_rmsprop.quantization import stochastic_rounding
+      >>> optimizer = stochastic_rounding(rmsprop(1e-4))
+      >>> params = jnp.ones(1000, "bfloat16")
+      >>> state = optimizer.init(params)
+      >>> for _ in range(10):
+      ...     updates, state = optimizer.update(params, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool((params == 1).all()), params.dtype
+      (False, dtype(bfloat16))
+
+    References:
+      Gupta et al., Deep Learning with Limited Numerical Precision, 2015,
+      https://arxiv.org/abs/1502.02551; of bfloat16 parameters: Zamirai et al.,
+      Revisiting BFloat16 Training, 2020, https://arxiv.org/abs/2010.06192.
+    """
+    return _build(_Settings(inner, {}, seed, rounds=True))
+
+
+class _Settings(NamedTuple):
+    """What is wrapped, the codecs by field, the seed, and whether parameters round."""
+
+    inner: optax.GradientTransformation
+    codecs: StateCodecs
+    seed: ArrayLike
+    rounds: bool
+
+
+def _build(outer: _Settings) -> optax.GradientTransformationExtraArgs:
+    """The transformation; if one wraps the other, both as one, which hashes once."""
+    update = outer.inner.update
+    if isinstance(update, functools.partial) and update.func is _update:
+        within: _Settings = update.args[0]
+        seeds = outer.seed, within.seed
+        same = seeds[0] is seeds[1] or (
+            all(isinstance(n, int) for n in seeds) and seeds[0] == seeds[1]
+        )
+        if (
+            same
+            and outer.rounds != within.rounds
+            and not (outer.codecs and within.codecs)
+        ):
+            codecs = {**outer.codecs, **within.codecs}
+            outer = _Settings(within.inner, codecs, outer.seed, rounds=True)
+    settings = outer._replace(inner=optax.with_extra_args_support(outer.inner))
     # Partials of functions here, so that the result can be pickled.
     return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, *settings), functools.partial(_update, *settings)
+        functools.partial(_init, settings), functools.partial(_update, settings)
     )
 
 
@@ -146,14 +257,11 @@ class _Leaf:
     parameter: Any
 
 
-def _init(
-    inner: optax.GradientTransformationExtraArgs,
-    codecs: StateCodecs,
-    seed: ArrayLike,
-    /,
-    params: optax.Params,
-) -> QuantizedState:
-    state, count = inner.init(params), jnp.zeros([], jnp.int32)
+def _init(settings: _Settings, /, params: optax.Params) -> QuantizedState:
+    codecs = settings.codecs
+    if settings.rounds:
+        params = widen_half(params)
+    state, count = settings.inner.init(params), jnp.zeros([], jnp.int32)
     if jax.tree.leaves(params):
         fields = {f for f, _ in _fields(state, params) if f is not None}
         for name in codecs:
@@ -163,26 +271,47 @@ def _init(
                     f"`codecs` has {name!r}, of which the state has no array; it has "
                     f"{', '.join(sorted(fields))}"
                 )
-    codes, bases = _encode_first(_full_leaves(codecs, state, params), count, seed)
+    leaves = _full_leaves(codecs, state, params)
+    codes, bases = _encode_first(leaves, count, settings.seed)
     return QuantizedState(count, _replace_leaves(state, codes), bases)
 
 
 def _update(
-    inner: optax.GradientTransformationExtraArgs,
-    codecs: StateCodecs,
-    seed: ArrayLike,
+    settings: _Settings,
     /,
     updates: optax.Updates,
-    state: QuantizedState,
+    state: Any,
     params: optax.Params | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Updates, QuantizedState]:
+    inner, codecs, seed, rounds = settings
     _validate.check_class(state, QuantizedState)
-    leaves = _stored_leaves(codecs, state)
-    full, count, bases, starts = _decode_stored(leaves, state.count, state.bases, seed)
+    stored, parameters = _stored_leaves(codecs, state), []
+    if rounds:
+        if params is None:
+            raise ValueError(
+                "`params` must be passed to `update` of `stochastic_rounding`, got None"
+            )
+        parameters = _half_parameters(updates, params)
+        pairs = zip(jax.tree.leaves(updates), parameters, strict=True)
+        wide = [None if leaf.codec is None else widen(g) for g, leaf in pairs]
+        updates = _replace_leaves(updates, wide)
+        params = widen_half(params)
+    full, count, bases, starts = _decode_stored(
+        stored, parameters, state.count, state.bases, seed
+    )
     before = _replace_leaves(state.inner_state, full)
     steps, after = inner.update(updates, before, params, **extra_args)
-    codes = _encode(_full_leaves(codecs, after, updates), bases, starts, count)
+    codes, rounded = _encode_next(
+        _full_leaves(codecs, after, updates),
+        parameters,
+        jax.tree.leaves(steps) if rounds else [],
+        bases,
+        starts,
+        count,
+    )
+    if rounds:
+        steps = _replace_leaves(steps, rounded)
     return steps, QuantizedState(count, _replace_leaves(after, codes), bases)
 
 
@@ -199,12 +328,41 @@ def _encode_first(
 
 
 @functools.partial(jax.jit, inline=True)
+def _encode_next(
+    leaves: list[_Leaf],
+    parameters: list[_Leaf],
+    steps: list[Any],
+    bases: jax.Array,
+    starts: jax.Array,
+    count: ArrayLike,
+) -> tuple[list[Any], list[Any]]:
+    """The codes of a state, and the steps to the rounded parameters."""
+    pairs = list(zip(parameters, steps, strict=True))
+    sums = [
+        leaf
+        if leaf.codec is None
+        else dataclasses.replace(leaf, x=bounded_sum(leaf.x, step))
+        for leaf, step in pairs
+    ]
+    codes = _encode([*leaves, *sums], bases, starts, count)
+    rounded = [
+        None if leaf.codec is None else step_to(code, leaf.x, step)
+        for code, (leaf, step) in zip(codes[len(leaves) :], pairs, strict=True)
+    ]
+    return codes[: len(leaves)], rounded
+
+
+@functools.partial(jax.jit, inline=True)
 def _decode_stored(
-    leaves: list[_Leaf], count: jax.Array, bases: jax.Array, seed: ArrayLike
+    leaves: list[_Leaf],
+    parameters: list[_Leaf],
+    count: jax.Array,
+    bases: jax.Array,
+    seed: ArrayLike,
 ) -> tuple[list[Any], ArrayLike, jax.Array, jax.Array]:
     """The arrays in full; and the count, bases and starts of the next ones' codes."""
     next_count = optax.safe_increment(count)
-    starts = dither_starts(len(leaves), next_count, seed)
+    starts = dither_starts(len(leaves) + len(parameters), next_count, seed)
     # The scalars of all leaves in one array: else a GPU's compiler makes a kernel or
     # more of those of each leaf, and merges the leaves' loops less.
     scalars = [
@@ -212,7 +370,10 @@ def _decode_stored(
         _next_bases(leaves, bases),
         lax.bitcast_convert_type(starts, jnp.int32),
     ]
-    bases, next_bases, starts = lax.optimization_barrier(jnp.stack(scalars))
+    n = len(leaves)
+    bases, next_bases, starts = jnp.split(
+        lax.optimization_barrier(jnp.concatenate(scalars)), [n, 2 * n]
+    )
     starts = lax.bitcast_convert_type(starts, jnp.uint32)
     return _decode(leaves, bases), next_count, next_bases, starts
 
@@ -229,15 +390,26 @@ def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[Any]:
 def _encode(
     leaves: list[_Leaf], bases: jax.Array, starts: jax.Array, count: ArrayLike
 ) -> list[Any]:
-    def encode(i: int, x: Any, codec: Codec | None) -> Any:
+    # By parameter: its number, and how many of its arrays there were.
+    numbers = collections.defaultdict[Any, int](itertools.count().__next__)
+    fields = collections.defaultdict[Any, Any](itertools.count)
+
+    @functools.cache
+    def hashes(number: int, shape: Any, where: Any) -> jax.Array:
+        return element_hashes(shape, starts[number], where)
+
+    def encode(i: int, leaf: _Leaf) -> Any:
+        x, codec = leaf.x, leaf.codec
         if codec is None:
             return None
         # Else each device would make the numbers of all.
         where = jax.typeof(x).sharding if on_explicit_mesh(x) else None
-        noise = dither(x.shape, starts[i], count, out_sharding=where)
-        return codec.encode(x, noise, bases[i])
+        shared = hashes(numbers[leaf.parameter], x.shape, where)
+        noise = field_dither(shared, count, next(fields[leaf.parameter]))
+        base = jnp.int32(codec.first_base) if codec.next_base is None else bases[i]
+        return codec.encode(x, noise, base)
 
-    return [encode(i, leaf.x, leaf.codec) for i, leaf in enumerate(leaves)]
+    return [encode(i, leaf) for i, leaf in enumerate(leaves)]
 
 
 def _replace_leaves(state: Any, new: list[Any]) -> Any:
@@ -296,6 +468,17 @@ def _full_leaves(
 
     places = _fields(state, params)
     return [leaf(*at, x) for at, x in zip(places, jax.tree.leaves(state), strict=True)]
+
+
+def _half_parameters(updates: Any, params: Any) -> list[_Leaf]:
+    """For each leaf of the updates its parameter, if that is in half precision."""
+    xs = _validate.match_parameters(updates, params)
+    return [
+        _Leaf(x, HALF_PRECISION[x.dtype], path)
+        if is_half(x)
+        else _Leaf(None, None, None)
+        for (path, _), x in zip(path_leaves(updates), xs, strict=True)
+    ]
 
 
 def _stored_leaves(codecs: StateCodecs, state: QuantizedState) -> list[_Leaf]:

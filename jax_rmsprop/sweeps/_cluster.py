@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
 # How often in a row a batch may lose its worker, each time as often as dask allows.
 _ATTEMPTS = 5
+_KEPT = "what is finished is kept, and the same call goes on from there"
 # After how many seconds without a worker to say so.
 SECONDS_ALONE = 60.0
 
@@ -251,19 +252,13 @@ class _Alone:
         if self._client.scheduler_info(n_workers=-1)["workers"]:
             self._seen, self._said = now, False
         alone = now - self._seen
+        none = f"`client` has had no worker for {alone:.0f} s"
         if self._wait is not None and alone >= self._wait:
-            raise RuntimeError(
-                f"`client` has had no worker for {alone:.0f} s; what is finished is "
-                "kept, and the same call goes on from there"
-            )
+            raise RuntimeError(f"{none}; {_KEPT}")
         if alone >= SECONDS_ALONE:
             self._progress.say(f"no worker for {alone:.0f} s")
             if not self._said:
-                warnings.warn(
-                    f"`client` has had no worker for {alone:.0f} s; the sweep waits "
-                    "for some",
-                    stacklevel=2,
-                )
+                warnings.warn(f"{none}; the sweep waits for some", stacklevel=2)
             self._said = True
 
 
@@ -276,15 +271,11 @@ def _check_lost(future: Any, attempts: int) -> None:
         if isinstance(error, WrongWorker):
             raise ValueError(in_one_line(error)) from None
         if not isinstance(error, distributed.KilledWorker):
-            raise RuntimeError(
-                f"a worker raised {type(error).__name__}: {in_one_line(error)}; "
-                "what is finished is kept, and the same call goes on from there"
-            ) from None
+            what = f"{type(error).__name__}: {in_one_line(error)}"
+            raise RuntimeError(f"a worker raised {what}; {_KEPT}") from None
     if attempts >= _ATTEMPTS:
-        raise RuntimeError(
-            "the workers died again and again while they computed; what is finished is "
-            "kept, and the same call goes on from there"
-        )
+        what = "the workers died again and again while they computed"
+        raise RuntimeError(f"{what}; {_KEPT}")
 
 
 class WrongWorker(ValueError):

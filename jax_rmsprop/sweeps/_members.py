@@ -157,10 +157,10 @@ class Grid:
             for name, entry in self._entries()
         }
         index = _index(columns, self.kinds)
-        number, _ = index.factorize()
         first = np.flatnonzero(~index.duplicated())
         columns = {name: labels[first] for name, labels in columns.items()}
-        return Members(columns, self.kinds, index.take(first)), number
+        members = Members(columns, self.kinds, index.take(first))
+        return members, members.index.get_indexer(index)
 
     def combinations(self, member: np.ndarray) -> list[Combination]:
         """The members, by the program that they share.

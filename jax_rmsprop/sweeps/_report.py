@@ -97,7 +97,8 @@ class Summary:
             f"{self.members:,} members, {self.diverged:,} diverged"
             + (f", {self.unfinished:,} not run" if self.unfinished else ""),
             f"{'highest' if self.maximized else 'lowest'} {self.output}: "
-            f"{self.value:.4g}{over} at {_point(self.best)}",
+            f"{self.value:.4g}{over}",
+            f"at {_point(self.best)}",
             *self._lacking(),
             "",
             _markdown.table(rows, numbers=True),
@@ -105,6 +106,10 @@ class Summary:
         if self.edges:
             lines += ["", f"at the end of its axis: {', '.join(self.edges)}"]
         return "\n".join(lines)
+
+    def _repr_markdown_(self) -> str:
+        """In a notebook."""
+        return str(self).replace("\n", "  \n")
 
     def _lacking(self) -> list[str]:
         if not self.lacking:
@@ -159,7 +164,8 @@ def summary(
       ... )
       >>> print(summary(curves))
       9 members, 0 diverged
-      lowest loss: 0.001 (0 to 0.002 over 3 seeds) at gamma 0.9
+      lowest loss: 0.001 (0 to 0.002 over 3 seeds)
+      at gamma 0.9
       <BLANKLINE>
       |            |   loss | lowest seed | highest seed |
       | ---------- | ------ | ----------- | ------------ |

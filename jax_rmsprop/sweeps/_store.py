@@ -2,9 +2,9 @@
 
 A store is one zarr group, an ordinary xarray Dataset. Along "member" it has a column
 for each hyperparameter and one of `steps`, in chunks of many members, and the outputs
-and `diverged_at` in chunks of one batch. A member of a training that can go on has two
-carries in `carry_BYTES`, and in `carried` the steps that they are of and their bytes:
-one is written while the other one counts.
+and `diverged_at` in chunks of a batch, or of some if they are small. A member of a
+training that can go on has two carries in `carry_BYTES`, and in `carried` the steps
+that they are of and their bytes: one is written while the other one counts.
 
 Only `steps` says what is there. Whoever adds something locks the folder, writes rows
 and carries, then the other columns and, last, the chunk of `steps`, which is one file
@@ -44,9 +44,11 @@ if TYPE_CHECKING:
     import zarr
 
 FORMAT = 1
-# The members of a chunk of a column, and about the bytes of one of an output.
+# The members of a chunk of a column; about the bytes of one of an output of steps, and
+# of one of some batches, which is read and written again when a batch is added to it.
 _COLUMN_CHUNK = 65_536
 _OUTPUT_CHUNK = 1_000_000
+_BATCHES_CHUNK = 262_144
 # Of what is read at once by dask, and of a chunk of carries.
 _BYTES_AT_ONCE = 16_000_000
 _publishing = threading.Lock()
@@ -83,7 +85,8 @@ class ZarrStore:
         """
         self.at, self._members, self._shapes = at, members, shapes
         group: Any = open_group(at)
-        self._size: int = group["diverged_at"].chunks[0]
+        self._size: int = group.attrs["sweep"]["batch_size"]
+        self._rows: int = group["diverged_at"].chunks[0]  # of a chunk
         # Which member each row is: -1 of one that is not asked for, -2 if unknown yet.
         self._member_of = np.zeros(0, int)
         self._refresh()
@@ -154,11 +157,11 @@ class ZarrStore:
             diverged_at.oindex[rows] = earlier(old, block)
             if block.carry is not None:
                 self._write_carry(group, row, block, block.carry)
-        except ValueError as error:
+            for name, column in self._members.columns.items():
+                group[name][first : first + new.sum()] = column[block.members[new]]
+            group["steps"].oindex[rows] = block.steps
+        except ValueError as error:  # what is to be written is in a damaged chunk
             raise self._damaged(group, row) from error
-        for name, column in self._members.columns.items():
-            group[name][first : first + new.sum()] = column[block.members[new]]
-        group["steps"].oindex[rows] = block.steps
         if new.any():
             publish(self.at)
 
@@ -238,9 +241,9 @@ class ZarrStore:
 
     def _damaged(self, group: Any, row: np.ndarray) -> Damaged:
         """Which of the chunks of these rows cannot be read; all, if it is none."""
-        every, bad = np.unique(row // self._size), list[int]()
+        every, bad = np.unique(row // self._rows), list[int]()
         for chunk in every.tolist():
-            rows = slice(chunk * self._size, (chunk + 1) * self._size)
+            rows = slice(chunk * self._rows, (chunk + 1) * self._rows)
             try:
                 for name in self._shapes.arrays():
                     group[name][rows]
@@ -280,8 +283,8 @@ class ZarrStore:
         for name, (shape, dtype) in arrays.items():
             fill = missing(name, dtype)
             if bytes_each * len(there) > memory and len(own):
-                at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._size))
-                chunks: Any = self._size * at_once, *group[name].shape[1:]
+                at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
+                chunks: Any = self._rows * at_once, *group[name].shape[1:]
                 rows = dask.array.from_array(group[name], chunks=chunks)
                 rows = rows[np.where(there, self._row, own[0])]
                 if not there.all():
@@ -305,8 +308,8 @@ class ZarrStore:
         if jax.process_index() == 0:
             with locked(self.at), explain_oserror(self.at):
                 group: Any = open_group(self.at, "r+")
-                row = (chunks[:, None] * self._size + np.arange(self._size)).ravel()
-                group["steps"].oindex[row] = 0
+                row = (chunks[:, None] * self._rows + np.arange(self._rows)).ravel()
+                group["steps"].oindex[row[row < len(self._row_steps)]] = 0
         broadcast_from_process_0(0)
         self._refresh()
 
@@ -362,9 +365,11 @@ def _create(
             overwrite=True,
         )
 
-    size, dims = header["batch_size"], shapes.dimensions()
-    for name, (own, dtype) in shapes.arrays().items():
-        chunks = (size, *own)
+    size, dims, arrays = header["batch_size"], shapes.dimensions(), shapes.arrays()
+    batch = size * max(x.itemsize * int(np.prod(own)) for own, x in arrays.values())
+    rows = size if shapes.stepped else size * max(1, _BATCHES_CHUNK // batch)
+    for name, (own, dtype) in arrays.items():
+        chunks = (rows, *own)
         if shapes.stepped and name in shapes.outputs:
             each = size * dtype.itemsize * int(np.prod(own[1:]))
             chunks = size, min(own[0], max(1, _OUTPUT_CHUNK // each)), *own[1:]

@@ -207,33 +207,28 @@ def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) 
     except Exception as error:
         frame, text = user_frame(error, function), str(error)
         kind = type(error).__name__
-        decides = (
-            "a hyperparameter that decides shapes or branches must be an axis of "
-            "Python values (an array of dtype object)"
-        )
+        whole = [n for n, x in point.items() if jnp.issubdtype(_dtype(x), jnp.integer)]
         if isinstance(error, jax.errors.TracerArrayConversionError) or any(
             f"`{word}` function" in text for word in ("float", "complex")
         ):
-            raise TypeError(
-                f"`{name}` cannot be traced: {frame} a number is asked for (float, "
-                "item, np.array), which is not known while the program is made; "
-                "return the array"
-            ) from error
-        if isinstance(error, jax.errors.JAXTypeError):
-            raise TypeError(
-                f"`{name}` cannot be traced: {kind} {frame}; {decides}"
-            ) from error
-        whole = [n for n, x in point.items() if jnp.issubdtype(_dtype(x), jnp.integer)]
-        if isinstance(error, TypeError) and "concrete values" in text and whole:
-            raise TypeError(
-                f"`{name}` cannot be traced: a shape is not known {frame}; make "
-                f"{' or '.join(whole)} an axis of Python values, such as "
-                "np.array([16, 32], object)"
-            ) from error
-        raise RuntimeError(
-            f"`{name}` raised {kind} {frame}: "
-            f"{text.splitlines()[0] if text else 'without a message'}"
-        ) from error
+            why = (
+                f"{frame} a number is asked for (float, item, np.array), which is not "
+                "known while the program is made; return the array"
+            )
+        elif isinstance(error, jax.errors.JAXTypeError):
+            why = (
+                f"{kind} {frame}; a hyperparameter that decides shapes or branches "
+                "must be an axis of Python values (an array of dtype object)"
+            )
+        elif isinstance(error, TypeError) and "concrete values" in text and whole:
+            why = (
+                f"a shape is not known {frame}; make {' or '.join(whole)} an axis of "
+                "Python values, such as np.array([16, 32], object)"
+            )
+        else:
+            first = text.splitlines()[0] if text else "without a message"
+            raise RuntimeError(f"`{name}` raised {kind} {frame}: {first}") from error
+        raise TypeError(f"`{name}` cannot be traced: {why}") from error
 
 
 def _dtype(x: Any) -> Any:
@@ -372,30 +367,22 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     for path, leaf in found:
         name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        kind, wrong = TypeError, ""
         if name in leaves or "/" in name or not name.isprintable():
-            raise ValueError(
-                f"`{called}` must return names that differ, printable and without a /; "
-                f"got {name!r}"
-            )
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            raise TypeError(
-                f"`{called}` must return a tree of arrays, but {name} is "
-                f"{short_repr(leaf)}"
-            )
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise TypeError(
-                f"`{called}` must return numbers, but {name} is {leaf.dtype}; "
-                "jax.random.key_data makes numbers of random keys"
-            )
-        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-            raise TypeError(
-                f"`{called}` must return numbers, but {name} is of dtype {leaf.dtype}"
-            )
-        if 0 in leaf.shape:
-            raise ValueError(
-                f"`{called}` must return arrays with elements, but {name} has shape "
-                f"{leaf.shape}"
-            )
+            kind = ValueError
+            wrong = f"names that differ, printable and without a /; got {name!r}"
+        elif not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            wrong = f"a tree of arrays, but {name} is {short_repr(leaf)}"
+        elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            wrong = f"numbers, but {name} is {leaf.dtype}; jax.random.key_data makes "
+            wrong += "numbers of random keys"
+        elif not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+            wrong = f"numbers, but {name} is of dtype {leaf.dtype}"
+        elif 0 in leaf.shape:
+            kind = ValueError
+            wrong = f"arrays with elements, but {name} has shape {leaf.shape}"
+        if wrong:
+            raise kind(f"`{called}` must return {wrong}")
         leaves[name] = leaf
     if not leaves:
         raise TypeError(
