@@ -63,6 +63,7 @@ html_baseurl = PROJECT["urls"]["Documentation"]
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["gamma.js"]
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]

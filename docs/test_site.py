@@ -289,6 +289,18 @@ def test_pages_are_there_for_machines():
     assert (SITE / "how-to" / "your_model.md").read_text().startswith("# Sweep your")
 
 
+def test_gamma_is_a_slider(looked_at):
+    """The textbook's number at 0.9, and another path elsewhere."""
+    tab = looked_at("tutorials/textbook.html")
+    slider, said = (tab.locator(f".gamma-slider {x}") for x in ("input", "output"))
+    assert "after 20 steps x1 -0.010599, x2 0.000000" in said.inner_text()
+    path = tab.locator(".gamma-slider polyline")
+    before = path.get_attribute("points")
+    slider.fill("2")
+    assert said.inner_text().startswith("0.990: looks back 100 steps")
+    assert path.get_attribute("points") != before
+
+
 def test_equations_are_drawn(looked_at):
     tab = looked_at("explanation/variance.html")
     heights = "all => all.map(m => m.getBoundingClientRect().height)"
@@ -351,7 +363,7 @@ def test_the_report_of_a_sweep(browser, tmp_path):
         return tab.locator(".slick-row").first.inner_text().split()
 
     # The best first; a click on a head sorts by it, another one backwards.
-    assert first_cells()[:3] == ["0.5", "1.0000e-3", "0.501"]
+    assert first_cells()[:3] == ["0.5", "0.001", "0.501"]
     head = tab.locator(".slick-header-column", has_text="gamma")
     head.click()
     head.click()
