@@ -38,7 +38,7 @@ TUTORIALS = {name: needs for group in GROUPS.values() for name, needs in group.i
 def not_shown():
     """A pattern of the files that are no tutorials."""
     names = {path.stem for path in EXAMPLES.glob("*.py")} - set(TUTORIALS)
-    return rf"/({'|'.join(sorted(names))})\.py$"
+    return rf"(^|/)({'|'.join(sorted(names))})\.py$"
 
 
 def to_run():
@@ -52,8 +52,8 @@ def to_run():
 
 
 def in_order(path):
-    """Where a tutorial stands."""
-    return list(TUTORIALS).index(Path(path).stem)
+    """Where a tutorial stands; a file that is none comes last."""
+    return [*TUTORIALS, Path(path).stem].index(Path(path).stem)
 
 
 def arguments(conf, script):
@@ -88,13 +88,17 @@ def group_cards(app):
         "",
     ]
     for title, names in GROUPS.items():
-        lines += [title, "-" * len(title), "", ".. grid:: 1 2 3 3", ""]
+        lines += [title, "-" * len(title), ""]
+        lines += [".. grid:: 1 2 3 3", "   :gutter: 2", ""]
         for name in names:
             text = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text()))
             card = f".. grid-item-card:: {text.splitlines()[0]}"
             picture = f"images/thumb/sphx_glr_{name}_thumb.png"
             lines += [f"   {card}", f"      :link: {name}", "      :link-type: doc"]
-            lines += [f"      :img-bottom: {picture}", f"      :img-alt: {name}", ""]
+            if re.search(to_run(), f"/{name}.py"):
+                alt = f"Picture of the tutorial {text.splitlines()[0]}"
+                lines += [f"      :img-bottom: {picture}", f"      :img-alt: {alt}"]
+            lines += [""]
     (folder / "index.rst").write_text("\n".join(lines) + "\n")
 
 
@@ -103,14 +107,15 @@ def complete_notebooks(app):
     for path in Path(app.srcdir, "tutorials").glob("*.ipynb"):
         notebook = json.loads(path.read_text())
         first = '%pip install -q "jax-rmsprop[cluster,examples]"'
-        if first in str(notebook["cells"][0]["source"]):
+        if any(first in str(cell["source"]) for cell in notebook["cells"]):
             continue
         cells = [first, *_neighbours((EXAMPLES / f"{path.stem}.py").read_text())]
-        notebook["cells"][:0] = [
+        # After the title; folded where a notebook is shown.
+        notebook["cells"][1:1] = [
             {
                 "cell_type": "code",
                 "execution_count": None,
-                "metadata": {},
+                "metadata": {"jupyter": {"source_hidden": True}, "cellView": "form"},
                 "outputs": [],
                 "source": [source],
             }

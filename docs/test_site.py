@@ -12,7 +12,7 @@ import shutil
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pytest
 
@@ -24,9 +24,14 @@ KINDS = [
     "tutorials/index.html",
     "tutorials/textbook.html",
     "tutorials/gamma_sweep.html",
+    "tutorials/reading_a_sweep.html",
+    "how-to/your_model.html",
+    "how-to/batch_size.html",
+    "explanation/which_optimizer.html",
     "how-to/gamma_and_eps.html",
     "explanation/variance.html",
     "reference/conventions.html",
+    "reference/benchmarks.html",
     "reference/generated/jax_rmsprop.rmsprop.html",
 ]
 
@@ -160,11 +165,44 @@ def test_nothing_comes_from_elsewhere(looked_at, address):
     assert all(url.startswith((address, "data:")) for url in asked)
 
 
-def test_the_search_finds_an_option(looked_at):
-    tab = looked_at("search.html?q=eps_in_sqrt")
-    tab.wait_for_selector("#search-results ul.search li a")
-    found = tab.locator("#search-results ul.search li a").all_inner_texts()
-    assert any("rmsprop" in text for text in found)
+def first_found(tab):
+    """The addresses of what a search shows first."""
+    summary = "document.querySelector('#search-results .search-summary')"
+    tab.wait_for_function(f"{summary}?.innerText.match(/found|did not/)")
+    links = tab.locator("#search-results ul.search li a")
+    return links.evaluate_all("all => all.map(a => a.getAttribute('href'))")
+
+
+# What people type, and the page that answers.
+SEARCHES = {
+    "mixed precision": "how-to/mixed_precision",
+    "bf16": "how-to/mixed_precision",
+    "FAQ": "reference/faq",
+    "quickstart": "index",
+    "multi gpu": "how-to/sharding",
+    "PBT": "tutorials/population_based_training",
+    "early stopping": "tutorials/successive_halving",
+    "Haiku": "how-to/your_model",
+    "Linen": "how-to/your_model",
+    "TrainState": "how-to/your_model",
+    "A2C": "how-to/dqn",
+    "Colab": "tutorials/index",
+    "8-bit": "tutorials/low_precision_state",
+    "FSDP": "how-to/sharding",
+    "getting started": "index",
+    "batch size": "how-to/batch_size",
+    "warmup": "how-to/schedules",
+    "does it converge": "tutorials/does_it_converge",
+}
+
+
+@pytest.mark.parametrize("words", SEARCHES)
+def test_a_search_finds_its_page(looked_at, words):
+    """Among the first three."""
+    tab = looked_at(f"search.html?q={quote(words)}")
+    found = [urlsplit(link).path for link in first_found(tab)]
+    pages = list(dict.fromkeys(found))[:3]
+    assert f"{SEARCHES[words]}.html" in pages, pages
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -176,25 +214,79 @@ def test_it_reads_on_a_phone(looked_at, path, scheme, tmp_path):
     tab.set_viewport_size({"width": 390, "height": 844})
     wide = tab.evaluate("document.documentElement.scrollWidth")
     assert wide <= 390, path
-    colours = tab.evaluate(
-        """() => {
-          const style = getComputedStyle(document.querySelector("article p"));
-          return [style.color, getComputedStyle(document.body).backgroundColor];
-        }"""
-    )
-    text, ground = (brightness(colour) for colour in colours)
-    assert abs(text - ground) > 150
-    assert (ground < 100) == (scheme == "dark")
+    faint = tab.evaluate(FAINT)
+    assert not faint, faint[:5]
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (brightness(ground) < 100) == (scheme == "dark")
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     file = f"{path.replace('/', '_')}_{scheme}"
     tab.screenshot(path=folder / f"{file}_phone.png")
-    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.set_viewport_size({"width": 1400, "height": 900})
     tab.screenshot(path=folder / f"{file}.png")
+
+
+# Texts of a page's body whose contrast is below 4.5, as WCAG 2.1 computes it.
+FAINT = """() => {
+  const parse = text => {
+    const found = text.match(/[\\d.]+/g).map(Number);
+    const scale = text.startsWith("color(") ? 255 : 1;
+    return [...found.slice(0, 3).map(x => scale * x), found[3] ?? 1];
+  };
+  const over = (top, below) =>
+    [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]).concat(1);
+  const luminance = c => {
+    const [r, g, b] = c.slice(0, 3).map(x => {
+      x /= 255;
+      return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      layers.unshift(parse(getComputedStyle(e).backgroundColor));
+    }
+    return layers.reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  };
+  const faint = [];
+  const bodies = "p, li, td, th, pre span, h1, h2, .xr-wrap :is(span, div, label)";
+  for (const e of document.querySelectorAll(`article :is(${bodies})`)) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility()) continue;
+    const behind = ground(e);
+    const text = over(parse(getComputedStyle(e).color), behind);
+    const [a, b] = [luminance(text), luminance(behind)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) faint.push([e.textContent.trim().slice(0, 40), ratio.toFixed(2)]);
+  }
+  return faint;
+}"""
 
 
 def brightness(colour):
     """The mean of red, green and blue, from 0 to 255."""
     return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def test_the_table_of_conventions_fits_on_one_screen(looked_at):
+    tab = looked_at("reference/conventions.html")
+    tab.set_viewport_size({"width": 1400, "height": 900})
+    wide = "t => t.scrollWidth - t.parentElement.clientWidth"
+    assert tab.locator("article table").evaluate(wide) <= 0
+    pytorch = tab.locator("article tbody tr").first.locator("td.differs")
+    assert pytorch.all_inner_texts() == [
+        "alpha 0.99",
+        "eps 1e-08, outside",
+        "after",
+        "coupled",
+    ]
+    assert tab.locator("article table tbody a").count() >= 25
+
+
+def test_pages_are_there_for_machines():
+    listed = (SITE / "llms.txt").read_text()
+    assert "how-to/your_model.md" in listed
+    assert (SITE / "how-to" / "your_model.md").read_text().startswith("# Sweep your")
 
 
 def test_equations_are_drawn(looked_at):
@@ -211,7 +303,8 @@ def test_a_notebook_runs_where_nothing_else_is(tutorial, tmp_path):
 
     (path,) = (SITE / "_downloads").glob(f"*/{tutorial}.ipynb")
     notebook = nbformat.read(path, as_version=4)
-    pip, *rest = notebook.cells
+    title, pip, *rest = notebook.cells
+    assert title.cell_type == "markdown"
     assert pip.source.startswith("%pip install")
     # This machine has the package, which may not be published. And one more cell.
     searched = "sweep(lambda x: {'y': x}, {'x': [1.0, 2.0]}, batch_size=2);"
@@ -228,7 +321,6 @@ def test_a_notebook_runs_where_nothing_else_is(tutorial, tmp_path):
             "xarray.Dataset" in output.get("data", {}).get("text/html", "")
             for output in outputs
         )
-    assert (tmp_path / "common.py").exists()
 
 
 def test_the_report_of_a_sweep(browser, tmp_path):

@@ -36,7 +36,7 @@ def clip(x: jax.Array, bound: jax.typing.ArrayLike) -> jax.Array:
 
 
 def summable(x: jax.Array) -> jax.Array:
-    """Hold x where the sum of four such is finite."""
+    """Clip x so that a sum of four such values is finite."""
     return clip(x, jnp.finfo(x.dtype).max / 4)
 
 
@@ -98,7 +98,7 @@ def least_eps(eps: jax.Array, rate: jax.Array | None, in_sqrt: bool) -> jax.Arra
     if rate is None:
         return eps
     info = jnp.finfo(eps.dtype)
-    # Fenced: a compiler would square the small number by itself, which is 0.
+    # Fenced: a compiler would square the small number alone, which gives 0.
     root = no_fma(rate * (2 * largest(eps.dtype) / info.max))
     least = root * root if in_sqrt else root - jnp.sqrt(info.tiny)
     return jnp.maximum(eps, least)

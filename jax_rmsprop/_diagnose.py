@@ -1,4 +1,4 @@
-"""Diagnose from a state whether gamma and eps fit the gradients."""
+"""Diagnose whether gamma and eps fit the gradients."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class Diagnosis(NamedTuple):
     """The findings of `diagnose`: float32 arrays, which a scan stacks.
 
     Attributes:
-      eps_share: in [0, 1], the share of the elements where eps is more of the divisor
-        than the average is.
-      threshold: the average at which both are equal, in units of g^2.
+      eps_share: in [0, 1], the fraction of elements where eps dominates the divisor.
+      threshold: the average at which both contribute equally, in units of g^2.
       window: the steps that the average looks back over, (1 - gamma^t) / (1 - gamma).
       nu: the average's quantiles 0, 5, 50, 95 and 100%, of shape (5,), in units of g^2.
       largest_step: the largest `|u|` of any element; None without the gradient.
@@ -46,35 +45,34 @@ def diagnose(
     state: Any,
     gradient: optax.Updates | None = None,
 ) -> Diagnosis | dict[str, Diagnosis]:
-    """Tell whether the average or eps decides the steps, and over how many it looks.
+    """Report whether the average or eps decides the steps.
 
-    An element's step is g / sqrt(nu + eps), or g / (sqrt(nu) + eps). Where nu is far
-    above the threshold, eps or eps^2, RMSProp scales each element by its own average;
-    where it is far below, all are divided by the same, and it is gradient descent with
-    a learning rate of learning_rate / sqrt(eps), or learning_rate / eps. Choose an eps
-    such that this is meant where it happens. With bias correction nu is divided by the
-    weight that it has collected.
+    The step of an element is g / sqrt(nu + eps), or g / (sqrt(nu) + eps). If nu is far
+    above the threshold, eps or eps^2, RMSProp scales each element by its own average.
+    If nu is far below, all elements are divided by the same number, and the optimizer
+    is gradient descent with a learning rate of learning_rate / sqrt(eps), or
+    learning_rate / eps. With bias correction nu is divided by the weight it has
+    collected.
 
-    It reads whole arrays and sorts them, which takes as long as a few steps: call it
-    every hundred steps or so.
+    Sorting whole arrays takes as long as a few steps: call it every hundred steps or
+    so.
 
     Args:
-      optimizer: what `rmsprop`, `scale_by_rmsprop` or a convention returned, also
-        within Optax's chains, masks, partitions and the like. Gamma and eps are its
-        own, a schedule's at the state's step.
-      state: its state; of a state in fewer bits what `dequantize_state` returns, and
-        then the optimizer without `quantize_state`.
-      gradient: what RMSProp got in the last `update`, for `largest_step`; None for
-        none.
+      optimizer: the result of `rmsprop`, `scale_by_rmsprop` or a convention, also
+        inside Optax's chains, masks, partitions and the like. Gamma and eps are read
+        from it, schedules at the step of the state.
+      state: its state. For a quantized state pass the result of `dequantize_state`, and
+        the optimizer without `quantize_state`.
+      gradient: the gradient of the last `update`, for `largest_step`; None to omit it.
 
     Returns:
-      A `Diagnosis`; of several RMSProps, as in `optax.partition`, one for each by where
-      its state is. It can be computed in a jit, a scan and a vmap.
+      A `Diagnosis`; for several RMSProps, as in `optax.partition`, a dict with one for
+      each, by the path of its state. It works inside jit, scan and vmap.
 
     Raises:
-      TypeError: the state is not in full precision.
-      ValueError: there is no RMSProp in the optimizer, or not its state in the state;
-        or the gradient has other leaves.
+      TypeError: the state is quantized.
+      ValueError: the optimizer contains no RMSProp, or the state is not its state, or
+        the gradient has other leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,9 +85,8 @@ def diagnose(
       0.33 1 1.414
 
     References:
-      That eps is a hyperparameter, of which the best depends on the problem: Choi et
-      al., On Empirical Comparisons of Optimizers for Deep Learning, 2019,
-      https://arxiv.org/abs/1910.05446.
+      On tuning eps: Choi et al., On Empirical Comparisons of Optimizers for Deep
+      Learning, 2019, https://arxiv.org/abs/1910.05446.
     """
     inside = list(_optimizers(optimizer, set()))
     paths, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_ours)

@@ -18,8 +18,8 @@ is
     (2') nu = gamma * nu + (1 - gamma) * gamma * |g - mu|^2
          mu = gamma * mu + (1 - gamma) * g
 
-which is the average of |g|^2 less the square of the average of g, and never negative.
-`_rmsprop.step` puts them together. Here are (2), (2') and (3).
+which is the average of |g|^2 minus the square of the average of g, and never negative.
+This module has (2), (2') and (3); `_rmsprop.step` combines all of them.
 
 Source: Tieleman and Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural Networks for
 Machine Learning, 2012; the centered variant is equations 38 to 45 of Graves,

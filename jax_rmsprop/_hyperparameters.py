@@ -1,4 +1,4 @@
-"""What a person gives an optimizer: numbers, options that are on or off, and a mask."""
+"""The hyperparameters of an optimizer: numbers, on-off options, and a mask."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def check_numbers(
 def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
     """The numbers at a step: each schedule's value in its place.
 
-    A schedule is called here, as Optax calls it, and never kept.
+    A schedule is called here, as Optax calls it, and its value is not stored.
     """
     if not any(map(callable, h)):
         return h
@@ -130,7 +130,7 @@ def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
 
 
 def one_minus_gamma(h: Hyperparameters) -> jax.Array:
-    """1 - gamma, of which the digits are right where they can be."""
+    """1 - gamma, as exactly as it is known."""
     if h.one_minus_gamma is None:
         return 1 - jnp.asarray(h.gamma, float)
     return jnp.asarray(h.one_minus_gamma)

@@ -39,9 +39,9 @@ from jax_rmsprop._validate import Number, NumberOrSchedule
 
 
 class RMSPropState(NamedTuple):
-    """The state of `rmsprop` and `scale_by_rmsprop`, the same class for every option.
+    """The state of `rmsprop` and `scale_by_rmsprop`, one class for all options.
 
-    A tree has the structure, the shapes and the places of the parameters; it is float32
+    Each tree has the structure, shapes and placement of the parameters, and is float32
     for leaves of lower precision.
 
     Attributes:
@@ -49,7 +49,7 @@ class RMSPropState(NamedTuple):
       nu: the average of squared gradients, or their variance if `centered`; real, and
         never negative.
       mu: the average of gradients if `centered`, else None.
-      momentum: the momentum's buffer b, or None without momentum.
+      momentum: the momentum buffer b, or None without momentum.
       weight: the weight that nu has collected if `bias_correction`, a float of shape
         (); else None.
     """
@@ -247,44 +247,43 @@ def scale_by_rmsprop(
         nu = gamma * nu + (1 - gamma) * gamma * |g - mu|^2
         mu = gamma * mu + (1 - gamma) * g
 
-    which is the average of the square less the square of the average, kept in a form
-    that cannot become negative. The update has the gradient's sign: chain with
+    which is the average of the square minus the square of the average, in a form that
+    cannot become negative. The update has the sign of the gradient: chain with
     `optax.scale(-learning_rate)`, or use `rmsprop`.
 
-    Arithmetic and state are float32 or wider whatever the leaf's dtype; an update has
-    its gradient's dtype. A component of the gradient beyond 2^62 (2^510 in float64),
-    or infinite, counts as that bound, so its square cannot overflow. Not centered,
+    Arithmetic and state are float32 or wider for every dtype; an update has the dtype
+    of its gradient. A component of the gradient beyond 2^62 (2^510 in float64), or
+    infinite, counts as that bound, so its square cannot overflow. Without centering,
     and unless gamma is 1, a component of the update exceeds 1/sqrt(1 - gamma) by no
     more than rounding: TPUs and GPUs multiply by an approximate reciprocal of the root.
-    A gradient of zero gives an update of zero, also with `eps=0`.
+    A zero gradient gives a zero update, even with `eps=0`.
 
     Args:
       gamma: decay of the average, in [0, 1]; the average looks back over about
         1/(1-gamma) steps. A scalar of any type, a tracer, or a schedule from the
         step (from 0) to the decay. With 1 the average keeps its initial value.
-      eps: what keeps the divisor from zero, >= 0; added to the square (the units
-        of g^2) if `eps_in_sqrt`, else to the root (the units of g).
+      eps: keeps the divisor from zero, >= 0; added to the square (in units of g^2) if
+        `eps_in_sqrt`, else to the root (in units of g).
       eps_in_sqrt: where `eps` enters: True inside the root (the textbook, Keras,
         TensorFlow, Optax), False outside (PyTorch).
       initial_scale: the average's initial value, >= 0: 0, or 1 in TensorFlow 1.
       centered: divide by the root of the variance rather than of the mean square.
       bias_correction: divide the average by the weight it has collected, so that
-        its first values are not drawn toward its initial 0, also under a gamma
-        schedule. An `initial_scale` other than 0 counts as an average of full
-        weight: then there is nothing to correct.
+        its first values are not biased toward 0, also with a schedule of gamma. An
+        `initial_scale` other than 0 counts as full weight: there is nothing to correct.
 
     Returns:
-      A transformation whose state is an `RMSPropState`. It takes the parameters and any
-      extra arguments in `update`, and needs neither. Outside a jit an update is one
-      dispatch, besides its schedules, and other values of gamma and eps compile
-      nothing anew.
+      A transformation whose state is an `RMSPropState`. Its `update` accepts the
+      parameters and extra arguments, and needs neither. Outside a jit an update is one
+      dispatch, plus one for each schedule, and changing gamma or eps does not
+      recompile it.
 
     Raises:
-      TypeError: an argument is no number, or `params` has a leaf that is neither
-        floating-point nor complex (when `init` is called).
-      ValueError: a concrete argument is out of its range; `centered` with
-        `bias_correction` (the first variance is zero by construction); or a
-        gradient's tree or shapes are not the state's (when `update` is called).
+      TypeError: an argument is not a number, or, from `init`, `params` has a leaf that
+        is neither floating-point nor complex.
+      ValueError: a concrete argument is out of range; `centered` with `bias_correction`
+        (the first variance is zero by construction); or, from `update`, the tree or
+        shapes of the gradient are not those of the state.
 
     Warning:
       Centered, a constant gradient has a variance that really goes to zero (in float32
@@ -332,7 +331,7 @@ def rmsprop(
     decoupled_weight_decay: bool = True,
     mask: Any | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """RMSProp, ready to use: the step with its learning rate, momentum and decay.
+    """RMSProp with learning rate, momentum and weight decay.
 
     With u from `scale_by_rmsprop`, the parameters x move by
 
@@ -344,44 +343,44 @@ def rmsprop(
         b = momentum * b + u                           lr_in_momentum=False
         x = x - learning_rate * b
 
-    With `nesterov`, momentum * b + learning_rate * u (momentum * b + u if the learning
-    rate comes after) takes the place of b in the second line. Decoupled decay subtracts
-    learning_rate * weight_decay * x besides; coupled decay adds weight_decay * x to the
-    gradient at the start.
+    `nesterov` replaces b in the second line by momentum * b + learning_rate * u
+    (momentum * b + u if the learning rate comes after). Decoupled decay also subtracts
+    learning_rate * weight_decay * x; coupled decay adds weight_decay * x to the
+    gradient first.
 
-    All of it is computed and kept in float32 or wider, and rounded once, to the
-    gradient's dtype. Finite gradients and parameters give finite updates.
+    Everything is computed and stored in float32 or wider and rounded once, to the dtype
+    of the gradient. Finite gradients and parameters give finite updates.
 
     Args:
       learning_rate: >= 0, a scalar of any type, a tracer, or a schedule
         from the step (from 0) to the rate.
-      gamma: decay of the average, in [0, 1], likewise.
-      eps: what keeps the divisor from zero, >= 0.
+      gamma: decay of the average, in [0, 1]; scalar, tracer or schedule. The average
+        looks back over about 1/(1-gamma) steps.
+      eps: keeps the divisor from zero, >= 0.
       eps_in_sqrt: whether `eps` is added inside the root.
       initial_scale: the average's initial value, >= 0.
       centered: divide by the root of the variance rather than of the mean square.
       bias_correction: divide the average by the weight it has collected.
-      momentum: in [0, 1], a number, tracer or schedule as well; None for no momentum
-        and no buffer.
-      nesterov: look ahead along the momentum.
+      momentum: in [0, 1]; scalar, tracer or schedule; None for no momentum and no
+        buffer.
+      nesterov: use Nesterov momentum.
       lr_in_momentum: whether the learning rate enters before the buffer (Optax,
         Keras, TensorFlow) or after it (PyTorch). The two differ when it changes.
-      weight_decay: >= 0, likewise; `update` needs the parameters unless it is the
-        number 0.
-      decoupled_weight_decay: whether the decay stays outside the average and the
-        momentum (AdamW's way) or is part of the gradient (PyTorch's).
-      mask: which leaves decay: a tree of bools, or a function from the parameters to
-        one; None for all. See `optax.masked`.
+      weight_decay: >= 0; scalar, tracer or schedule. `update` needs the parameters
+        unless it is the number 0.
+      decoupled_weight_decay: apply the decay apart from average and momentum, as AdamW
+        does; False: add it to the gradient, as PyTorch does.
+      mask: leaves to decay: a tree of bools, or a function from the parameters to one;
+        None for all. See `optax.masked`.
 
     Returns:
       A transformation whose state is an `RMSPropState`; it accepts extra arguments.
-      Outside a jit an update is one dispatch, besides its schedules, and other values
-      of any number above compile nothing anew, but for a weight decay in place of the
-      number 0.
+      Outside a jit an update is one dispatch, plus one for each schedule, and changing
+      any number does not recompile it, except a weight decay in place of 0.
 
     Raises:
-      TypeError, ValueError: as `scale_by_rmsprop` does; `nesterov` without
-        `momentum`; `update` without the parameters though there is weight decay.
+      TypeError, ValueError: as in `scale_by_rmsprop`; `nesterov` without `momentum`;
+        `update` without the parameters although there is weight decay.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

@@ -6,6 +6,7 @@ import importlib
 import io
 import itertools
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
+import jax_rmsprop
 from tests.helpers import require
 
 ROOT = Path(__file__).parents[1]
@@ -176,3 +178,21 @@ def test_the_sites_own_tables_are_printed_by_the_code(capsys):
     conventions.explain()
     page = ROOT / "docs" / "reference" / "conventions.md"
     assert capsys.readouterr().out in page.read_text()
+
+
+def test_the_start_page_counts_right():
+    from jax_rmsprop import conventions
+    from jax_rmsprop.quantization import memory_report, quantize_state, uint8
+
+    page = (ROOT / "docs" / "index.md").read_text()
+    found = dict(re.findall(r"(?m)^\| (\d+)(?: times?| bytes?)? \| (.*) \|$", page))
+    many, fast, byte, none = found
+    assert int(many) == len(conventions.CONVENTIONS) + len(conventions.RECIPES)
+    measured = (ROOT / "benchmarks" / "README.md").read_text()
+    assert f"one update is {fast} times faster" in re.sub(r"\s+", " ", measured)
+    optimizer = quantize_state(jax_rmsprop.rmsprop(0.1), {"nu": uint8()})
+    report = memory_report(optimizer, jax.ShapeDtypeStruct((10_000,), "float32"))
+    assert report.total["nu"] == int(byte) * 10_000
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split("[<>=]", name)[0] for name in project["dependencies"]}
+    assert len(needed - {"jax", "jaxlib", "optax"}) == int(none)

@@ -1,24 +1,23 @@
 """Every framework's RMSProp, under its own argument names, order and defaults.
 
 `conventions.pytorch(lr=1e-2, momentum=0.9)` takes the steps of `torch.optim.RMSprop`
-with those arguments, and so on; `conventions.nature_dqn()` and its like are published
-recipes. Where two frameworks differ only in values, the values are in `CONVENTIONS`;
-`explain` prints them, and so does `python -m jax_rmsprop.conventions`.
+with the same arguments, and so on; `conventions.nature_dqn()` and the like are
+published recipes. `CONVENTIONS` has the values in which the frameworks differ;
+`explain` and `python -m jax_rmsprop.conventions` print them.
 
-Each function returns an Optax transformation, made of `rmsprop` and Optax's own parts,
-and what `rmsprop` promises holds here. A number may be an array or a tracer too, and
-those of the learning rate, the average's decay, the momentum and the weight decay a
-schedule (a function of the step, from 0) where `rmsprop` takes one. State and
-arithmetic are float32 or wider, and an update has its gradient's dtype. A wrong value
-is refused in one line, in the framework's words (TypeError, ValueError). What has no
-meaning here, such as PyTorch's `foreach`, is accepted; what could only be refused, such
-as Keras's `use_ema`, is no argument. Where the momentum is the number 0 there is no
-buffer. For groups of parameters with settings of their own use `optax.partition`, with
-one of these for each group.
+Each function returns an Optax transformation built from `rmsprop` and parts of Optax,
+with the guarantees of `rmsprop`. Numbers may be arrays or tracers. Learning rate, decay
+of the average, momentum and weight decay may be schedules (functions of the step, from
+0) where `rmsprop` accepts one. State and arithmetic are float32 or wider, and an update
+has the dtype of its gradient. A wrong value raises a TypeError or ValueError in the
+framework's terms. Arguments without effect here, such as PyTorch's `foreach`, are
+accepted and ignored; features that are not supported, such as Keras's `use_ema`, are
+not arguments. A momentum of 0 allocates no buffer. For parameter groups use
+`optax.partition` with one of these for each group.
 
 In the equations x is a parameter, g its gradient, nu the average of g^2 or, if
-`centered`, the variance; b is the momentum buffer, which starts at 0. An argument that
-a docstring does not describe is what the equations show, as in `rmsprop`.
+`centered`, the variance; b is the momentum buffer, which starts at 0. Arguments that a
+docstring does not describe are as in the equations and in `rmsprop`.
 
     >>> import jax.numpy as jnp
     >>> from jax_rmsprop import conventions

@@ -30,7 +30,7 @@ def optax(
         x = x - b
 
     with `eps_in_sqrt` and `nesterov` as in `rmsprop`. With `bias_correction` nu is
-    divided by 1 - decay^t, whatever its initial value; `centered` besides is refused.
+    divided by 1 - decay^t for any initial value; it excludes `centered`.
 
     Example:
       >>> optimizer = optax(1e-3, decay=0.99, eps_in_sqrt=False)

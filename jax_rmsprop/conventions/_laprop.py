@@ -96,7 +96,7 @@ def dreamer_v3(
     step is zero.
 
     Args:
-      lr: >= 0; a schedule begins when the warm-up, to its first value, has ended.
+      lr: >= 0; a schedule starts after the warm-up to its first value.
       agc: the largest norm of a leaf's gradient, as a part of its parameters', > 0; 0
         for any.
       eps: >= 0, added outside the root.

@@ -106,7 +106,7 @@ def timm(
       momentum: as in `rmsprop`.
       centered: as in `rmsprop`.
       decoupled_decay: as `decoupled_weight_decay` in `rmsprop`.
-      corrected_weight_decay: scale the decoupled decay with lr / max_lr besides.
+      corrected_weight_decay: also scale the decoupled decay by lr / max_lr.
       lr_in_momentum: as in `rmsprop`.
       caution: see above.
       foreach: of no meaning here.
@@ -207,8 +207,8 @@ def bitsandbytes(
         g = g + weight_decay * x
         x = x - lr * g / (sqrt(nu) + eps)
 
-    bitsandbytes takes `momentum` and computes without it. So does this of a traced one;
-    one that is known is refused: `pytorch` has it.
+    bitsandbytes accepts `momentum` and ignores it. Here a traced one is ignored too,
+    and a concrete one raises an error: use `pytorch`.
 
     Example:
       >>> optimizer = bitsandbytes(lr=1e-3, weight_decay=1e-4)

@@ -59,10 +59,10 @@ def keras(
       epsilon: as `eps` in `rmsprop`.
       centered: as in `rmsprop`.
       weight_decay: as in `rmsprop`; None for none.
-      clipnorm: the largest norm of each leaf's gradient; None or 0 for any.
-      clipvalue: the largest size of a gradient's element, likewise.
-      global_clipnorm: the largest norm of all gradients together, likewise. Only one
-        of the three may be given.
+      clipnorm: largest norm of the gradient of each leaf; None or 0 for no limit.
+      clipvalue: largest magnitude of an element; None or 0 for no limit.
+      global_clipnorm: largest norm of all gradients together; None or 0 for no limit.
+        Only one of the three may be given.
       loss_scale_factor: what the loss was multiplied by, > 0.
       gradient_accumulation_steps: how many gradients make a step, 2 or more.
       name: of no meaning here.

@@ -1,4 +1,4 @@
-"""Map the elements of their arrays to those of ours."""
+"""Map elements of foreign arrays to elements of ours."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _WRAPPERS = {
 
 
 class LayoutIndex:
-    """A layout in numbers: for each of their arrays, where its elements are in ours.
+    """A layout as indices: for each foreign array, where its elements are in ours.
 
-    The layout is applied to arrays like the parameters with their elements numbered
-    through. What comes out are places, by which both ways are indexing.
+    The layout is applied once to arrays like the parameters whose elements are numbered
+    consecutively. The result indexes in both directions.
     """
 
     def __init__(self, layout: Layout, params: Any) -> None:

@@ -33,7 +33,7 @@ def from_keras(
 
     Args:
       variables: `optimizer.variables` of the Keras optimizer.
-      params: our parameters, whose tree, shapes and places the state gets.
+      params: our parameters, which give the state its tree, shapes and placement.
       layout: as the module describes; the names are the paths of the model's variables,
         such as "sequential/dense/kernel". Of those that Keras gives one name, since
         it writes "_" for "/", the layout's order is the variables'; what follows a "#"
@@ -45,8 +45,8 @@ def from_keras(
       The state, at the checkpoint's step.
 
     Raises:
-      ValueError: a variable is missing, has no place or another shape, or is unknown,
-        as are the sums that `gradient_accumulation_steps` keeps.
+      ValueError: a variable is missing, unexpected, unknown or of another shape, such
+        as the sums of `gradient_accumulation_steps`.
 
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py

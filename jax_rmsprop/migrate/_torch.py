@@ -82,23 +82,23 @@ def from_torch(
     Args:
       optimizer_state_dict: what `state_dict()` of the PyTorch optimizer returns, or
         what has its form with names for numbers (torch.distributed.checkpoint, FSDP).
-        A parameter without an entry, which had no gradient yet, begins anew.
-      params: our parameters, whose tree, shapes and places the state gets.
+        A parameter without an entry, which had no gradient yet, starts afresh.
+      params: our parameters, which give the state its tree, shapes and placement.
       layout: as the module describes.
       optimizer: whose state to return; None for `conventions.pytorch` with the settings
         of the checkpoint. Needed where its groups of parameters differ in momentum or
         centering (as `optax.partition`), and for what is more than the convention.
-      names: of the PyTorch optimizer's parameters in its order, mostly `[name for name,
-        _ in model.named_parameters()]`; for a checkpoint that numbers them. Without,
-        the names of `layout` must come in that order, of which only the shapes are
-        checked: arrays of one shape could be swapped.
+      names: the PyTorch optimizer's parameter names in its order, usually `[name for
+        name, _ in model.named_parameters()]`; for a checkpoint that numbers parameters.
+        Without them `layout` must return the names in that order, and only shapes are
+        checked: arrays of the same shape could be swapped.
 
     Returns:
       The state, at the checkpoint's step.
 
     Raises:
-      TypeError: a checkpoint of more than the optimizer.
-      ValueError: an entry is missing, unknown, has no place or another shape; `names`
+      TypeError: the checkpoint contains more than the optimizer.
+      ValueError: an entry is missing, unknown, unexpected or of another shape; `names`
         are not the layout's.
 
     Example:
@@ -194,7 +194,7 @@ def from_bitsandbytes(
 ) -> Any:
     """The state of `bnb.optim.RMSprop` in 32 bits as `conventions.bitsandbytes`'s.
 
-    As `from_torch`. A state in 8 bits is refused, by the name of its codes' table.
+    Like `from_torch`. An 8-bit state raises an error that names its quantization map.
 
     References:
       https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/optim/optimizer.py
@@ -291,7 +291,7 @@ def settings(optimizer_state_dict: Mapping[str, Any]) -> dict[str, Any]:
       Arguments of `conventions.pytorch`. Of a schedule `lr` is the rate at that step.
 
     Raises:
-      TypeError: a checkpoint of more than the optimizer.
+      TypeError: the checkpoint contains more than the optimizer.
       ValueError: groups of parameters differ.
 
     Example:

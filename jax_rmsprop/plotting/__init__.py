@@ -1,10 +1,8 @@
 """Pictures of a sweep, and of one training's average.
 
-Each function but `report` draws into matplotlib's Axes, which it returns, so that
-pictures are combined, changed and saved with matplotlib's own means. An output of a
-sweep is judged by its last value; what diverged is marked, never left out silently.
-If an output has attributes `long_name` and `units`, as xarray knows them, they label
-its axis.
+All functions except `report` draw on matplotlib Axes and return them. An output is
+judged by its last value; diverged members are marked, never dropped silently. An
+output's xarray attributes `long_name` and `units` label its axis.
 """
 
 from jax_rmsprop.plotting._axes import (

@@ -37,19 +37,19 @@ def loss_against_gamma(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The output against gamma, with its spread over the seeds.
+    """Plot an output against gamma, with its range over the seeds.
 
-    The horizontal axis is spaced evenly in log(1 - gamma); on top it shows the steps
-    that the average looks back over, 1/(1 - gamma). Other axes of the grid are held at
-    the best point's values, which the title names. A gamma of which a seed diverged
-    is a cross at the upper end, and one that is far worse than the best a triangle.
+    The horizontal axis is even in log(1 - gamma); the upper one shows how many steps
+    the average looks back over, 1/(1 - gamma). Other axes are held at the values of the
+    best point, which the title names. Gammas with a diverged seed are marked by a cross
+    at the top, and gammas far worse than the best by a triangle.
 
     Args:
       curves: what `sweep` returned.
-      output: which output; needed if there are several and none is "loss".
+      output: which output; required if there are several and none is "loss".
       gamma: the axis that is drawn, of values in [0, 1).
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -101,20 +101,20 @@ def heatmap(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The output over two axes of the grid, as a map.
+    """Plot an output over two axes of the grid, as a heat map.
 
-    Cells of which a seed diverged are grey with a cross, the best one is outlined.
-    Other axes of the grid are held at the best point's values. The colours are for
-    what lies near the best, and logarithmic if that spans more than a factor of ten;
-    what is far worse is black.
+    Cells with a diverged seed are grey with a cross; the best cell is outlined. Other
+    axes are held at the values of the best point. The colour scale covers values near
+    the best, logarithmically if they span more than a factor of ten; far worse values
+    are black.
 
     Args:
       curves: what `sweep` returned.
-      output: which output; needed if there are several and none is "loss".
+      output: which output; required if there are several and none is "loss".
       x: the horizontal axis.
       y: the vertical axis.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -185,10 +185,10 @@ def best_curves(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The output along its own axis, for the best points of the grid.
+    """Plot the curves of the best points of the grid.
 
-    A line is the mean over the seeds, a band their range. The points are in order of
-    the last value, the best first; those of which a seed diverged are left out.
+    Each line is the mean over the seeds, each band their range. Points are ordered by
+    the last value, best first; points with a diverged seed are omitted.
 
     Args:
       curves: what `sweep` returned.
@@ -196,7 +196,7 @@ def best_curves(
         none is "loss".
       top_k: how many points, at least 1.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -263,21 +263,20 @@ def sensitivity(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how much the output depends on gamma, for each value of another axis.
+    """Plot an output against gamma, one line for each value of another axis.
 
-    A line for each value of `hue`, against gamma on an axis that is spaced evenly in
-    log(1 - gamma): flat lines say that gamma matters little there. Each is at the
-    best values of the remaining axes. Points of which a seed diverged are crosses at
-    the upper end, and those that are far worse than the best triangles, in the line's
-    colour.
+    The horizontal axis is even in log(1 - gamma). Where a line is flat, gamma matters
+    little. Each line is at the best values of the remaining axes. Points with a
+    diverged seed are marked by a cross at the top, points far worse than the best by a
+    triangle, in the colour of the line.
 
     Args:
       curves: what `sweep` returned.
-      output: which output; needed if there are several and none is "loss".
+      output: which output; required if there are several and none is "loss".
       gamma: the horizontal axis, of values in [0, 1).
-      hue: the axis of which each value is a line.
+      hue: the axis with one line for each value.
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -318,21 +317,21 @@ def sensitivity(
 
 
 def diagnosis(found: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Draw what decides the steps of a training: its average, or eps.
+    """Plot what decides the steps of a training, the average or eps.
 
-    Above the average, its middle and nine tenths of its elements, beside the threshold
-    under which eps is more of the divisor; then the share of the elements that lie
-    there; and the largest step, if it is known.
+    From top to bottom: the median and the middle 90% of the average, with the threshold
+    below which eps dominates the divisor; the fraction of elements below it; and the
+    largest step, if known.
 
     Args:
-      found: what `diagnose` returned at each step, stacked, as a scan does.
-      axes: three to draw into, from above; None for a new figure.
+      found: what `diagnose` returned at each step, stacked as by a scan.
+      axes: three to draw on, from the top; None for a new figure.
 
     Returns:
       The three matplotlib Axes.
 
     Raises:
-      ValueError: `found` is of one step alone, or `axes` are not three.
+      ValueError: `found` has one step only, or there are not three `axes`.
       ModuleNotFoundError: matplotlib is not installed.
 
     Example:

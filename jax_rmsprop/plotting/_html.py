@@ -38,21 +38,21 @@ def report(
     seed_dim: str = "seed",
     maximize: bool | None = None,
 ) -> Path:
-    """Write a sweep as one HTML file that opens in a browser, offline too.
+    """Write a sweep as one HTML file, which opens in a browser offline.
 
-    It has the summary; the output of each member against an axis that one selects,
-    coloured by another one, and its values under the pointer; the curves of the best
-    members, if the output has steps; and a table of all members that sorts by a click.
-    Members that are selected in the picture are selected in the table, and the other
-    way. A member that diverged is a cross at the picture's upper end.
+    It contains the summary; a plot of each member's output against a selectable axis,
+    coloured by another one, with values on hover; the curves of the best members, if
+    the output has steps; and a sortable table of all members. Selecting members in the
+    plot selects them in the table, and vice versa. Diverged members are marked by a
+    cross at the top.
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
       path: the file to write.
-      output: which output; needed if there are several and none is "loss".
-      top_k: of how many members to draw the curves, at least 1.
+      output: which output; required if there are several and none is "loss".
+      top_k: number of members whose curves are drawn, at least 1.
       seed_dim: the axis over which the summary averages, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
 
     Returns:
       The path of the file.

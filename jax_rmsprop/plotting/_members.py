@@ -29,19 +29,19 @@ def parallel_coordinates(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Each point of a sweep as a line across its hyperparameters, to its output.
+    """Plot each point of a sweep as a line across its hyperparameters to its output.
 
-    An upright axis for each hyperparameter, and the last one for the output, by which
-    the lines are coloured; the best is on top. Positive numbers that span more than a
-    factor of ten are spaced by their logarithm, numbers in [0, 1) of which one is
-    above 0.9 by the logarithm of what they lack of 1, and Python's values evenly. A
-    point of which a seed diverged is a grey line that ends above.
+    There is a vertical axis for each hyperparameter and one for the output, which also
+    colours the lines, with the best on top. Positive numbers that span more than a
+    factor of ten are spaced logarithmically, numbers in [0, 1) with one above 0.9 by
+    log(1 - x), and Python values evenly. Points with a diverged seed are grey lines
+    that end at the top.
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
-      output: which output; needed if there are several and none is "loss".
+      output: which output; required if there are several and none is "loss".
       seed_dim: the axis over which to average, if the grid has it.
-      maximize: whether more is better; needed unless the output is a loss.
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -121,29 +121,29 @@ def importance(
     maximize: bool | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    r"""Draw which hyperparameters matter: the share of variance each explains.
+    r"""Plot the importance of each hyperparameter: the variance it explains.
 
-    Members are ranked by the output's last value, those that diverged last, so that
-    one that blew up counts as one. Of the ranks :math:`y`, the share that
+    Members are ranked by the last value of the output, diverged ones last, so that an
+    extreme value counts no more than its rank. Of the ranks :math:`y`, the share that
     hyperparameter :math:`x_i` explains by itself is its first-order Sobol index, the
     correlation ratio
 
     .. math::
         S_i = \frac{\mathrm{Var}(\mathrm{E}[y \mid x_i])}{\mathrm{Var}(y)}
 
-    and, over a grid, the share in which it takes part, alone or with others, its total
-    index :math:`T_i = \mathrm{E}[\mathrm{Var}(y \mid x_{-i})] / \mathrm{Var}(y)`. What
-    the seeds explain is the training's own scatter. A share is that of the values that
-    were swept: a wider axis matters more.
+    and, over a grid, its share including interactions is its total index
+    :math:`T_i = \mathrm{E}[\mathrm{Var}(y \mid x_{-i})] / \mathrm{Var}(y)`. The share
+    of the seeds is the scatter of the training itself. Shares depend on the swept
+    ranges: wider ranges explain more.
 
-    Of points, values that all differ are taken together in bins of equal counts, as
-    many as the root of the points, and what bins explain by chance is taken off, which
-    is Kelley's :math:`\epsilon^2`.
+    For points, values that all differ are grouped into bins of equal counts, as many as
+    the root of the number of points. What bins explain by chance is subtracted
+    (Kelley's :math:`\epsilon^2`).
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
-      output: which output; needed if there are several and none is "loss".
-      maximize: whether more is better; needed unless the output is a loss.
+      output: which output; required if there are several and none is "loss".
+      maximize: whether higher is better; required unless the output is a loss.
       ax: where to draw; None for a new figure.
 
     Returns:
