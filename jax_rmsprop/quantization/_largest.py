@@ -35,7 +35,7 @@ def largest_codes(
     return lax.platform_dependent(
         *kept,
         cpu=_as_they_are,
-        tpu=_as_int32,
+        tpu=functools.partial(_as_int32, parameters),
         default=functools.partial(_by_rows, parameters),
     )
 
@@ -52,9 +52,24 @@ def _as_they_are(*codes: jax.Array) -> jax.Array:
     return jnp.stack([largest(x) for x in codes])
 
 
-def _as_int32(*codes: jax.Array) -> jax.Array:
-    """For a TPU, which copies bytes of two dimensions to compare them."""
-    return jnp.stack([jnp.abs(x.astype(jnp.int32)).max() for x in codes])
+def _as_int32(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:
+    """For a TPU, which copies bytes of two dimensions to compare them.
+
+    Arrays of one parameter are read in one pass.
+    """
+    sizes = [jnp.abs(x.astype(jnp.int32)) for x in codes]
+    largest: list[Any] = [None] * len(sizes)
+    for same in _groups(zip(parameters, map(jax.typeof, sizes), strict=True)):
+        zeros = [jnp.int32(0)] * len(same)
+        found = lax.reduce(
+            [sizes[i] for i in same],
+            zeros,
+            lambda a, b: [lax.max(x, y) for x, y in zip(a, b, strict=True)],
+            range(sizes[same[0]].ndim),
+        )
+        for i, value in zip(same, found, strict=True):
+            largest[i] = value
+    return jnp.stack(largest)
 
 
 def _by_rows(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:

@@ -41,6 +41,8 @@ class MemoryReport:
             lines.append([name, *(f"{row.get(c, 0):,}" for c in total)])
         return _markdown.table(lines, numbers=True)
 
+    _repr_markdown_ = __str__
+
 
 def memory_report(optimizer: optax.GradientTransformation, params: Any) -> MemoryReport:
     """Count the bytes of parameters, gradients and an optimizer's state.

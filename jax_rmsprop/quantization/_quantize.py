@@ -159,10 +159,11 @@ def stochastic_rounding(
       ValueError: `update` is called without the parameters.
 
     Note:
-      Equinox's `apply_updates` promotes a parameter to the update's float32; use
-      `eqx.combine(optax.apply_updates(eqx.filter(model, eqx.is_array), updates),
-      model)`. What compares an update with its gradient, such as
-      `optax.apply_if_finite`, belongs into `inner`.
+      Equinox's `apply_updates` promotes a parameter to the update's float32. With
+      `trained = eqx.filter(model, eqx.is_inexact_array)` use
+      `eqx.combine(optax.apply_updates(trained, updates), model)`. What compares an
+      update's dtype with its gradient's, as `optax.apply_if_finite` does, belongs into
+      `inner`.
 
     Example:
       >>> import jax.numpy as jnp, optax
