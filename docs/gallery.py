@@ -165,6 +165,64 @@ def draw_pictures():
             figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
             plotting.heatmap(curves, ax=ax)
             figure.savefig(f"heatmap-{shade}.png", dpi=200, transparent=True)
+    draw_benchmarks(plt).savefig("benchmarks.png", dpi=200)
+
+
+def draw_benchmarks(plt):
+    """Bars of the figures that the page about speed names, out of the journal."""
+    journal = (EXAMPLES.parent / "benchmarks" / "README.md").read_text()
+
+    def figures(row, after="## GPU, NVIDIA"):
+        lines = re.findall(r"(?m)^\| (.*) \|$", journal[journal.index(after) :])
+        cells = next(line for line in lines if row in line)
+        return [float(x) for x in re.findall(r"[\d.]+", cells.split(" | ")[1])]
+
+    outside = figures("times faster, one update in turn with", "## CPU")[0]
+    times = {
+        "outside a jit": 1 / outside,
+        "inside a jit": figures("`optax.rmsprop`'s, median of 5 processes", "## CPU")[
+            0
+        ],
+        "H100": figures("full | 1.005")[0],
+        "H100, uint8": sum(figures("`uint8` | 0.76")) / 2,
+        "H100, momentum,\nuint8 and int8": figures(
+            "momentum, `uint8` and `int8` | 0.6"
+        )[0],
+    }
+    figure, (time, memory, members) = plt.subplots(
+        1, 3, figsize=(12.5, 3.6), layout="constrained", width_ratios=(1.2, 0.8, 1.2)
+    )
+    bars = time.barh(list(times), list(times.values()), color="#0072B2")
+    time.bar_label(bars, fmt="{:.2f}", padding=3)
+    time.axvline(1, color="#D55E00", linewidth=1)
+    time.set(title="time of an update / Optax's", xlim=(0, 1.25))
+    time.invert_yaxis()
+    sizes = {"Adam": 8, "RMSProp": 4, "bfloat16 nu": 2, "uint8 nu": 1}
+    bars = memory.barh(list(sizes), list(sizes.values()), color="#009E73")
+    memory.bar_label(bars, padding=3)
+    memory.set(title="bytes of state a parameter", xlim=(0, 9))
+    memory.invert_yaxis()
+    rows = [
+        [float(x) for x in cells.split(", ")]
+        for cells in re.findall(
+            r"(?m)^\| members a second: sweep.* \| (.*) \|  \|$", journal
+        )
+    ][:3]
+    names = ["regression", "network", "convolutions"]
+    for i, (label, colour) in enumerate(
+        {"sweep": "#0072B2", "loop": "#BBBBBB", "vmap": "#E69F00"}.items()
+    ):
+        heights = [row[i] / row[0] for row in rows]
+        places = [place + 0.27 * (i - 1) for place in range(3)]
+        members.bar(places, heights, 0.25, label=label, color=colour)
+    members.set_xticks(range(3), names)
+    members.set(title="a sweep's speed, 128 at once")
+    members.set_ylim(0, 1.35)
+    members.legend(ncols=3, loc="upper center", frameon=False, columnspacing=1)
+    for ax in (time, memory, members):
+        ax.grid(visible=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -180,6 +180,16 @@ def test_the_sites_own_tables_are_printed_by_the_code(capsys):
     assert capsys.readouterr().out in page.read_text()
 
 
+def test_the_page_about_speed_has_the_journals_figures():
+    page = (ROOT / "docs" / "reference" / "benchmarks.md").read_text()
+    journal = (ROOT / "benchmarks" / "README.md").read_text()
+    page = re.sub(r"(?m)^:alt:.*$", "", page)  # which rounds what is drawn
+    figures = re.findall(r"\d+\.\d+|\d{2,}(?= times)", page)
+    assert len(figures) > 10
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", journal), figure
+
+
 def test_the_start_page_counts_right():
     from jax_rmsprop import conventions
     from jax_rmsprop.quantization import memory_report, quantize_state, uint8
