@@ -181,6 +181,77 @@ def test_what_was_saved_is_there_again(kind, tmp_path, monkeypatch, at_once, ste
     assert len(stepped) - before <= 4 * STEPS - saved + 2
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_whoever_is_cut_off_while_a_member_diverges(number, tmp_path, monkeypatch):
+    """Its divergence counts only with its steps, at whatever write it ended."""
+    import zarr
+
+    def step(x, seed):
+        lost = (seed == 1) & (x >= 4)
+        return x + 1, {"loss": jnp.where(lost, jnp.nan, x)}
+
+    training = Training(lambda seed: jnp.zeros(()), step)
+    axes, options = {"seed": [0, 1]}, {"batch_size": 2, "store": tmp_path}
+    expected = quiet(training, axes, steps=8, batch_size=2)
+    quiet(training, axes, steps=3, **options)
+    count, write = itertools.count(1), zarr.core.array.OIndex.__setitem__
+
+    def cut_off(self, *arguments):
+        if next(count) == number:
+            raise Killed
+        write(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr.core.array.OIndex, "__setitem__", cut_off)
+        try:
+            quiet(training, axes, steps=8, **options)
+        except Killed:
+            part = load_sweep(tmp_path)
+            np.testing.assert_array_equal(part.steps, 3)
+            assert not part.diverged.any()
+            assert np.isnan(part.loss[:, 3:]).all()
+    same_steps = quiet(training, axes, steps=8, **options)
+    for name in ("loss", "steps", "diverged_at", "finished"):
+        np.testing.assert_array_equal(same_steps[name], expected[name], err_msg=name)
+
+
+def test_more_steps_than_anybody_has_run(tmp_path):
+    """All have ended: the result has the steps that were asked for, all the same."""
+    training = Training(lambda x: x, lambda c, x: (c, {"loss": c / 0, "n": c}))
+    for steps in (2, 5):
+        options = {"steps": steps, "batch_size": 2}
+        kept = quiet(training, {"x": [1.0, 2.0]}, store=tmp_path, **options)
+        alone = quiet(training, {"x": [1.0, 2.0]}, **options)
+        for name in ("loss", "n", "steps", "finished"):
+            np.testing.assert_array_equal(kept[name], alone[name])
+        assert load_sweep(tmp_path).loss.sizes["step"] == 2
+
+
+def test_a_carry_of_nothing(tmp_path):
+    training = Training(lambda x: None, lambda carry, x: (None, {"loss": 2 * x}))
+    for steps in (1, 3):
+        found = quiet(training, {"x": [1.0, 2.0]}, steps=steps, store=tmp_path)
+    np.testing.assert_array_equal(found.loss, [[2] * 3, [4] * 3])
+    assert load_carry(training, tmp_path, {"x": 1.0}) is None
+
+
+def test_readers_of_the_plain_store_see_all_steps(tmp_path):
+    for steps in (2, 4):
+        run(tmp_path, steps=steps)
+        assert xr.open_zarr(tmp_path).loss.sizes["step"] == steps
+
+
+def test_who_has_diverged_is_not_best_by_a_whole_number():
+    training = Training(
+        lambda x: x,
+        lambda c, x: (c, {"loss": jnp.where(x == 1, jnp.nan, 1.0), "errors": x * 1}),
+    )
+    axes = {"x": [1, 2, 3, 4]}
+    options = {"by": "errors", "steps": [2, 4], "keep": 0.5, "progress": False}
+    found = successive_halving(training, axes, maximize=False, **options)
+    np.testing.assert_array_equal(found.rung, [0, 1, 1, 0])
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_event_of_a_write(tmp_path, start):
     """Each time at another of the moments at which it begins or ends a file."""

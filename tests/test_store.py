@@ -96,7 +96,7 @@ def test_damage_is_found_where_it_is_read(tmp_path, harm, monkeypatch):
     chunk.write_bytes(harmed.get(harm, flipped))
     with pytest.raises(ValueError, match="."):
         xr.open_zarr(store).load()
-    with pytest.raises(OSError, match=f"^`store` {store} is damaged: the members of 1"):
+    with pytest.raises(OSError, match=f"^`store` {store} is damaged: 8 members cannot"):
         load_sweep(store)
     # Who does not ask for it does not meet it.
     some = {"x": grid["x"][:16]}
@@ -106,6 +106,57 @@ def test_damage_is_found_where_it_is_read(tmp_path, harm, monkeypatch):
     assert bits(curves) == bits(whole)
     assert bits(load_sweep(store)) == bits(whole)
     assert quiet(wave, grid, store=store).computed == 0
+
+
+@pytest.mark.parametrize("array", ["loss", "diverged_at", "x", "steps"])
+def test_damage_of_a_chunk_that_new_rows_share(tmp_path, array):
+    """Whoever meets it when it writes mends it first."""
+    quiet(square, {"x": np.arange(8.0)}, batch_size=4, store=tmp_path)
+    chunk = next((tmp_path / array / "c").rglob("0*"))
+    chunk = chunk if chunk.is_file() else chunk / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    more = quiet(square, {"x": np.arange(20.0, 24)}, store=tmp_path)
+    np.testing.assert_array_equal(more.loss, np.arange(20.0, 24) ** 2)
+    again = quiet(square, {"x": np.arange(8.0)}, store=tmp_path)
+    np.testing.assert_array_equal(again.loss, np.arange(8.0) ** 2)
+    assert load_sweep(tmp_path).sizes["x"] == 12
+
+
+def test_an_error_of_reading_that_passes_loses_nothing(tmp_path, monkeypatch):
+    whole = quiet(square, {"x": np.arange(8.0)}, batch_size=4, store=tmp_path)
+    take, times = _store._take, iter(range(1))
+
+    def once(*arguments, **more):
+        if next(times, None) is not None:
+            raise ValueError("not now")
+        return take(*arguments, **more)
+
+    monkeypatch.setattr(_store, "_take", once)
+    again = quiet(square, {"x": np.arange(8.0)}, store=tmp_path)
+    assert again.computed == 0
+    assert bits(again) == bits(whole)
+
+
+def test_two_functions_of_one_name_at_once(tmp_path, monkeypatch):
+    """The later one of two calls that began together is told."""
+
+    def go(f):
+        axes = {"x": [1.0], "f": [f]}
+        return quiet(lambda x, f: {"loss": f(x)}, axes, store=tmp_path, batch_size=1)
+
+    go(jnp.tanh)
+    add, others = _store.ZarrStore.add_to_header, [lambda x: 2 * x]
+
+    def after_another(self, **more):
+        if others:
+            go(others.pop())
+        add(self, **more)
+
+    monkeypatch.setattr(_store.ZarrStore, "add_to_header", after_another)
+    mine = lambda x: 3 * x  # noqa: E731
+    with pytest.raises(ValueError, match="for something else, which another call has"):
+        go(mine)
+    assert go(mine).loss.item() == 3
 
 
 @pytest.mark.parametrize("column", ["steps", "x"])

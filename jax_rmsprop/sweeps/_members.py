@@ -63,9 +63,14 @@ class Axis:
         if self.kind != "str":
             return self, known
         label_of, names = {what: label for label, what in known.items()}, list[str]()
+        seen = dict[int, str]()
         for label, value in zip(self.labels.tolist(), self.values, strict=True):
-            text = self.named or isinstance(value, str)
-            what = label if text else _identified(value)
+            if self.named or isinstance(value, str):
+                what = label
+            elif id(value) in seen:
+                what = seen[id(value)]
+            else:
+                what = seen[id(value)] = _identified(value)
             if what not in label_of:
                 new = f"{label} {what[:6]}" if label in known else label
                 label_of[what], known[new] = new, what

@@ -116,8 +116,8 @@ class Results(Protocol):
         """Where they go on from; None if they have other steps by now."""
         ...
 
-    def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
-        """All members, in their order, for at most these steps."""
+    def to_dataset(self, memory: int) -> xr.Dataset:
+        """All members, in their order."""
         ...
 
 
@@ -159,15 +159,13 @@ class InMemory:
         del steps
         return np.stack([self._carry[i] for i in members.tolist()])
 
-    def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
+    def to_dataset(self, memory: int) -> xr.Dataset:
         """All members, in memory as they are."""
         del memory
         import xarray as xr
 
-        dims = self._shapes.dimensions()
-        rows = self._rows | {"steps": self.steps}
-        found = xr.Dataset({name: (dims[name], x) for name, x in rows.items()})
-        return found.isel(step=slice(steps)) if self._shapes.stepped else found
+        dims, rows = self._shapes.dimensions(), self._rows | {"steps": self.steps}
+        return xr.Dataset({name: (dims[name], x) for name, x in rows.items()})
 
 
 def missing(name: str, dtype: np.dtype) -> Any:

@@ -49,7 +49,8 @@ FORMAT = 1
 _COLUMN_CHUNK = 65_536
 _OUTPUT_CHUNK = 1_000_000
 _BATCHES_CHUNK = 262_144
-# Of what is read at once by dask, and of a chunk of carries.
+# Of a chunk of carries, and of what is read at once by dask.
+_CARRY_CHUNK = 4_000_000
 _BYTES_AT_ONCE = 16_000_000
 _publishing = threading.Lock()
 
@@ -58,13 +59,13 @@ class Damaged(Exception):
     """Chunks that cannot be read.
 
     Attributes:
-      chunks: the numbers of those whose members are to be computed again.
+      rows: whose members are to be computed again.
     """
 
-    def __init__(self, chunks: np.ndarray):
-        """For these chunks."""
-        super().__init__(chunks)
-        self.chunks = chunks
+    def __init__(self, rows: np.ndarray):
+        """For these rows."""
+        super().__init__(rows)
+        self.rows = rows
 
 
 class ZarrStore:
@@ -89,12 +90,13 @@ class ZarrStore:
         self._rows: int = group["diverged_at"].chunks[0]  # of a chunk
         # Which member each row is: -1 of one that is not asked for, -2 if unknown yet.
         self._member_of = np.zeros(0, int)
-        self._refresh()
+        self._look()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Find what others have added, as the first process does."""
         self._look()
-        self.steps = np.asarray(broadcast_from_process_0(self.steps))
+        found = broadcast_from_process_0(np.stack([self.steps, self._row]))
+        self.steps, self._row = found[0].astype("int32"), np.asarray(found[1])
 
     def _look(self, mend: bool = False) -> None:
         """Find the members' rows; `mend` columns that are damaged."""
@@ -126,27 +128,28 @@ class ZarrStore:
 
         Raises:
           OSError: it cannot be written; what is there stays.
-          Damaged: what it belongs to cannot be read.
         """
         if jax.process_index() == 0 and block is not None:
-            with locked(self.at), explain_oserror(self.at, Damaged), _writing_all():
-                self._look(mend=True)
-                # Not where another call has given damaged rows up meanwhile.
-                there = self.steps[block.members]
-                whole = there >= np.minimum(block.begin, block.steps)
-                more = whole & (block.steps > there)
-                if more.any():
-                    self._add(block.take(more))
+            with locked(self.at), explain_oserror(self.at), _writing_all():
+                for _ in range(2):
+                    self._look(mend=True)
+                    # Not where another call has given damaged rows up meanwhile.
+                    there = self.steps[block.members]
+                    whole = there >= np.minimum(block.begin, block.steps)
+                    more = whole & (block.steps > there)
+                    if not more.any() or self._add(block.take(more)):
+                        break
         broadcast_from_process_0(0)  # the first process has written
-        self._refresh()
+        self.refresh()
 
-    def _add(self, block: Block) -> None:
+    def _add(self, block: Block) -> bool:
+        """Write a block; false if it met what is damaged, which is mended now."""
         group: Any = open_group(self.at, "r+")
         row, first = self._row[block.members], len(self._row_steps)
         new = row < 0
         row[new] = first + np.arange(new.sum())
         end = first + -(-int(new.sum()) // self._size) * self._size
-        _resize(group, end, self._shapes.steps)
+        longer = _resize(group, end, self._shapes.steps)
         rows, stepped = _span(row), self._shapes.stepped
         try:
             for name in self._shapes.names:
@@ -156,22 +159,27 @@ class ZarrStore:
             old = _take(diverged_at, row) if block.begin else np.empty(0)
             diverged_at.oindex[rows] = earlier(old, block)
             if block.carry is not None:
-                self._write_carry(group, row, block, block.carry)
+                longer |= self._write_carry(group, row, block, block.carry)
             for name, column in self._members.columns.items():
                 group[name][first : first + new.sum()] = column[block.members[new]]
-            group["steps"].oindex[rows] = block.steps
-        except ValueError as error:  # what is to be written is in a damaged chunk
-            raise self._damaged(group, row) from error
-        if new.any():
+        except ValueError:
+            self._mend(group, row)
+            return False
+        if longer:
             publish(self.at)
+        group["steps"].oindex[rows] = block.steps
+        return True
 
     def _write_carry(
         self, group: Any, row: np.ndarray, block: Block, carry: np.ndarray
-    ) -> None:
-        """Write where a block goes on from, in place of the carry before the last."""
+    ) -> bool:
+        """Write where a block goes on from, in place of the carry before the last.
+
+        Returns whether there was no such carry before.
+        """
         name, bytes_each = f"carry_{carry.shape[1]}", carry.shape[1]
-        if name not in group:
-            at_once = max(1, min(self._size, _BYTES_AT_ONCE // max(1, bytes_each)))
+        if is_new := name not in group:
+            at_once = max(1, min(self._size, _CARRY_CHUNK // max(1, bytes_each)))
             group.create_array(
                 name,
                 shape=(2, *group["steps"].shape, bytes_each),
@@ -189,6 +197,7 @@ class ZarrStore:
         of[np.arange(len(of)), place] = block.end
         of[:, 2] = bytes_each
         group["carried"].oindex[_span(row)] = of
+        return is_new
 
     def ended(self, members: np.ndarray) -> np.ndarray:
         """Which of these members, which have begun, need not go on.
@@ -197,7 +206,10 @@ class ZarrStore:
           Damaged: what says so cannot be read.
         """
         group: Any = open_group(self.at)
-        return self._shapes.ended(self._read(group, "diverged_at", self._row[members]))
+        first = self._read(group, "diverged_at", self._row[members])
+        # What was killed before it said how many steps there are does not count.
+        first = np.where(first < self.steps[members][:, None], first, -1)
+        return self._shapes.ended(first)
 
     def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
         """Where they go on from; None if they have other steps by now.
@@ -209,7 +221,7 @@ class ZarrStore:
         with locked(self.at):  # nobody writes there meanwhile
             found = self.carry_of(members, steps)
         if found is None:
-            self._refresh()
+            self.refresh()
             if (self.steps[members] == steps).all():
                 raise ValueError(
                     f"`store` {self.at.name} has no carries any more, from which its "
@@ -230,42 +242,61 @@ class ZarrStore:
         found = np.empty((len(row), of[0, 2]), "uint8")
         for i, own in enumerate((~is_one, is_one)):
             if own.any():
-                found[own] = self._read(group, name, row[own], i)
+                found[own] = self._read(group, name, row[own], before=(i,))
         return found
 
-    def _read(self, group: Any, name: str, row: np.ndarray, *place: int) -> np.ndarray:
+    def _read(self, group: Any, name: str, row: np.ndarray, **more: Any) -> np.ndarray:
         try:
-            return _take(group[name], row, *place)
-        except Exception as error:  # each codec has its own
-            raise self._damaged(group, row) from error
+            return _take(group[name], row, **more)
+        except ValueError as error:
+            lost = [rows for _, _, rows in self._unreadable(group, row)]
+            raise Damaged(np.unique(np.concatenate([row[:0], *lost]))) from error
 
-    def _damaged(self, group: Any, row: np.ndarray) -> Damaged:
-        """Which of the chunks of these rows cannot be read; all, if it is none."""
-        every, bad = np.unique(row // self._rows), list[int]()
-        for chunk in every.tolist():
-            rows = slice(chunk * self._rows, (chunk + 1) * self._rows)
-            try:
-                for name in self._shapes.arrays():
-                    group[name][rows]
-            except Exception:  # noqa: BLE001
-                bad.append(chunk)
-        return Damaged(np.array(bad or every, int))
+    def _unreadable(
+        self, group: Any, row: np.ndarray
+    ) -> Generator[tuple[Any, Any, np.ndarray]]:
+        """The chunks with these rows that cannot be read: array, place, all rows."""
+        with quiet():
+            arrays = [array for _, array in group.arrays()]
+        for array in arrays:
+            dims: Any = getattr(array.metadata, "dimension_names", None) or ()
+            if "member" not in dims:
+                continue
+            axis = dims.index("member")
+            size = array.chunks[axis]
+            for chunk in np.unique(row // size).tolist():
+                part = slice(chunk * size, (chunk + 1) * size)
+                at = (*(slice(None),) * axis, part)
+                try:
+                    array[at]
+                except ValueError:
+                    yield array, at, np.arange(array.shape[axis])[part]
+
+    def _mend(self, group: Any, row: np.ndarray) -> None:
+        """Empty the chunks that cannot be read, whose members are lost."""
+        steps = read_steps(group, mend=True)
+        for array, at, rows in self._unreadable(group, row):
+            rows = rows[rows < len(steps)]
+            if len(rows):
+                group["steps"].oindex[_span(rows)] = 0
+            array[at] = array.fill_value
 
     def add_to_header(self, **more: Any) -> None:
-        """Add what is new to some parts of the header."""
+        """Add what is new to some parts of the header.
+
+        Raises:
+          ValueError: another call has meanwhile given a name to something else.
+        """
         if jax.process_index() == 0:
-            with locked(self.at), explain_oserror(self.at):
+            with locked(self.at), explain_oserror(self.at, ValueError):
                 group = open_group(self.at, "r+")
                 header: Any = group.attrs["sweep"]
-                for name, new in more.items():
-                    merged = isinstance(new, Mapping)
-                    header[name] = {**header[name], **new} if merged else new
-                group.update_attributes({"sweep": header})
+                group.update_attributes({"sweep": _merged(header, more, self.at)})
                 publish(self.at)
         broadcast_from_process_0(0)
 
-    def to_dataset(self, steps: int, memory: int) -> xr.Dataset:
-        """All that were asked for, in their order, for at most these steps.
+    def to_dataset(self, memory: int) -> xr.Dataset:
+        """All that were asked for, in their order.
 
         In memory, where they take no more than that many bytes; else dask's arrays.
 
@@ -280,38 +311,62 @@ class ZarrStore:
         bytes_each = sum(x.itemsize * int(np.prod(s)) for s, x in arrays.values())
         there, found = self._row >= 0, {}
         own = self._row[there]
+        lazy = bytes_each * len(there) > memory and len(own)
         for name, (shape, dtype) in arrays.items():
-            fill = missing(name, dtype)
-            if bytes_each * len(there) > memory and len(own):
+            fill, steps = missing(name, dtype), shape[:1]
+            if not self._shapes.stepped or name not in self._shapes.outputs:
+                steps = ()
+            now = min(group[name].shape[1], *steps) if steps else 0
+            some = (slice(now),) if steps else ()
+            if lazy:
                 at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
                 chunks: Any = self._rows * at_once, *group[name].shape[1:]
-                rows = dask.array.from_array(group[name], chunks=chunks)
-                rows = rows[np.where(there, self._row, own[0])]
-                if not there.all():
-                    mask = there.reshape(-1, *(1,) * len(shape))
-                    rows = dask.array.where(mask, rows, fill)
+                rows: Any = dask.array.from_array(group[name], chunks=chunks)
+                rows = rows[(np.where(there, self._row, own[0]), *some)]
+                if steps:
+                    wide = [(0, 0)] * rows.ndim
+                    wide[1] = 0, steps[0] - now
+                    rows = dask.array.pad(rows, wide, constant_values=fill)
             else:
-                full = len(there), *group[name].shape[1:]
-                rows = np.full(full, fill, dtype)
+                rows = np.full((len(there), *shape), fill, dtype)
                 if len(own):
-                    rows[there] = self._read(group, name, own)
-            stepped = self._shapes.stepped and name in self._shapes.outputs
-            found[name] = dims[name], rows[:, :steps] if stepped else rows
-        if self._shapes.stepped:  # who diverges later has not, so far
-            dims_of, first = found["diverged_at"]
-            found["diverged_at"] = dims_of, np.where(first < steps, first, -1)
-        found["steps"] = "member", np.minimum(self.steps, steps)
+                    part = (there, *some)
+                    rows[part] = self._read(group, name, own, after=some)
+            library: Any = dask.array if lazy else np
+            # What was killed before it said how many steps there are does not count.
+            have = np.minimum(self.steps, self._shapes.steps)
+            have = library.asarray(have).reshape(-1, *(1,) * (rows.ndim - 1))
+            step = 0
+            if steps:
+                step = library.arange(steps[0]).reshape(-1, *(1,) * (rows.ndim - 2))
+            elif name == "diverged_at" and self._shapes.stepped:
+                step = rows
+            if (self.steps < self._shapes.steps).any() or name == "diverged_at":
+                rows = library.where(step < have, rows, fill)
+            found[name] = dims[name], rows
+        found["steps"] = "member", np.minimum(self.steps, self._shapes.steps)
         return xr.Dataset(found, coords={"output": self._shapes.names})
 
-    def give_up(self, chunks: np.ndarray) -> None:
+    def give_up(self, rows: np.ndarray) -> None:
         """Let what is damaged be computed again."""
         if jax.process_index() == 0:
             with locked(self.at), explain_oserror(self.at):
-                group: Any = open_group(self.at, "r+")
-                row = (chunks[:, None] * self._rows + np.arange(self._rows)).ravel()
-                group["steps"].oindex[row[row < len(self._row_steps)]] = 0
+                self._mend(open_group(self.at, "r+"), rows)
         broadcast_from_process_0(0)
-        self._refresh()
+        self.refresh()
+
+
+def _merged(old: Any, new: Any, at: Location, name: str = "") -> Any:
+    """A header with what is new in it."""
+    if isinstance(new, Mapping):
+        old = old or {}
+        return {**old, **{n: _merged(old.get(n), x, at, n) for n, x in new.items()}}
+    if isinstance(new, str) and old not in (None, new):
+        raise ValueError(
+            f"`store` {at.name} has {name!r} for something else, which another call "
+            "has added meanwhile; call again"
+        )
+    return new
 
 
 def create(
@@ -480,7 +535,7 @@ def read_columns(at: Location, names: Iterable[str]) -> Columns:
       OSError: a column is damaged.
     """
     group: Any = open_group(at)
-    there = read_steps(group) > 0
+    there = np.flatnonzero(read_steps(group) > 0)
     found: Columns = {}
     for name in names:
         try:  # texts as NumPy's usual ones, which those of a file are not
@@ -497,13 +552,15 @@ def _chunk(number: int) -> slice:
     return slice(number * _COLUMN_CHUNK, (number + 1) * _COLUMN_CHUNK)
 
 
-def _resize(group: zarr.Group, members: int, steps: int) -> None:
+def _resize(group: zarr.Group, members: int, steps: int) -> bool:
     """Give every array these members, those that others have added, too.
 
-    What one that was killed has made longer, before it said so, is cut again.
+    What one that was killed has made longer, before it said so, is cut again. Returns
+    whether any array has another length now.
     """
     with quiet():
         arrays = [array for _, array in group.arrays()]
+    changed = False
     for array in arrays:
         dims: Any = getattr(array.metadata, "dimension_names", None) or ()
         shape = tuple(
@@ -512,6 +569,8 @@ def _resize(group: zarr.Group, members: int, steps: int) -> None:
         )
         if len(dims) == len(array.shape) and shape != array.shape:
             array.resize(shape)
+            changed = True
+    return changed
 
 
 def _span(rows: np.ndarray) -> Any:
@@ -520,13 +579,16 @@ def _span(rows: np.ndarray) -> Any:
     return slice(first, last) if (np.diff(rows) == 1).all() else rows
 
 
-def _take(array: Any, rows: np.ndarray, *place: int) -> np.ndarray:
+def _take(
+    array: Any, rows: np.ndarray, before: tuple[Any, ...] = (), after: Any = ()
+) -> np.ndarray:
     """Some rows of an array; with what lies between them, if that is little."""
     first, last = int(rows.min()), int(rows.max())
-    if last - first < 4 * len(rows) + array.chunks[len(place)]:
+    if last - first < 4 * len(rows) + array.chunks[len(before)]:
         with contextlib.suppress(ValueError):  # what is damaged may lie between them
-            return np.asarray(array[(*place, slice(first, last + 1))])[rows - first]
-    return np.asarray(array.oindex[(*place, rows)])
+            part = slice(first, last + 1)
+            return np.asarray(array[(*before, part, *after)])[rows - first]
+    return np.asarray(array.oindex[(*before, rows, *after)])
 
 
 def _writing_all() -> Any:

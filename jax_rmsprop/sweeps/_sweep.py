@@ -326,6 +326,7 @@ class Call:
         self.every, self._columns = np.arange(members.size), members.columns
         self._groups = self.points.combinations(self.number)
         self._traced, self._checked = dict[int, Traced](), None
+        self._device_count = self._mesh.size
         outputs = self.traced(0).outputs
         self._shapes = Shapes(outputs, self._stepped, self.steps)
         self.shown.judged = self._shapes.judged
@@ -356,6 +357,7 @@ class Call:
         check_same_sweep(at, ours, self.batch_size, header)
         self.size = header["batch_size"]
         self.results = ZarrStore(at, members, self._shapes)
+        self.results.refresh()
         more = {n: x for n, x in values.items() if x != header["values"].get(n)}
         if more or (self.points.zipped and not header["zipped"]):
             self.results.add_to_header(values=values, zipped=self.points.zipped)
@@ -430,31 +432,34 @@ class Call:
         )
 
     def run(self, some: np.ndarray, end: int) -> None:
-        """Run these members to a step; what is damaged once more.
+        """Run these members to a step; what is damaged, or was given up, once more.
 
         Raises:
           KeyboardInterrupt: before anything ran.
         """
-        for attempt in (1, 2, 3):
+        damaged = None
+        for _ in range(4):
             try:
-                self._run(some, end)
+                if self._run(some, end) and not self.shown.stopped:
+                    continue  # is there any more to do?
                 if self.shown.stopped and not self.results.steps.any():
                     raise KeyboardInterrupt
-                self._rows = self.results.to_dataset(self.steps, free_memory() // 4)
+                self._rows = self.results.to_dataset(free_memory() // 4)
                 return
-            except Damaged as damaged:
-                if attempt == 3:
-                    raise OSError(
-                        f"`store` {self.results.at.name} is damaged again and again"
-                    ) from damaged
-                self.results.give_up(damaged.chunks)
+            except Damaged as error:
+                damaged = error
+                self.results.give_up(damaged.rows)
+        raise OSError(
+            f"`store` {self.results.at.name} is damaged again and again"
+        ) from damaged
 
-    def _run(self, some: np.ndarray, end: int) -> None:
+    def _run(self, some: np.ndarray, end: int) -> bool:
+        """Run what these members need; whether they needed any."""
         results, tasks = self.results, list[Task]()
         for i, group in enumerate(self._groups):
             own = np.intersect1d(group.members, some)
             tasks += plan(results, i, group, own, end, self.size)
-        self._device_count = self._mesh.size
+        needed = bool(tasks)
         arguments = (
             results,
             self._groups,
@@ -476,6 +481,7 @@ class Call:
             self._device_count = len(runner.devices)
         if self._checked is not None and not self.shown.stopped:
             self._all_traced()  # also of what needed no run: is it the store's?
+        return needed
 
     @property
     def outputs(self) -> list[str]:
@@ -500,7 +506,9 @@ class Call:
         values = self._rows[output]
         if values.ndim > 2:
             raise ValueError(f"`by` must be one number a step, but {output} is more")
-        return np.asarray(values[:, step - 1], float)
+        ended = self._shapes.ended(self._rows["diverged_at"])
+        there = np.asarray((self._rows["steps"] >= step) & ~ended)
+        return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
 
     def _heard(self, task: Task) -> None:
         """Tell the caller of the steps of a batch."""
@@ -605,8 +613,7 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     grid = Grid(axes, zipped)
     members, number = grid.members()
     with _explain_damage(at):
-        found = ZarrStore(at, members, shapes)
-        rows = found.to_dataset(shapes.steps, free_memory() // 4)
+        rows = ZarrStore(at, members, shapes).to_dataset(free_memory() // 4)
     return _to_grid(rows, number, grid, shapes)
 
 
@@ -705,8 +712,8 @@ def _explain_damage(at: Location) -> Generator[None]:
         yield
     except Damaged as damaged:
         raise OSError(
-            f"`store` {at.name} is damaged: the members of {len(damaged.chunks)} "
-            "batches cannot be read; `sweep` computes them again"
+            f"`store` {at.name} is damaged: {len(damaged.rows)} members cannot be "
+            "read; `sweep` computes them again"
         ) from damaged
 
 

@@ -172,8 +172,10 @@ def trace(
         leaves, structure = jax.tree.flatten(tree)
         impls[:] = map(key_impl, leaves)
         leaves = map(without_key, leaves)
-        # Not weakly typed, as no step returns them.
-        return [jax.lax.convert_element_type(x, jnp.result_type(x)) for x in leaves]
+        # Not weakly typed, as no step returns them; and something to keep.
+        return [
+            jax.lax.convert_element_type(x, jnp.result_type(x)) for x in leaves
+        ] or [jnp.zeros([], bool)]
 
     def advance(carry: list[Any], numbers: Mapping[str, Any]) -> list[Any]:
         if isinstance(train, Training):
@@ -184,7 +186,7 @@ def trace(
                     "`step` must return the carry and the outputs, got "
                     f"{short_repr(found)}"
                 )
-            carry = [without_key(x) for x in _same_carry(before, found[0])]
+            carry = [without_key(x) for x in _same_carry(before, found[0])] or carry
             leaves = name_outputs(found[1], "step")
         else:
             tree = _called("train", train, **python, **numbers)
