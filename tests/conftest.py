@@ -40,8 +40,21 @@ MOST_BYTES = (4 if os.environ.get("REQUIRE_FRAMEWORKS") else 2) * 2**30
 _ENOUGH_BYTES = 3 * 2**28
 
 
+class _Doctests:
+    """Run examples under JAX's own defaults, as whoever pastes them does."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        """For those of the package, which are not beside this file."""
+        if not isinstance(item, pytest.DoctestItem):
+            return (yield)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return (yield)
+
+
 def pytest_configure(config):
     """Look through the cache once, in the process that starts the others."""
+    config.pluginmanager.register(_Doctests())
     if not hasattr(config, "workerinput"):
         cache.clean(os.environ["JAX_COMPILATION_CACHE_DIR"])
 

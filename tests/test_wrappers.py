@@ -212,7 +212,10 @@ WRAPPERS = {
     "centralize and zero_nans": lambda tx: optax.chain(
         optax.zero_nans(), optax.centralize(), tx
     ),
-    "scale_by_trust_ratio": lambda tx: optax.chain(tx, optax.scale_by_trust_ratio()),
+    # By itself its step is as long as the parameters are.
+    "scale_by_trust_ratio": lambda tx: optax.chain(
+        tx, optax.scale_by_trust_ratio(), optax.scale(0.1)
+    ),
     "apply_every": lambda tx: optax.chain(tx, optax.apply_every(2)),
     "normalize_by_update_norm": lambda tx: optax.chain(
         optax.normalize_by_update_norm(), tx
