@@ -19,6 +19,7 @@ def test_the_models_are_the_published_ones():
         assert sum(int(np.prod(s)) for s in shapes) == parameters
 
 
+@pytest.mark.slow
 def test_the_script_for_accelerators(capsys):
     seen = accelerator.main(["--tiny"])
     printed = capsys.readouterr().out
@@ -32,6 +33,7 @@ def test_the_script_for_accelerators(capsys):
     assert printed.count("### ") == 5
 
 
+@pytest.mark.slow
 def test_the_script_ends_when_its_time_is_up(capsys):
     seen = accelerator.main(["--tiny", "--seconds", "0"])
     assert {cells[0] for _, cells in seen} == {"not measured: the time is up"}
