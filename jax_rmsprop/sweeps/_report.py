@@ -56,7 +56,7 @@ class Summary:
       seeds: the number of seeds.
       neighbours: for each axis of numbers the points just below and above the best
         one: (axis, its value there, mean, low, high), NaN where a seed diverged.
-      edges: the axes of which the best point has the first or last value.
+      edges: the axes on which the best point has the first or last value.
       members: the number of members.
       diverged: the number of members whose output is not finite.
       unfinished: the number of members that have not run, or not to the end.
@@ -327,7 +327,7 @@ def _numeric(curves: xr.Dataset) -> list[str]:
 
 
 def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:
-    """Mask of the members of which this output diverged."""
+    """Mask of the members whose `output` diverged."""
     return curves["diverged_at"].sel(output=output, drop=True) >= 0
 
 

@@ -478,7 +478,7 @@ def finite(values: np.ndarray, axes: int = 1) -> np.ndarray:
 def finish_batch_on_sigint(progress: Progress) -> Generator[None]:
     """Make the first Ctrl-C end the sweep after the current batch.
 
-    Exceptions: several processes, of which others would wait for this one; a signal
+    Exceptions: several processes, since the others would wait for this one; a signal
     that the parent ignores, as a shell does for background jobs; and a handler that is
     not Python's, which could not be restored.
     """

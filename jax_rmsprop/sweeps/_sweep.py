@@ -129,7 +129,7 @@ def sweep(
         1 GiB of temporary arrays; in either case fewer if the compiler says that they
         need more memory than there is. It suits hundreds of members; with fewer, pass
         a number, or the padding is wasted work. A training that calls back to this
-        process, by `jax.debug.callback` or the like, is never padded: there it is 1.
+        process, by `jax.debug.callback` or the like, is never padded: "auto" is then 1.
       devices: where to run; None for all devices of all processes.
       store: where to save finished members as zarr: a folder (shared, if there are
         several processes), a URL that fsspec knows, such as "s3://bucket/gamma.zarr"
@@ -137,12 +137,11 @@ def sweep(
         a `FsspecStore` with its own credentials. A store only grows: a call computes
         and adds the members it lacks, and returns those asked for. Repeat a call to
         resume it, however it ended; extend it by more seeds, values of any axis or
-        other points.
-        Training, axes, versions, kind of device and batch size must be the store's
-        ("auto" takes its batch size). Any number of calls may use a folder at once if
-        its file system has locks; elsewhere nothing can be locked, so use one writer
-        at a time. `xarray.open_zarr(store)` reads it without this package: one row for
-        each member, valid if its `steps` are more than 0.
+        other points. Training, axes, versions, kind of device and batch size must be
+        the store's ("auto" takes its batch size). Any number of calls may share a
+        folder if its file system has locks; nothing else can be locked, so use one
+        writer at a time there. `xarray.open_zarr(store)` reads it without this package:
+        one row for each member, valid if its `steps` are more than 0.
       save_every: seconds between saves of a `Training` with a store; each includes the
         carries to resume from. It is also saved at the end and at Ctrl-C.
       on_step: called in this process after each step of each batch with a Dataset of

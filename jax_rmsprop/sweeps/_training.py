@@ -393,7 +393,7 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
 def user_frame(error: BaseException, function: Any) -> str:
     """The last line of the caller's own code that an error passed through.
 
-    That is a line of the function's file, if there is one; else of the last file that
+    It is in the function's file, if the error passed there; else in the last file that
     is neither JAX's nor ours.
     """
     library = str(Path(jax.__file__).parent)
