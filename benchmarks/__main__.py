@@ -1,7 +1,7 @@
-"""Run all benchmarks: `python -m benchmarks`. On a GPU, if JAX finds one, there too.
+"""Run all benchmarks, also on a GPU if JAX finds one: `python -m benchmarks`.
 
-Each needs what it compares with, and no other: `python -m benchmarks eager large
-quantization` JAX and Optax alone. `JAX_PLATFORMS=cuda` leaves the CPU out.
+Each needs only the libraries it compares with: `python -m benchmarks eager large
+quantization` needs JAX and Optax alone. `JAX_PLATFORMS=cuda` skips the CPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-# By the module that each is in.
+# The module of each benchmark.
 PARTS = {
     "eager": "update",
     "large": "update",
@@ -60,7 +60,7 @@ def machine():
 
 
 def run(name):
-    """The table of a benchmark, or what it misses."""
+    """The table of a benchmark, or the name of the library it lacks."""
     try:
         return getattr(importlib.import_module(f"benchmarks.{PARTS[name]}"), name)()
     except ModuleNotFoundError as error:
@@ -68,15 +68,15 @@ def run(name):
 
 
 def devices():
-    """By platform: the device that JAX takes, and the CPU."""
+    """JAX's default device and the CPU, by platform."""
     found = [jax.devices()[0]]
-    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS leaves it out
+    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS excludes it
         found.append(jax.devices("cpu")[0])
     return {device.platform: device for device in found}
 
 
 def main():
-    """Print a table for each benchmark, on each device there is."""
+    """Print a table for each benchmark on each available device."""
     parser = argparse.ArgumentParser(description="ratios to the alternatives")
     parser.add_argument("names", nargs="*", help=", ".join(PARTS))
     names = parser.parse_args().names

@@ -1,11 +1,11 @@
-"""What an accelerator makes of fewer bits, in one run of eight minutes or less.
+"""Fewer bits on an accelerator, measured in one run of at most eight minutes.
 
     python -m benchmarks.accelerator              on a GPU or a TPU
-    python -m benchmarks.accelerator --tiny       the same of tiny arrays, to try it
+    python -m benchmarks.accelerator --tiny       the same on tiny arrays, as a trial
 
-It prints each row as soon as it is measured, and leaves out those that its time is not
-enough for. Beside each time stand the bytes that a step must move, and the bandwidth
-that they make: whoever is slow although it moves little is bound by something else.
+It prints each row as soon as it is measured, and skips rows after its time is up. Next
+to each time are the bytes that a step must move and the resulting bandwidth: a slow
+step that moves few bytes is bound by something else.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def _one_byte(make, codecs):
 RMSPROP = partial(rmsprop, 1e-3)
 MOMENTUM = partial(rmsprop, 1e-3, momentum=0.9)
 ADAMW = partial(optax.adamw, 1e-3)
-# The dtype of parameters and gradients, the bytes a parameter that a step reads and
+# The dtype of parameters and gradients, the bytes per parameter that a step reads and
 # writes if it reads everything once, and the optimizer.
 OPTIMIZERS = {
     "`optax.rmsprop`": ("float32", 20, partial(optax.rmsprop, 1e-3)),
@@ -102,7 +102,7 @@ def gpt2_medium(width=1024):
 
 
 class Rows:
-    """A table that prints itself row by row, until the time is up."""
+    """A table that is printed row by row until the time is up."""
 
     def __init__(self, seconds):
         self.until = time.monotonic() + seconds
@@ -114,13 +114,13 @@ class Rows:
         print("|---" * (len(columns) + 1) + "|")
 
     def measure(self, name, cells):
-        """A row of what `cells()` returns; of what went wrong, where it does."""
+        """Print a row of what `cells()` returns, or of the error it raises."""
         if time.monotonic() > self.until:
             found = ["not measured: the time is up"]
         else:
             try:
                 found = cells()
-            except Exception as error:  # the next may fit, or be installed
+            except Exception as error:  # continue: the next may work
                 found = [f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"]
         gc.collect()
         self.seen.append((name, found))
@@ -128,7 +128,7 @@ class Rows:
 
 
 def seconds_of(call, rounds=5):
-    """The median seconds of a call that waits for itself, after one that warms up."""
+    """The median seconds of a blocking call, after a warm-up call."""
     call()
     taken = []
     for _ in range(rounds):
@@ -139,12 +139,12 @@ def seconds_of(call, rounds=5):
 
 
 def figures(seconds, must, size):
-    """Milliseconds, and the bandwidth that the bytes that must move make of them."""
+    """Milliseconds, required bytes, and the resulting bandwidth."""
     return [f"{1e3 * seconds:.3f}", f"{must}", f"{must * size / seconds / 1e12:.2f}"]
 
 
 def ready(step, carry, gradients, steps):
-    """A call of so many steps in a row, as a loop does."""
+    """A call that runs `steps` steps in a loop."""
     box = [carry]
 
     def call():
@@ -166,7 +166,7 @@ def update(optimizer):
 
 
 def in_a_scan(step, steps):
-    """So many steps in one program; the gradients stay the same."""
+    """`steps` steps in one program, with constant gradients."""
 
     def several(params, state, gradients):
         def body(carry, _):
@@ -178,13 +178,13 @@ def in_a_scan(step, steps):
 
 
 def fresh(shapes, dtype):
-    """Arrays of such shapes, of numbers that no compiler knows."""
+    """Random arrays of these shapes, which a compiler cannot fold."""
     make = jax.jit(lambda key, s: jax.random.normal(key, s, dtype), static_argnums=1)
     return [make(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
 
 
 def of_optax(name, shapes, steps, ways=("a call", "in a row", "in a scan")):
-    """Milliseconds a step in each way, and the bandwidth of the last one."""
+    """Milliseconds per step in each way, and the bandwidth of the last."""
     dtype, must, make = OPTIMIZERS[name]
     optimizer = make()
     step, size = update(optimizer), sum(int(np.prod(s)) for s in shapes)
@@ -206,7 +206,7 @@ def of_optax(name, shapes, steps, ways=("a call", "in a row", "in a scan")):
 
 
 def of_flashoptim(name, shapes, steps):
-    """FlashOptim's port to JAX; a call, in a row, in a scan."""
+    """FlashOptim's port to JAX: one call, in a loop, in a scan."""
     make = getattr(importlib.import_module("flashoptim_jax"), name)
     tx = make(learning_rate=1e-3)
     gradients, size = fresh(shapes, "bfloat16"), sum(int(np.prod(s)) for s in shapes)
@@ -220,12 +220,12 @@ def of_flashoptim(name, shapes, steps):
             times,
         )
         found.append(seconds_of(call) / times)
-    must = 6 + 2 * (2 if "adam" in name else 1) + 2  # its correction's byte, in and out
+    must = 6 + 2 * (2 if "adam" in name else 1) + 2  # its correction byte, in and out
     return [f"{1e3 * found[0]:.3f}", *figures(found[1], must, size)]
 
 
 def of_torch(make, dtype, must, shapes, steps):
-    """PyTorch's, or what has its interface, on its GPU; a call, and in a row."""
+    """An optimizer with PyTorch's interface on a GPU: one call, and in a loop."""
     torch = importlib.import_module("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = [
@@ -254,7 +254,7 @@ def _bitsandbytes(name):
     return make
 
 
-# The dtype, the bytes that must move, and the optimizer.
+# The dtype, the required bytes, and the optimizer.
 TORCH = {
     "PyTorch's foreach RMSprop": (
         "float32",
@@ -272,7 +272,7 @@ TORCH = {
 
 
 def in_host_memory(name, shapes, steps):
-    """The state in pinned memory of the host, moved within the step."""
+    """The state in pinned host memory, moved within the step."""
     dtype, _, make = OPTIMIZERS[name]
     optimizer = make()
     gradients = fresh(shapes, dtype)
@@ -294,7 +294,7 @@ def in_host_memory(name, shapes, steps):
 
 
 def scanned_layers(within, layers, width, batch):
-    """A training step of residual layers in one scan, their updates within or after."""
+    """A training step of residual layers in one scan, updated inside or after it."""
 
     def make(number=0):
         inner = quantize_state(RMSPROP(), {"nu": uint8()}, seed=number)

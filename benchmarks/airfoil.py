@@ -1,4 +1,4 @@
-"""The textbook's training, against the textbook's own loop written with PyTorch."""
+"""The textbook's training compared to the textbook's own PyTorch loop."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def torch_loop(data, epochs=EPOCHS):
 
 
 def training(members=512):
-    """Seconds per epoch, alone and with 512 gammas at once."""
+    """Seconds per epoch, of one training and of 512 gammas side by side."""
     data = airfoil()
     alone = jax.jit(lambda seed: regression(seed, data, rmsprop(0.01, 0.9)))
     gammas = np.linspace(0.5, 0.999, members, dtype="float32")

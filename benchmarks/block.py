@@ -1,4 +1,4 @@
-"""A block of a transformer: its arrays, its loss, and the time of its training step."""
+"""A transformer block: its arrays, its loss, and the time of its training step."""
 
 from functools import partial
 
@@ -37,9 +37,9 @@ def shapes(width):
 
 
 def loss(params, x, heads):
-    """What a block makes of x, (batch, time, width) in bfloat16, squared.
+    """The mean square of a block's output for x, (batch, time, width) in bfloat16.
 
-    It scales what it does not normalize: that takes most of the time of compiling.
+    It scales instead of normalizing, which would take most of the compile time.
     """
     p = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
 

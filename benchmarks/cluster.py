@@ -1,4 +1,4 @@
-"""A cluster's workers against as many devices of one process."""
+"""A cluster's workers compared to as many devices of one process."""
 
 import statistics
 import subprocess
@@ -16,7 +16,7 @@ MEMBERS = 1024
 
 
 def devices_rate(members, repeats):
-    """Members a second of the digits' network on all CPU devices of this process."""
+    """Members per second of the digits network on all CPU devices of this process."""
     train, points = problems()["network, digits"], grid(members)
     rates = []
     for _ in range(repeats + 1):
@@ -26,7 +26,7 @@ def devices_rate(members, repeats):
 
 
 def two_devices(members, repeats=3):
-    """The same in a process that has two of them."""
+    """The same in a process with two devices."""
     code = (
         "import sys, jax\n"
         "jax.config.update('jax_num_cpu_devices', 2)\n"
@@ -39,7 +39,7 @@ def two_devices(members, repeats=3):
 
 
 def cluster():
-    """Two workers of one thread; what a task costs, how long the first one takes."""
+    """Two single-threaded workers: the overhead of a task, the time of the first."""
     train, points = problems()["network, digits"], grid(MEMBERS)
     options = {"zipped": True, "progress": False}
 
@@ -59,8 +59,8 @@ def cluster():
             sweep(function, points, **(options | more))
             return time.perf_counter() - began
 
-        # A call compiles anew on each worker: what it runs is what a longer one takes
-        # beyond a shorter one.
+        # Each call recompiles on each worker: the run time is a longer call's minus a
+        # shorter one's.
         few = {name: x[:128] for name, x in points.items()}
         ours, first = [], []
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""State in fewer bits: the time of a step, and the bytes that it moves."""
+"""State in fewer bits: the time of a step and the bytes it moves."""
 
 import warnings
 from functools import partial
@@ -26,7 +26,7 @@ except ImportError:
 
 # Read gradient, parameter and state, write parameter and state.
 BYTES = {"full": 20, "bfloat16": 16, "uint8": 14}
-# Each beside Optax's of the same kind.
+# Each compared to Optax's of the same kind.
 MAKES = {
     name: block.MAKES[name] for name in ("optax.rmsprop", "full", "bfloat16", "uint8")
 }
@@ -39,7 +39,7 @@ MOMENTA = {
 
 @partial(jax.jit, donate_argnums=(0, 1))
 def _by_hand(params, kept, count, gradient):
-    """What `quantize_state(rmsprop(1e-3), {"nu": uint8()})` does, as one function."""
+    """`quantize_state(rmsprop(1e-3), {"nu": uint8()})` written as one function."""
     codec, g, (codes, base) = uint8(), gradient, kept
     noise = dither(g.shape, dither_starts(1, count, 0)[0], count)
     nu = codec.decode(codes, base)
@@ -50,7 +50,7 @@ def _by_hand(params, kept, count, gradient):
 
 
 def leaves(rounds=15, steps=5):
-    """The same over 36 arrays, those of six blocks of a transformer."""
+    """The same over the 36 arrays of six transformer blocks."""
     rng = np.random.default_rng(0)
     gradients = [
         {k: jnp.asarray(rng.standard_normal(s, "float32")) for k, s in shapes.items()}
@@ -96,7 +96,7 @@ def quantization(rounds=40):
     calls["by hand"] = carried(
         lambda c: _by_hand(*c, gradient), (fresh(), nothing, jnp.int32(0))
     )
-    # Eight bytes a number: read it, write it.
+    # Eight bytes per number: one read, one write.
     calls["copy"] = carried(
         jax.jit(lambda x: x * jnp.float32(0.999), donate_argnums=0), fresh()
     )
@@ -154,7 +154,7 @@ def quantization(rounds=40):
 
 
 def half_precision(rounds=15, steps=3):
-    """Parameters and gradients in bfloat16, rounded at random, beside float32's.
+    """Stochastically rounded bfloat16 parameters and gradients compared to float32.
 
     One array, and ResNet-50's 161.
     """

@@ -1,4 +1,4 @@
-"""Which code for an average of squares: the errors of six, on the same gradients.
+"""Errors of six codes for an average of squares, on the same gradients.
 
 All but FlashOptim's round by the same dither, so they differ in the code alone.
 """
@@ -17,14 +17,14 @@ ELEMENTS, BLOCK = 65_536, 256
 
 
 class Scheme(NamedTuple):
-    """To what is kept, and back: `encode(x, noise, kept before)` and `decode(kept)`."""
+    """A code: `encode(x, noise, before)` returns what to store, `decode` inverts it."""
 
     encode: object
     decode: object
 
 
 def of_codec(codec):
-    """A codec as a scheme: it keeps the codes and their base."""
+    """A codec as a scheme: it stores the codes and their base."""
 
     def encode(x, noise, kept):
         base = jnp.int32(codec.first_base)
@@ -40,7 +40,7 @@ def _uniform(noise):
 
 
 def _in_blocks(scaled, unscaled, size=BLOCK):
-    """A code of what is left of x when its block's largest is divided out."""
+    """A code of x divided by the largest element of its block."""
 
     def encode(x, noise, kept):
         del kept
@@ -65,7 +65,7 @@ def square_root():
 
 
 def flash_optim():
-    """255 equal steps of the root, in groups of 32, to the nearest; FlashOptim's."""
+    """FlashOptim's: 255 equal steps of the root, in groups of 32, to nearest."""
     return _in_blocks(
         lambda y, u: jnp.round(255 * jnp.sqrt(y)),
         lambda codes: (codes.astype(jnp.float32) / 255) ** 2,

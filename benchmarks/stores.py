@@ -1,4 +1,4 @@
-"""Stores of many members: opening, growing, and what keeping the results costs."""
+"""Stores of many members: the cost of opening, growing and saving."""
 
 import os
 import statistics
@@ -19,12 +19,12 @@ MEMBERS = 100_000
 
 
 def scalar(gamma, seed):
-    """Next to no training: what is left is the store's."""
+    """A trivial training, to measure the store."""
     return {"loss": gamma * seed.astype("float32"), "accuracy": gamma}
 
 
 def opened(store, seeds, members=MEMBERS):
-    """The seconds of a call that has this grid, and how many members it computed."""
+    """The seconds of a sweep over this grid, and the number of computed members."""
     grid = {"gamma": np.linspace(0, 1, members // 100), "seed": range(seeds)}
     began = time.perf_counter()
     curves = sweep(scalar, grid, store=store, devices=here(), progress=False)
@@ -32,7 +32,7 @@ def opened(store, seeds, members=MEMBERS):
 
 
 def rate(members, store):
-    """Members a second of the regression, and this process' peak of memory in MB."""
+    """Members per second of the regression, and this process' peak memory in MB."""
     import resource
 
     train = problems()["linear regression, airfoil"]
@@ -46,7 +46,7 @@ def rate(members, store):
 
 
 def in_another_process(members):
-    """The same, by itself: a process' peak of memory never falls."""
+    """The same in a new process, since peak memory never falls."""
     code = (
         "import sys, tempfile\n"
         "from benchmarks.stores import rate\n"
@@ -59,7 +59,7 @@ def in_another_process(members):
 
 
 def stores():
-    """A hundred thousand members; `MEMBERS_OF_A_LARGE_STORE` sets the last rows'."""
+    """A hundred thousand members; in the last rows `MEMBERS_OF_A_LARGE_STORE`."""
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/a.zarr"
         first, _ = opened(store, 100)
@@ -91,7 +91,7 @@ def stores():
 
 
 def long_trainings(steps=40, members=8, size=256):
-    """Steps of 50 ms and more against one scan of them; and what saving costs."""
+    """Steps of at least 50 ms compared to one scan of them, and the cost of saving."""
 
     def init(seed):
         return jax.random.normal(jax.random.key(seed), (size * size,)).reshape(
@@ -121,7 +121,7 @@ def long_trainings(steps=40, members=8, size=256):
     }
     seconds = medians_of(calls, rounds=5)
 
-    # A carry of 1 MB, saved after each step and not at all.
+    # A carry of 1 MB, saved after each step or never.
     heavy = Training(
         lambda seed: jnp.full(2**18, seed, "float32"),
         lambda x, seed: (x + 1, {"loss": x[0]}),

@@ -1,4 +1,4 @@
-"""Sweeps against a loop over one jitted training, one big vmap, PyTorch, hyperoptax."""
+"""Sweeps compared to a loop of jitted trainings, one vmap, PyTorch and hyperoptax."""
 
 import functools
 
@@ -37,7 +37,7 @@ def conv_network(key):
 
 
 def conv_loss(p, data):
-    """Its mean cross entropy, in nats."""
+    """The mean cross entropy of the network, in nats."""
     x = data.x.reshape(-1, 8, 8, 1)
     for kernel in (p["first"], p["second"]):
         x = jax.lax.conv_general_dilated(
@@ -70,7 +70,7 @@ def training(data, init, loss, batch, epochs):
 
 
 def problems():
-    """Linear regression, a network, a convolutional network."""
+    """Linear regression, a dense network, a convolutional network."""
     train, _ = digits()
     return {
         "linear regression, airfoil": training(
@@ -86,7 +86,7 @@ def problems():
 
 
 def grid(members=MEMBERS):
-    """So many gammas, each with a seed of its own."""
+    """`members` gammas, each with its own seed."""
     return {
         "gamma": np.linspace(0.5, 0.999, members, dtype="float32"),
         "seed": np.arange(members, dtype="int32"),
@@ -94,12 +94,12 @@ def grid(members=MEMBERS):
 
 
 def here():
-    """The device that is measured, also where JAX has others."""
+    """The device to measure, if JAX has several."""
     return [jax.config.jax_default_device or jax.devices()[0]]
 
 
 def swept(train, points, **options):
-    """A sweep as a function that returns the seconds of its running."""
+    """A sweep as a function that returns its run time in seconds."""
     options |= {"zipped": True, "progress": False, "devices": here()}
 
     def seconds():
@@ -110,10 +110,10 @@ def swept(train, points, **options):
 
 
 def against_loop_and_vmap():
-    """Members per second, compiling apart, of each of the three problems."""
+    """Members per second without compiling, for each of the three problems."""
     rows = []
     for name, train in problems().items():
-        # As many as take a second: a tenth of one is mostly a program's first call.
+        # Enough to take a second: a tenth is mostly the first call's overhead.
         members = 4 * MEMBERS if "linear" in name else MEMBERS
         points = grid(members)
         alone, together = jax.jit(train), jax.jit(jax.vmap(train))
@@ -176,10 +176,10 @@ def textbook():
 
 
 def sizes():
-    """What "auto" costs over the best fixed batch size."""
+    """The cost of "auto" over the best fixed batch size."""
     rows = []
     for name, train in (problems() | {"the textbook's training": textbook()}).items():
-        # As above, no less than a few tenths of a second.
+        # As above, at least a few tenths of a second.
         points = grid(MEMBERS if "network" in name else 8 * MEMBERS)
         fixed = {n: swept(train, points, batch_size=n) for n in (1, 4, 16, 64, 128)}
         seconds = medians_of(fixed | {"auto": swept(train, points)}, rounds=3, warm=0)
@@ -203,7 +203,7 @@ def sizes():
 
 
 def against_torch(members=512):
-    """The textbook's training: a sweep of it, and PyTorch's one after another."""
+    """The textbook's training: a sweep, and a loop of PyTorch trainings."""
     if torch is None:
         return table("Against PyTorch", [("PyTorch is not installed", "", "")])
     data, train = airfoil(), textbook()
@@ -231,8 +231,8 @@ def against_torch(members=512):
 
 
 def against_hyperoptax(members=MEMBERS):
-    """Hyperoptax's GridSearch on the same function and grid, all in all."""
-    import hyperoptax  # the other benchmarks of this module do without
+    """Hyperoptax's GridSearch on the same function and grid, compiling included."""
+    import hyperoptax  # only this benchmark needs it
 
     gammas = np.linspace(0.5, 0.999, members, dtype="float32")
     rows = []
@@ -259,7 +259,7 @@ def against_hyperoptax(members=MEMBERS):
             )
             return curves.loss[:, -1].values
 
-        parallel = (8, 32)  # one scan needs two iterations at least
+        parallel = (8, 32)  # one scan needs at least two iterations
         seconds = medians_of(
             {n: timed(functools.partial(search, n)) for n in parallel}
             | {"sweep": timed(ours)},

@@ -1,4 +1,4 @@
-"""Interleaved timing: alternatives take turns, so that a slow minute hits them all."""
+"""Interleaved timing: alternatives take turns, so a slow minute affects all."""
 
 import random
 import statistics
@@ -16,9 +16,9 @@ def medians(
     """The median seconds of a call of each alternative.
 
     Args:
-      alternatives: functions of no argument; what they return is waited for.
-      rounds: how often each is called, after two rounds that don't count.
-      before: called before each call, and not timed.
+      alternatives: functions without arguments; timing waits for their results.
+      rounds: the number of calls of each, after two warm-up rounds.
+      before: called before each call, untimed.
     """
     return medians_of(
         {name: timed(f, before) for name, f in alternatives.items()}, rounds, warm=2
@@ -28,7 +28,7 @@ def medians(
 def timed(
     function: Callable[[], object], before: Callable[[], object] = lambda: None
 ) -> Callable[[], float]:
-    """The function as one that returns its seconds; what it returns is waited for."""
+    """A function that returns the seconds until the result of `function` is ready."""
 
     def seconds() -> float:
         before()
@@ -42,11 +42,11 @@ def timed(
 def medians_of(
     alternatives: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1
 ) -> dict[str, float]:
-    """The median of what each alternative returns, its seconds, in interleaved calls.
+    """The median of the seconds that each alternative returns, in interleaved calls.
 
-    The order is another one each time, since a call can disturb the one after it:
-    PyTorch's threads, for one, go on spinning for a while. The first `warm` rounds
-    don't count.
+    The order changes every round, since a call can disturb the next one: PyTorch's
+    threads, for example, keep spinning for a while. The first `warm` rounds do not
+    count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     order, rng = list(alternatives), random.Random(0)
@@ -60,11 +60,11 @@ def medians_of(
 
 
 def table(title: str, rows: list[tuple[str, str, str]]) -> str:
-    """A Markdown table of what was measured, the figure, and the goal."""
+    """A Markdown table of measurements, figures and goals."""
     lines = [f"### {title}", "", "| measured | figure | goal |", "|---|---|---|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
 def on_cpu() -> bool:
-    """Tell whether a CPU is measured; a GPU needs more to do."""
+    """Whether to measure a CPU; a GPU needs more work."""
     return (jax.config.jax_default_device or jax.devices()[0]).platform == "cpu"

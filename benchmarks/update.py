@@ -31,8 +31,8 @@ MAKES = {
 def eager():
     """`update` outside any jit, 100 leaves of 64 numbers.
 
-    As a training does, one after another; and in turn with the other optimizer, which
-    leaves nothing of ours in the processor's caches.
+    Once in a loop, as in a training, and once alternating with the other optimizer,
+    which evicts our data from the processor's caches.
     """
     params = [jnp.full(64, float(i)) for i in range(100)]
 
@@ -54,7 +54,7 @@ def eager():
     ten = medians(calls(10, MAKES | schedules | {"uint8": in_one_byte}), rounds=10)
     one = medians(calls(1), rounds=50)
 
-    heard = []  # by a listener that stays: JAX 0.8 has no public way to take it away
+    heard = []  # by a listener: JAX 0.8 has no public way to remove it
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: heard.append(event)
     )
@@ -98,7 +98,7 @@ def eager():
 def large(processes=5):
     """Update and apply, jitted with donation, one array of float32 numbers.
 
-    On a CPU in processes of their own, of which the median counts.
+    On a CPU, the median over several processes.
     """
     if on_cpu():
         command = [sys.executable, "-m", "benchmarks.update"]
@@ -139,15 +139,15 @@ def _size():
 
 
 def _large(rounds=40):
-    """Our seconds, and their ratio to each other's, in this process and one memory.
+    """Our seconds, and their ratio to each other optimizer's, in shared arrays.
 
-    In arrays of their own each keeps what their places in memory give it, which is a
-    tenth either way: 0.97, 1.00, 1.06, 1.08 and 1.09 of Optax's in five processes. And
-    PyTorch's threads go on spinning, so it is not beside those two.
+    With separate arrays their positions in memory change the ratio by a tenth either
+    way: 0.97, 1.00, 1.06, 1.08 and 1.09 of Optax's in five processes. PyTorch runs
+    separately from those two, since its threads keep spinning.
     """
     size = _size()
     gradient = jax.random.normal(jax.random.key(0), (size,))
-    # What both read and write; of each the rest of its state.
+    # Shared arrays, and the rest of each one's state.
     shared = {"params": jnp.copy(gradient), "nu": jnp.zeros(size)}
 
     def in_turn(make):
@@ -170,9 +170,9 @@ def _large(rounds=40):
     seconds = medians_of(calls, rounds, warm=2)
     found = {"seconds": seconds["ours"], "optax": seconds["ours"] / seconds["optax"]}
     del calls["optax"]
-    # Five arrays' worth of traffic, 20 bytes a parameter: read three, write two.
+    # The traffic of five arrays, 20 bytes per parameter: three reads, two writes.
     scale = jax.jit(lambda xs: [x * 0.999 for x in xs], donate_argnums=0)
-    part = size * 5 // 4  # two arrays of it are read and written: 20 bytes a parameter
+    part = size * 5 // 4  # read and write two arrays: 20 bytes per parameter
     calls["scale"] = timed(carried(scale, [jnp.ones(part), jnp.ones(part)]))
     if torch is not None and on_cpu():
         weights = torch.randn(size)
@@ -184,7 +184,7 @@ def _large(rounds=40):
 
 
 def update_step(optimizer, gradients):
-    """Update and apply, compiled with donation, and what it begins with."""
+    """Update and apply, compiled with donation, and its initial carry."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, gradients):
@@ -197,7 +197,7 @@ def update_step(optimizer, gradients):
 
 
 def carried(step, carry):
-    """A call that feeds the last result in again, as donation needs."""
+    """A call that feeds back the last result, as donation requires."""
     box = [carry]
 
     def call():

@@ -28,9 +28,9 @@ from jax_rmsprop._validate import (
 class Hyperparameters(NamedTuple):
     """The numbers: Python floats, tracers, or schedules until `at_step`; None for off.
 
-    `one_minus_gamma` is formed in double where gamma is a Python number, since in
-    float32 1 - 0.9999 is wrong by 3e-4 of itself. It is None where gamma is an array,
-    which cannot tell any better.
+    `one_minus_gamma` is computed in double precision if gamma is a Python number, since
+    in float32 1 - 0.9999 has a relative error of 3e-4. It is None if gamma is an array,
+    which holds no more precision.
     """
 
     gamma: NumberOrSchedule
@@ -43,7 +43,7 @@ class Hyperparameters(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The numbers of a step in the dtype of a leaf's state; None for off."""
+    """A step's numbers, in the dtype of a leaf's state; None for off."""
 
     learning_rate: Any
     decay: Decay
@@ -55,10 +55,10 @@ class Operands(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is on or off, which decides the program that is compiled.
+    """On-off options, which decide the compiled program.
 
     Raises:
-      TypeError: one is no bool.
+      TypeError: one is not a bool.
       ValueError: two exclude each other.
     """
 
@@ -70,7 +70,7 @@ class Options:
     decoupled_weight_decay: bool = True
 
     def __post_init__(self) -> None:
-        """Check them."""
+        """Check the options."""
         for name, value in vars(self).items():
             object.__setattr__(self, name, check_bool(name, value))
         if self.centered and self.bias_correction:
@@ -80,7 +80,7 @@ class Options:
             )
 
 
-# What each may be, besides a number >= 0.
+# Allowed values other than a number >= 0.
 _LIMITS: dict[str, dict[str, Any]] = {
     "learning_rate": {"schedule": True},
     "gamma": {"high": 1, "schedule": True},
@@ -94,15 +94,15 @@ _LIMITS: dict[str, dict[str, Any]] = {
 def check_numbers(
     names: Mapping[str, str], **numbers: NumberOrSchedule | None
 ) -> Hyperparameters:
-    """Check the numbers; a weight decay that is known to be 0 is off.
+    """Check the numbers; a weight decay that is a concrete 0 is off.
 
     Args:
-      names: what the caller calls them, for the messages, where it is not this.
-      numbers: those of the optimizer. A momentum may be None.
+      names: the caller's names for messages, if they differ.
+      numbers: the optimizer's numbers. The momentum may be None.
 
     Raises:
-      TypeError: one is no scalar number.
-      ValueError: one is out of its range.
+      TypeError: one is not a scalar number.
+      ValueError: one is out of range.
     """
     checked = {
         name: check_scalar(names.get(name, name), x, **_LIMITS[name])
@@ -117,7 +117,7 @@ def check_numbers(
 
 
 def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
-    """The numbers at a step: each schedule's value in its place.
+    """The numbers at a step: schedules are replaced by their values.
 
     A schedule is called here, as Optax calls it, and its value is not stored.
     """
@@ -130,7 +130,7 @@ def at_step(h: Hyperparameters, count: Any) -> Hyperparameters:
 
 
 def one_minus_gamma(h: Hyperparameters) -> jax.Array:
-    """1 - gamma, as exactly as it is known."""
+    """1 - gamma, as exactly as possible."""
     if h.one_minus_gamma is None:
         return 1 - jnp.asarray(h.gamma, float)
     return jnp.asarray(h.one_minus_gamma)
@@ -139,7 +139,7 @@ def one_minus_gamma(h: Hyperparameters) -> jax.Array:
 def in_dtype(
     h: Hyperparameters, options: Options, weight: jax.Array | None, dtype: Any
 ) -> Operands:
-    """The numbers at a step, and the weight that nu has, for a leaf of this dtype."""
+    """The numbers at a step, and nu's weight, for a leaf of this dtype."""
 
     def cast(x: Any) -> Any:
         return None if x is None else jnp.asarray(x, dtype)
@@ -156,7 +156,7 @@ def in_dtype(
 
 
 def off_if_zero(h: Hyperparameters, name: str) -> Hyperparameters:
-    """Switch off a number that is 0; if it is traced and is not 0, steps are NaN."""
+    """Switch off a number; if it is traced and not 0, steps are NaN."""
     number = getattr(h, name)
     if isinstance(number, jax.core.Tracer):
         rate = jnp.asarray(h.learning_rate, float)
@@ -165,10 +165,10 @@ def off_if_zero(h: Hyperparameters, name: str) -> Hyperparameters:
 
 
 def check_mask(mask: Any) -> Any:
-    """Check a mask: a function, or a tree of bools, which are made Python's.
+    """Check a mask: a function, or a tree of bools, converted to Python's.
 
     Raises:
-      TypeError: a leaf is no bool.
+      TypeError: a leaf is not a bool.
     """
     if mask is None or callable(mask):
         return mask
@@ -186,12 +186,11 @@ def decaying(
 ) -> tuple[Hyperparameters, list[Any]]:
     """The parameter of each leaf of the updates that decays; None for all others.
 
-    What has no gradient, such as the integers of an Equinox model, is left out. Without
-    the parameters a decay that is traced makes the step NaN, unless it turns out to
-    be 0.
+    Leaves without a gradient, such as the integers of an Equinox model, are left out.
+    Without the parameters, a traced decay that is not 0 makes the step NaN.
 
     Raises:
-      ValueError: the parameters are missing, or are no tree of arrays like the updates.
+      ValueError: the parameters are missing, or not a tree of arrays like the updates.
     """
     if params is None:
         if not (is_zero(h.weight_decay) or isinstance(h.weight_decay, jax.core.Tracer)):
@@ -208,7 +207,7 @@ def decaying(
 def _masked(mask: Any, params: optax.Params) -> Any:
     """The parameters, None where the mask is False.
 
-    The mask is a tree like the upper part of theirs, or a function to one.
+    The mask is a prefix of their tree, or a function that returns one.
     """
     if callable(mask):
         mask = check_mask(mask(params))

@@ -11,28 +11,28 @@ from jax.sharding import AxisType, reshard
 
 
 def shard_new_like(x: jax.Array, p: jax.Array) -> jax.Array:
-    """Shard x, which does not depend on p, as p is sharded: x, made to depend on p.
+    """Shard x, which does not depend on p, like p, by making it depend on p.
 
-    Left alone, a compiler puts a constant on one device, and jit drops an argument that
-    nothing depends on, and its devices with it. On an explicit mesh p's place is a part
-    of its type, which x is given, and a barrier keeps p. On an automatic mesh neither
-    `jax.typeof` nor a tracer knows where p is, but every partitioner passes a sharding
-    through an elementwise operation. So a select picks one of two arrays that are the
-    same, whatever p is; the barrier keeps the compiler from seeing so.
+    By default a compiler puts a constant on one device, and jit drops an unused
+    argument along with its devices. On an explicit mesh p's sharding is a part of its
+    type: x gets that sharding, and a barrier keeps p. On an automatic mesh neither
+    `jax.typeof` nor a tracer knows p's sharding, but every partitioner propagates
+    shardings through elementwise operations. So a select by p chooses between two equal
+    arrays; the barrier hides from the compiler that they are equal.
     """
     if jax.typeof(p).memory_space != jax.typeof(x).memory_space:
         p = jax.device_put(p, jax.typeof(x).memory_space)
-    if on_explicit_mesh(p):  # JAX 0.8 cannot batch a select there
+    if on_explicit_mesh(p):  # JAX 0.8 cannot batch a select on such a mesh
         x = reshard(x, jax.typeof(p).sharding)
         return lax.optimization_barrier((x, p))[0]
     return lax.select(p != p, lax.optimization_barrier(x), x)
 
 
 def place_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Shard x as `like` is, where an explicit mesh makes that a part of its type.
+    """Shard x like `like` if an explicit mesh makes the sharding a part of its type.
 
-    A state may be spread over more devices than its parameters are: the step is taken
-    where the state is, and the update goes back to where the gradient was.
+    A state may be sharded over more devices than its parameters: the step has the
+    state's sharding, and the update that of the gradient.
     """
     if (
         not on_explicit_mesh(like)
@@ -43,12 +43,12 @@ def place_like(x: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def on_explicit_mesh(p: jax.Array) -> bool:
-    """Tell whether an axis of p's mesh is explicit, its devices part of its type."""
+    """Whether an axis of p's mesh is explicit, so that its sharding is in its type."""
     return AxisType.Explicit in jax.typeof(p).sharding.mesh.axis_types
 
 
 def zeros_for_shapes(params: Any) -> Any:
-    """Zeros for `jax.ShapeDtypeStruct`s: a state depends on shapes and places alone."""
+    """Replace `jax.ShapeDtypeStruct`s by zeros of their dtype and sharding."""
 
     def zeros(p: Any) -> Any:
         if not isinstance(p, jax.ShapeDtypeStruct):

@@ -1,4 +1,4 @@
-"""Bad input gets one line that names the argument, its value and what is allowed."""
+"""Check input; an error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def check_scalar(
 
     Args:
       name: the argument's name, for the message.
-      value: what the caller passed.
+      value: the caller's value.
       high: the largest allowed value.
-      schedule: whether a function step -> number is allowed too.
+      schedule: whether a function step -> number is also allowed.
 
     Returns:
-      A Python float for a concrete value, in whatever type it came; a tracer as it
-      is; a schedule as a `Scheduled`.
+      A Python float for a concrete value of any type; a tracer unchanged; a schedule as
+      a `Scheduled`.
 
     Raises:
-      TypeError: not a scalar number (nor a schedule, where one is allowed).
+      TypeError: not a scalar number (nor a schedule, if one is allowed).
       ValueError: a concrete value out of range, or NaN.
     """
     allowed = "a finite number >= 0" if high == math.inf else f"in [0, {high:g}]"
@@ -61,7 +61,7 @@ def check_scalar(
         return value
     try:
         concrete = float(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer larger than any float
         concrete = math.inf
     if not (0 <= concrete <= high and math.isfinite(concrete)):
         raise ValueError(f"`{name}` must be {allowed}, got {concrete!r}")
@@ -72,7 +72,7 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
     try:
         signature = inspect.signature(schedule)
     except (TypeError, ValueError):
-        return  # a builtin or the like has none; calling it will tell
+        return  # a builtin or the like has none; the call itself raises
     try:
         signature.bind(0)
     except TypeError as error:
@@ -84,11 +84,11 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
-    """A schedule that names itself in what goes wrong.
+    """A schedule that names its argument in errors.
 
     Raises:
-      TypeError: when it is called: it returns no scalar number, or asks for the value
-        of a step that is traced.
+      TypeError: when called: it does not return a scalar number, or needs the concrete
+        value of a traced step.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Scheduled:
 
 
 def is_zero(value: Any) -> bool:
-    """Tell whether it is a 0 of Python, NumPy or JAX; never true of tracers."""
+    """Whether value is a concrete 0 of Python, NumPy or JAX; False for tracers."""
     if isinstance(value, jax.core.Tracer) or callable(value):
         return False
     kinds = int | float | np.ndarray | np.generic | jax.Array
@@ -130,7 +130,7 @@ def check_bool(name: str, value: Any) -> bool:
     """Check an option that is on or off.
 
     Raises:
-      TypeError: not a bool, for instance a traced one: it decides what is compiled.
+      TypeError: not a bool, such as a traced one: it decides what is compiled.
     """
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, got {short_repr(value)}")
@@ -151,7 +151,7 @@ def check_int(name: str, value: Any, *, low: int) -> int:
         raise TypeError(
             f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
         )
-    if not low <= value < 2**31:  # beyond, no int32 holds it
+    if not low <= value < 2**31:  # larger ones overflow int32
         raise ValueError(
             f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
         )
@@ -159,13 +159,13 @@ def check_int(name: str, value: Any, *, low: int) -> int:
 
 
 def short_repr(value: Any) -> str:
-    """Write a value in one line and at most 60 characters."""
+    """The repr of a value in one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def require_extra(name: str, *modules: str) -> None:
-    """Check that what an extra installs is there.
+    """Check that the modules of an extra are installed.
 
     Raises:
       ModuleNotFoundError: naming the extra.
@@ -216,10 +216,10 @@ def check_array_leaves(tree: Any) -> None:
 
 @contextlib.contextmanager
 def blame_leaves(*trees: Any) -> Generator[None]:
-    """Replace errors raised within by one that names a leaf, if there is one to blame.
+    """Replace errors raised inside by one that names the offending leaf, if any.
 
     Raises:
-      TypeError: a leaf is no array.
+      TypeError: a leaf is not an array.
       ValueError: leaves are on different devices, outside a jit.
     """
     try:
@@ -242,7 +242,7 @@ def check_class(state: Any, kind: type) -> None:
     """Check that a state is of this class.
 
     Raises:
-      TypeError: it is of another one, which is named.
+      TypeError: naming its class.
     """
     if isinstance(state, kind):
         return
@@ -258,15 +258,14 @@ def check_class(state: Any, kind: type) -> None:
 
 
 def check_fields(state: Any, **on: tuple[str, bool]) -> None:
-    """Check that a state has what its optimizer keeps, and nothing else.
+    """Check that a state has the fields of its optimizer, and no others.
 
     Args:
       state: the state.
-      on: for each field that may be None the option that it belongs to, and whether
-        that is on.
+      on: for each field that may be None, its option and whether that is on.
 
     Raises:
-      ValueError: a field is there and the option is off, or the other way.
+      ValueError: a field is present but its option is off, or the other way round.
     """
     for field, (option, wanted) in on.items():
         if (getattr(state, field) is not None) != wanted:
@@ -278,7 +277,7 @@ def check_fields(state: Any, **on: tuple[str, bool]) -> None:
 
 
 def match_parameters(updates: Any, params: Any) -> list[Any]:
-    """The parameter of each leaf of the updates that is not None, in their order.
+    """The parameter of each leaf of the updates that is not None, in order.
 
     Raises:
       ValueError: the parameters have another tree, or a leaf another shape.
@@ -318,12 +317,12 @@ def check_full_precision(leaves: Sequence[Any]) -> None:
 
 
 def check_gradient(updates: Any, nu: Any, mu: Any, momentum: Any) -> None:
-    """Check that gradients are floating point, and like the state.
+    """Check that gradients are floating point or complex, and match the state.
 
     Raises:
       TypeError: a leaf is neither floating point nor complex.
-      ValueError: naming the first leaf that differs, which of the two trees it is
-        in, and both shapes; or gradients are real and the state is complex.
+      ValueError: naming the first leaf that differs, its tree if only one of them has
+        it, and both shapes; or gradients are real and the state is complex.
     """
     check_inexact_leaves(updates)
     check_full_precision(jax.tree.leaves(nu))
@@ -338,7 +337,7 @@ def check_gradient(updates: Any, nu: Any, mu: Any, momentum: Any) -> None:
     if trees[0] == trees[1]:
         pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(nu), strict=True)
         if all(g.shape == n.shape for g, n in pairs):
-            return  # without the names, which take a while for thousands of leaves
+            return  # without the names, which are slow for thousands of leaves
     gradient = {
         key_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(updates)
     }
@@ -367,5 +366,5 @@ def _is_real(dtype: Any) -> bool:
 
 
 def key_name(path: Any) -> str:
-    """Where a leaf is in its tree."""
+    """Name a leaf by its path."""
     return jax.tree_util.keystr(path) or "the root"

@@ -1,1 +1,1 @@
-"""The tests: one file per module, and the slow and obvious version they believe."""
+"""The tests: one file per module, and a slow, obvious reference implementation."""

@@ -1,8 +1,8 @@
-"""The cache of compiled programs, kept from run to run in `.cache/jax`.
+"""The cache of compiled programs in `.cache/jax`, kept between runs.
 
-JAX writes an entry in place, so a process that is killed may leave half of one, of
-which the next run would be warned. So a run first throws away what does not decompress,
-and processes that are going to be killed read the cache and write nothing.
+JAX writes an entry in place, so a killed process may leave half of one, and the next
+run would get a warning. So a run first deletes entries that do not decompress, and
+processes that will be killed only read the cache.
 """
 
 import contextlib
@@ -14,28 +14,28 @@ from pathlib import Path
 
 import jax
 
-# Each environment has its own, since its libraries decide how entries are compressed.
+# One for each environment, whose libraries decide how entries are compressed.
 FOLDER = Path(__file__).parents[1] / ".cache" / "jax" / Path(sys.prefix).name
 _MONTH = 30 * 24 * 3600
 READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def use():
-    """Let this process, and those that it starts, keep what they compile."""
+    """Cache the programs of this process and of those that it starts."""
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(FOLDER))
     seconds = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # JAX has read the environment if something has imported it before.
+    # If JAX is already imported, it has read the environment.
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float(seconds))
 
 
 def only_read():
-    """Let this process, which is going to be killed, write nothing there."""
+    """Only read the cache in this process, which will be killed."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
 
 
 def clean(folder):
-    """Throw away entries that are torn, or that nobody has read for a month."""
+    """Delete entries that are corrupt, or unread for a month."""
     for entry in Path(folder).glob("*-cache"):
         with contextlib.suppress(FileNotFoundError):
             unread = time.time() - entry.stat().st_atime
@@ -52,7 +52,7 @@ def _is_whole(entry):
 
 
 def _decompress(entry):
-    """Decompress by the library that JAX takes: the first of these that is there."""
+    """Decompress with the library that JAX uses: the first of these installed."""
     with contextlib.suppress(ImportError):
         from compression import zstd  # since Python 3.14
 

@@ -1,4 +1,4 @@
-"""What every test runs under: four CPU devices, strict types, a cache, 2 GB."""
+"""The environment of every test: four CPU devices, strict types, a cache, 2 GB."""
 
 import ctypes
 import gc
@@ -33,9 +33,9 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100
 hypothesis.settings.load_profile("quick")
 
 
-# Processes. A worker keeps what it has compiled, and would end with several GB.
+# Processes. A worker caches what it compiles, which would grow to several GB.
 
-# The real libraries, where all are there, take more than one themselves.
+# The real libraries alone take more than one, if all are installed.
 MOST_BYTES = (4 if os.environ.get("REQUIRE_FRAMEWORKS") else 2) * 2**30
 _ENOUGH_BYTES = 3 * 2**28
 
@@ -61,12 +61,12 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """After a module, let its programs go if there are many."""
+    """After a module, clear JAX's caches if they are large."""
     yield
     if psutil.Process().memory_info().rss > _ENOUGH_BYTES:
         jax.clear_caches()
         gc.collect()
-        if sys.platform == "linux":  # which keeps what is freed, in pieces
+        if sys.platform == "linux":  # glibc keeps freed memory, fragmented
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
@@ -74,20 +74,20 @@ _peaks = []
 
 
 def pytest_testnodedown(node):
-    """Note how large a worker of xdist has been."""
+    """Record the peak memory of an xdist worker."""
     _peaks.append(getattr(node, "workeroutput", {}).get("peak", 0))
 
 
 def _peak_bytes():
-    """The most memory that this process has had."""
-    if sys.platform == "linux":  # where `ru_maxrss` is that of who started it, too
+    """The peak memory of this process."""
+    if sys.platform == "linux":  # `ru_maxrss` includes the parent's
         status = Path("/proc/self/status").read_text()
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def pytest_sessionfinish(session):
-    """Fail if a process of the tests has grown beyond what a small machine has."""
+    """Fail if a process of the tests exceeded a small machine's memory."""
     peak = _peak_bytes()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peak"] = peak
@@ -125,7 +125,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="session")
 def alone():
-    """The results at batch size 1, of which every row is a training as it is."""
+    """The results at batch size 1, where every row is a plain training."""
     from tests.sweeps import GRID, network, quiet
 
     return quiet(network, GRID, batch_size=1)
@@ -141,7 +141,7 @@ def together():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The batch sizes that are compiled."""
+    """The compiled batch sizes."""
     from jax_rmsprop.sweeps import _batch
 
     sizes = []
@@ -157,7 +157,7 @@ def compiled(monkeypatch):
 
 @pytest.fixture
 def start():
-    """Start processes that sweep; those that still run in the end are killed."""
+    """Start processes that sweep, and kill those still running at the end."""
     from tests.sweeps import forks, run
 
     running = []
@@ -180,7 +180,7 @@ def start():
 
 @pytest.fixture
 def ctrl_c():
-    """A way to set what Ctrl-C does, whatever it does where the tests were started."""
+    """Set the action of Ctrl-C, regardless of how the tests were started."""
     found = signal.getsignal(signal.SIGINT)
 
     def does(handler):

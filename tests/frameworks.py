@@ -1,11 +1,11 @@
-"""The real libraries, each behind one interface: so many steps of given gradients.
+"""The real libraries behind one interface: steps with given gradients.
 
     theirs = FRAMEWORKS["pytorch"](parameters, options)
     trajectory = theirs.run(gradients, rates)
 
 `parameters` is a dict of arrays by name; `gradients` the same with a leading axis of
 steps; `rates` the learning rate of each step. The trajectory is every step's
-parameters. What is computed is the library's; nothing here is from the package.
+parameters. The library computes everything; nothing here is from the package.
 """
 
 import importlib
@@ -23,14 +23,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def quietly(module):
-    """Import a library whose own warnings are not ours to mend."""
+    """Import a library without its own warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return require(module)
 
 
 def alone(module):
-    """Import one module of a package without the package, which may need much more."""
+    """Import one module of a package without the package's other dependencies."""
     *packages, _ = module.split(".")
     top = importlib.util.find_spec(packages[0])
     if top is None:
@@ -53,7 +53,7 @@ def alone(module):
 
 
 class Torch:
-    """Any optimizer that has PyTorch's interface."""
+    """Any optimizer with PyTorch's interface."""
 
     dtypes = ("float32", "float64")
 
@@ -91,7 +91,7 @@ class TimmLaProp(Torch):
         return alone("timm.optim.laprop").LaProp
 
     def run(self, gradients, rates):
-        # It keeps the weights that the averages have collected in PyTorch's default.
+        # It stores the weights of the averages in PyTorch's default dtype.
         default = self.torch.get_default_dtype()
         self.torch.set_default_dtype(self.x[0].dtype)
         try:
@@ -115,7 +115,7 @@ class BitsAndBytes(Torch):
 
 
 class TensorFlow:
-    """What applies gradients to variables of TensorFlow, all steps in one graph."""
+    """An optimizer of TensorFlow variables, all steps in one graph."""
 
     dtypes = ("float32", "float64")
 
@@ -174,8 +174,8 @@ class TfKerasV2(TensorFlow):
         keras = quietly("tf_keras")
         keras.backend.set_floatx(self.dtype)
         make = keras.optimizers.legacy.RMSprop
-        # As callables, since a float would pass through float32; but the library asks
-        # a number whether there is momentum.
+        # As callables, since a float would pass through float32; but the library needs
+        # a number to decide if there is momentum.
         numbers = {
             n: (lambda v=v: self.tf.constant(v, self.dtype))
             for n, v in ({"rho": 0.9} | options).items()

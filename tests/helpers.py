@@ -1,4 +1,4 @@
-"""What the tests share: tolerances, options and their combinations, optimizers."""
+"""Shared helpers: tolerances, options and their combinations, optimizers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jax_rmsprop.quantization import bfloat16, int8, quantize_state, uint8
 
 
 def tolerance(dtype, roundings=1.0):
-    """The relative error that this number of roundings of a dtype may add up to.
+    """The largest relative error of this number of roundings of a dtype.
 
     One rounding is half the spacing eps of the dtype's numbers; a complex number has
     the precision of its parts.
@@ -43,10 +43,9 @@ def every(*axes):
 
 
 def pairs(*axes):
-    """Fewer combinations, in which every two choices of two axes still meet.
+    """A subset of combinations that still has every pair of choices of two axes.
 
-    Greedy: of all combinations the one that brings the most new pairs, until none is
-    left.
+    Greedy: repeatedly take the combination with the most new pairs.
     """
     wanted = {
         ((a, i), (b, j))
@@ -69,7 +68,7 @@ def pairs(*axes):
     ]
 
 
-# A test over `combinations` has few of them in `make test`, all in the weekly run.
+# `make test` runs a few of the `combinations`, the weekly run all.
 few_or_all = pytest.mark.parametrize(
     "combinations",
     [
@@ -106,12 +105,12 @@ OPTIMIZERS = {
 
 
 def each(function):
-    """What a function returns for each of the optimizers, by its name."""
+    """The results of a function for each of the optimizers, by name."""
     return {name: function(optimizer) for name, optimizer in OPTIMIZERS.items()}
 
 
 def states_of(params):
-    """The initial state of each of the optimizers, by its name; in one program."""
+    """The initial state of each of the optimizers, by name, from one program."""
     return jax.jit(lambda x: each(lambda optimizer: optimizer.init(x)))(params)
 
 
@@ -124,7 +123,7 @@ def params(dtype="float32"):
 
 
 def describe(tree):
-    """All that makes two arrays interchangeable, but their values."""
+    """All that makes two arrays interchangeable, except their values."""
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type, x.sharding), tree)
 
 
@@ -134,12 +133,12 @@ def square(tree):
 
 
 def updates_of(optimizers, gradients, params=None):
-    """For each optimizer all updates and the last state, in one compiled scan.
+    """All updates and the last state of each optimizer, from one compiled scan.
 
     Args:
       optimizers: by name.
       gradients: a tree with a leading axis of steps.
-      params: as they stay, for all steps; the first gradients for None.
+      params: constant parameters for all steps; None for the first gradients.
     """
 
     @jax.jit
@@ -161,13 +160,13 @@ def updates_of(optimizers, gradients, params=None):
 
 
 def train_each(optimizers, params, gradients, states=None):
-    """For each optimizer the parameters after every step and the last state.
+    """The parameters after every step and the last state of each optimizer.
 
     Args:
       optimizers: by name.
       params: one tree for all, or with `states` one for each name.
-      gradients: a tree with a leading axis of steps, of all.
-      states: what each begins with, by name; None for `init`'s.
+      gradients: a tree with a leading axis of steps, shared by all.
+      states: the initial states by name; None for those of `init`.
     """
     if states is None:
         params = dict.fromkeys(optimizers, params)
@@ -199,7 +198,7 @@ def train_each(optimizers, params, gradients, states=None):
 
 @contextlib.contextmanager
 def flag(name, value):
-    """Set one of JAX's options within."""
+    """Set one of JAX's options inside the context."""
     before = getattr(jax.config, name)
     jax.config.update(name, value)
     try:
@@ -215,7 +214,7 @@ def mesh_of_four(kind=AxisType.Auto):
     return jax.make_mesh((4,), ("d",), (kind,))
 
 
-# JAX's own, which people throw over whole programs.
+# JAX's global switches, which people set for whole programs.
 SWITCHES = {
     "disable_jit": jax.disable_jit,
     "debug_nans": lambda: jax.debug_nans(True),
@@ -230,18 +229,18 @@ SWITCHES = {
 }
 
 
-# What the machine may lack.
+# Optional requirements.
 
 
 def require(module):
-    """Import a library that is optional but where `.ci/run` compares with them all."""
+    """Import a library that is optional, except when `.ci/run` compares with all."""
     if os.environ.get("REQUIRE_FRAMEWORKS"):
         __import__(module)
     return pytest.importorskip(module)
 
 
 def airfoil_or_skip():
-    """Skip a test of the airfoil data where they can't be had; CI has them."""
+    """Skip a test if the airfoil data are unavailable; CI has them."""
     from common import airfoil
 
     try:
@@ -253,7 +252,7 @@ def airfoil_or_skip():
 
 
 def free_port():
-    """A port of this machine that nobody listens at."""
+    """An unused port of this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

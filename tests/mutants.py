@@ -1,11 +1,11 @@
-"""Change the code, one operator, bound or constant at a time: does a test notice?
+"""Mutation testing: change one operator, bound or constant; does a test fail?
 
     make mutants                            all, into tests/mutants.md; half an hour
     python -m tests.mutants _equations      one module, to the terminal
 
-Each change is made in memory and met by the tests of its module, in a process forked
-from one that has done its imports. What no test notices has survived. A survivor needs
-a test, or one of the reasons below.
+Each change is made in memory and tested by the tests of its module, in a process forked
+from one that has done its imports. A change that no test notices survives: it needs a
+test, or one of the reasons below.
 """
 # ruff: noqa: E501 - a change is named in one line
 
@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 240  # a change that makes a test run for ever is noticed, too
+SECONDS = 240  # a change that makes a test hang is noticed, too
 PROCESSES = os.cpu_count() or 1
 
 STEP = ["equations", "transform", "optimizer", "validate", "faults", "interface"]
 CODECS = ["quantization", "stochastic_rounding"]
 STORE = ["store", "stores", "location", "run", "long"]
-# The modules, and the tests that are to notice.
+# The modules, and the tests that should notice.
 MODULES = {
     "_arithmetic": STEP,
     "_equations": STEP,
@@ -44,7 +44,7 @@ MODULES = {
     "sweeps._store": STORE,
 }
 
-# Why what survives may, by the change itself.
+# Why survivors are acceptable, by change.
 REASONS: dict[str, str] = {
     "_equations, decay: `gamma >= 0.5` -> `gamma > 0.5`": "at 0.5 both forms are the same average",
     "_arithmetic, summable: `4` -> `5`": "any bound of that size does: it is not reached by what is finite",
@@ -106,7 +106,7 @@ NAMES_ONLY_CALLED = set(NAMES)
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """The ways to change a node by itself."""
+    """The ways to change a single node."""
 
     def changed(**fields: object) -> ast.AST:
         new = copy.deepcopy(node)
@@ -143,11 +143,11 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def sites(node: ast.AST, where: str = "") -> Iterator[tuple[ast.AST, str, object, str]]:
-    """Every node that could be changed: its parent, the field, the index and where."""
+    """Every node that can be changed: its parent, field, index and location."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         where = f"{where}.{node.name}".lstrip(".")
     for field, value in ast.iter_fields(node):
-        # Of what is zipped all is equally long, and `strict` says so.
+        # `strict=True` only asserts that zipped iterables have equal lengths.
         strict = isinstance(node, ast.keyword) and node.arg == "strict"
         if (
             strict
@@ -162,7 +162,7 @@ def sites(node: ast.AST, where: str = "") -> Iterator[tuple[ast.AST, str, object
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """Each changed source, with what was changed in words."""
+    """Each changed source, with a description of the change."""
     tree = ast.parse(source)
     for parent, field, index, where in list(sites(tree)):
         value = getattr(parent, field)
@@ -187,38 +187,38 @@ def _text(node: ast.AST) -> str:
 
 
 class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives one module another source."""
+    """Import hook that replaces the source of one module."""
 
     def __init__(self, name: str, path: Path, source: str):
-        """For the module of that name and path."""
+        """Store the module's name, path and new source."""
         self.name, self.path, self.source = name, path, source
 
     def find_spec(self, name, path=None, target=None):
-        """Find this module alone."""
+        """Find only this module."""
         if name == self.name:
             return importlib.util.spec_from_file_location(name, self.path, loader=self)
         return None
 
     def create_module(self, spec):
-        """As usual."""
+        """Use the default module."""
         return None
 
     def exec_module(self, module):
-        """Run the other source."""
+        """Execute the new source."""
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
 class Quickest:
-    """Has pytest run first, of each file, what took the least when nothing changed."""
+    """Plugin that runs the tests of a file from the fastest to the slowest."""
 
     def __init__(self, file: Path):
-        """Read the times of a run without a change from a file, or write them there."""
+        """Read the times of an unchanged run from a file, or write them to it."""
         self.file = file
         self.known = json.loads(file.read_text()) if file.exists() else None
         self.seconds = dict[str, float]()
 
     def pytest_collection_modifyitems(self, items):
-        """Put them in order."""
+        """Sort the tests by time."""
         if self.known is not None:
             files = list(dict.fromkeys(item.path for item in items))
 
@@ -228,18 +228,18 @@ class Quickest:
             items.sort(key=cost)
 
     def pytest_runtest_logreport(self, report):
-        """Note what setting up and running took."""
+        """Record the time of setup and call."""
         seconds = self.seconds.get(report.nodeid, 0)
         self.seconds[report.nodeid] = seconds + report.duration
 
     def pytest_sessionfinish(self):
-        """Keep it."""
+        """Write the times."""
         if self.known is None:
             self.file.write_text(json.dumps(self.seconds))
 
 
 def run_tests(loader: Loader, tests: list[str], times: Path) -> None:
-    """Run in this process, which ends with 0 if no test has noticed anything."""
+    """Run the tests in this process, and exit with 0 if none fails."""
     signal.alarm(SECONDS)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -255,13 +255,13 @@ def run_tests(loader: Loader, tests: list[str], times: Path) -> None:
 
 
 def survivors(module: str) -> tuple[int, list[str]]:
-    """How many changes there are of a module, and those that no test noticed."""
+    """The number of changes of a module, and the survivors."""
     path = ROOT / "jax_rmsprop" / f"{module.replace('.', '/')}.py"
     every = [("no change", path.read_text()), *mutants(path.read_text())]
     waiting, running, alive = list(every), dict[int, str](), list[str]()
     done, times = 0, Path(tempfile.mkdtemp()) / "times.json"
     while waiting or running:
-        # The first is no change, and tells which tests are quick.
+        # The first run has no change, and times the tests.
         while waiting and len(running) < (PROCESSES if done else 1):
             words, source = waiting.pop(0)
             loader = Loader(f"jax_rmsprop.{module}", path, source)
@@ -286,9 +286,9 @@ def survivors(module: str) -> tuple[int, list[str]]:
 
 
 def main() -> None:
-    """Change the modules of the command line, or all."""
+    """Mutate the modules of the command line, or all."""
     os.chdir(ROOT)
-    # What the tests import, before the processes part; nothing of it starts JAX.
+    # Import the tests' dependencies before forking; none of them starts JAX.
     for name in ("jax.numpy", "optax", "chex", "hypothesis.extra.numpy", "pytest"):
         importlib.import_module(name)
     for name in (

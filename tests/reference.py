@@ -1,15 +1,15 @@
-"""RMSProp in float64 NumPy: the slow and obvious version that the tests believe.
+"""RMSProp in float64 NumPy: the slow, obvious reference of the tests.
 
-Written from the textbook's formulas, not from the package: gamma * nu + (1 - gamma) *
-g^2 as it is printed there, the centered variance as the difference of two moments, one
-array, one step at a time.
+It follows the textbook's formulas, not the package: gamma * nu + (1 - gamma) * g^2 as
+printed there, the centered variance as the difference of two moments, one array, one
+step at a time.
 """
 
 import numpy as np
 
 
 class RMSProp:
-    """One array's optimizer; every argument may change between two steps."""
+    """The optimizer of one array; every argument may change between steps."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class RMSProp:
 
 
 def variance(gradients, gamma, initial_scale=0.0):
-    """The centered average's variance from all gradients at once, never by steps.
+    """The centered average's variance from all gradients in one sum.
 
-    The weighted spread about the weighted mean: accurate where a difference of
-    moments is not. The initial value is an observation of mean 0 and mean square
+    It is the weighted spread about the weighted mean, accurate where a difference of
+    moments is not. The initial value is an observation with mean 0 and mean square
     `initial_scale`.
     """
     g = np.asarray(gradients, np.float64)

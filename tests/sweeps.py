@@ -1,7 +1,7 @@
-"""A small training to sweep, and processes that sweep it, to be killed and the like.
+"""A small training to sweep, and processes that sweep it and may be killed.
 
 They are forked from one process that has done its imports (`forks`), before any of them
-has begun to use JAX.
+uses JAX.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ quiet = functools.partial(sweep, progress=False)
 
 
 def square(x):
-    """A training that is one multiplication."""
+    """A training of one multiplication."""
     return {"loss": x * x}
 
 
@@ -49,7 +49,7 @@ def network(gamma, learning_rate, seed, centered=False, steps=15):
     optimizer = rmsprop(learning_rate, gamma, centered=centered)
     first, second = jax.random.split(jax.random.key(seed))
     params = {
-        # Drawn flat, since XLA takes four times as long over random matrices.
+        # Drawn flat, since XLA takes four times as long for random matrices.
         "w": jax.random.normal(first, (40,)).reshape(5, 8),
         "v": jax.random.normal(second, (8,)),
     }
@@ -70,7 +70,7 @@ def network(gamma, learning_rate, seed, centered=False, steps=15):
 
 
 def named_residuals(gamma, learning_rate, seed):
-    """A jaxpr that prints a set, in the order of the process' hashes."""
+    """A training whose jaxpr prints a set in the order of the process' hashes."""
     policy = jax.checkpoint_policies.save_only_these_names("a", "bc", "def", "ghij")
 
     def loss(x):
@@ -81,7 +81,7 @@ def named_residuals(gamma, learning_rate, seed):
 
 
 def called_back(gamma, learning_rate, seed):
-    """A program that calls Python, at an address of its process."""
+    """A training that calls back to Python, at an address of its process."""
     jax.debug.print("{x}", x=gamma)
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     return {"loss": jax.pure_callback(lambda x: x, shape, gamma * learning_rate) + seed}
@@ -107,7 +107,7 @@ long_training = Training(_begin, _go_on)
 def run_long(
     answer, store, axes, steps, die, *, devices=1, processes=1, process=0, port=0
 ):
-    """Run a training in this process, killed at an event of a write; send the bits."""
+    """Run a training in this process, maybe killed during a write; send the bits."""
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
@@ -175,7 +175,7 @@ def run_images(answer, store, axes, steps, die):
 
 
 def bits(curves):
-    """What tells any two results apart, down to the last bit."""
+    """All bits of the results, to compare them exactly."""
     digest = hashlib.sha256()
     for name in sorted(curves.variables):
         values = np.ascontiguousarray(curves[name].values)
@@ -198,7 +198,7 @@ def run(
 ):
     """Sweep in this process, which may be one of several, and send the results' bits.
 
-    With `die`, it is killed as it opens or renames a file to write for that time.
+    `die` is the number of the file opening or renaming at which it is killed.
     """
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
@@ -210,12 +210,12 @@ def run(
     curves = sweep(network, grid, store=store, batch_size=size, progress=False)
     answer.send((bits(curves), int(curves.finished.sum())))
     if processes > 1:
-        jax.distributed.shutdown()  # together; a fork ends without what is registered
+        jax.distributed.shutdown()  # all together; forks skip exit handlers
 
 
 def run_with_limit(answer, store, limit):
-    """Sweep where no file may have more bytes; send the counts, or the error."""
-    cache.only_read()  # of an entry that is larger half would stay
+    """Sweep with a limit on file sizes; send the counts or the error."""
+    cache.only_read()  # a larger entry would be truncated
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
 
     def train(x):
@@ -230,7 +230,7 @@ def run_with_limit(answer, store, limit):
 
 
 def run_together(answer, barrier, calls):
-    """Sweep again and again, each time as another process does; send all bits."""
+    """Sweep repeatedly, each time together with another process; send all bits."""
     _run.SECONDS_BETWEEN_APPENDS = 0
     found = []
     for store, x in calls:
@@ -255,7 +255,7 @@ def die_at(number):
 
 
 def script(path, words, printed):
-    """Run a script as from the command line; its output goes to a file."""
+    """Run a script as from the command line, with its output in a file."""
     sys.argv = [str(path), *words]
     sys.path.insert(0, str(Path(path).parent))
     with open(printed, "w") as file, contextlib.redirect_stdout(file):
@@ -266,9 +266,9 @@ def script(path, words, printed):
 
 @functools.cache
 def forks():
-    """What makes processes from a warm one."""
+    """A multiprocessing context that forks from a warm process."""
     context = multiprocessing.get_context("forkserver")
-    # Imported now, they need not be imported in each; none of them starts JAX.
+    # Imported once for all forks; none of them starts JAX.
     context.set_forkserver_preload(
         ["tests.sweeps", "dask.array", "matplotlib.pyplot", "sklearn.datasets"]
         + ["xarray", "zarr.storage"]
@@ -291,7 +291,7 @@ def result(process, answer):
 
 
 def kept(store):
-    """How many members a store has."""
+    """The number of members in a store."""
     return int((xr.open_zarr(store).steps > 0).sum()) if store.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""The batch size that a program gets by itself."""
+"""The default batch size of a program."""
 
 from typing import NamedTuple
 
@@ -25,14 +25,14 @@ def chosen(*trainings, platform="cpu", memory=PLENTY, compiled=None):
 
 
 class Compiled(NamedTuple):
-    """What a compiler says."""
+    """A compiler's figures."""
 
     memory_bytes: int
     temporary_bytes: int = 0
 
 
 def stepping(length, steps=3):
-    """A loop over arrays of so many float32, beside a large one that is no step's."""
+    """A loop over arrays of `length` float32, and a large array outside the loop."""
 
     def train(x):
         large = x * jnp.arange(1_000_000.0)
@@ -75,7 +75,7 @@ def test_only_what_a_member_has_of_its_own_counts():
 
 @pytest.mark.parametrize("own", [True, False])
 def test_convolutions_with_kernels_of_their_own(own):
-    """Those of a CPU are done kernel by kernel, and many at once take longer."""
+    """A CPU runs them kernel by kernel, so large batches are slower."""
 
     def train(x):
         kernel = jnp.ones((3, 3, 1, 2)) * (x if own else 1)
@@ -99,7 +99,7 @@ def test_a_smaller_batch_where_the_compiler_wants_more_memory_than_there_is():
 
     assert chosen(stepping(10), memory=20_000, compiled=compiled) == 16
     assert asked == [(0, 128), (0, 64), (0, 32), (0, 16)]
-    # Where all its arrays together fit, it need not be asked.
+    # If all arrays together fit, the compiler is not asked.
     assert chosen(square, memory=20_000) == 128
 
 
@@ -129,7 +129,7 @@ def test_the_memory_is_that_of_the_kind_of_device(monkeypatch, compiled):
 
     curves = quiet(train, {"x": range(16)}, devices=jax.devices()[:1])
     assert curves.batch_size == 2
-    assert compiled == [8, 4, 2]  # each asked for its memory, and the last one used
+    assert compiled == [8, 4, 2]  # each compiled for its memory, and the last one used
     monkeypatch.undo()
     assert _batch.device_bytes(jax.devices()[0]) > 1e8
 

@@ -1,4 +1,4 @@
-"""The script for accelerators runs, in a small form, where there is none."""
+"""The script for accelerators runs, in a small form, without one."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_the_models_are_the_published_ones():
-    """By the arrays and parameters that their papers and checkpoints have."""
+    """Compare the numbers of arrays and parameters to papers and checkpoints."""
     for shapes, arrays, parameters in (
         (accelerator.resnet50(), 161, 25_557_032),
         (accelerator.gpt2_medium(), 292, 354_823_168),
@@ -27,7 +27,7 @@ def test_the_script_for_accelerators(capsys):
     assert set(accelerator.OPTIMIZERS) <= set(found)
     for name, cells in seen:
         missing = any(w in name for w in ("PyTorch", "bitsandbytes", "flash"))
-        hosts = jax.__version_info__ >= (0, 10)  # a CPU's before have no pinned_host
+        hosts = jax.__version_info__ >= (0, 10)  # before, CPUs have no pinned_host
         if not missing and (hosts or len(cells) > 1):
             assert float(cells[0]) > 0, (name, cells)
     assert printed.count("### ") == 5

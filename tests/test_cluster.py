@@ -1,4 +1,4 @@
-"""Sweeps on a dask cluster whose workers come, go and are killed.
+"""Sweeps on a dask cluster whose workers join, leave and are killed.
 
 Scheduler and workers are processes of this machine, over loopback.
 """
@@ -27,7 +27,7 @@ from tests.sweeps import GRID, bits, long_training, network, quiet, raises, squa
 distributed = pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parents[1]
-# How many workers are killed, each when eight more batches have come back.
+# The number of workers to kill, one after every eight finished batches.
 KILLS = int(os.environ.get("KILLS", "3"))
 
 
@@ -52,7 +52,7 @@ class Cluster:
         )
 
     def add_worker(self, *words):
-        """Start a worker with one thread, which nobody starts again."""
+        """Start a worker with one thread, which is not restarted."""
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", *words)
         worker = self._start("dask_worker", self.address, *options)
         self.workers.append(worker)
@@ -66,7 +66,7 @@ class Cluster:
         self.add_worker()
 
     def close(self):
-        """Kill them all."""
+        """Kill all processes."""
         for process in (*self.workers, self._scheduler):
             process.kill()
             process.wait()
@@ -91,7 +91,7 @@ def two_workers():
     params=["threads", pytest.param("processes", marks=pytest.mark.slow)],
 )
 def client(request):
-    """A client of two workers that nobody kills, in this process or in their own."""
+    """A client of two workers that are not killed, in this process or in their own."""
     if request.param == "processes":
         with two_workers() as (_, client):
             yield client
@@ -103,13 +103,13 @@ def client(request):
 
 @pytest.fixture
 def own():
-    """A cluster of one test's own, and its client."""
+    """A cluster for one test, and its client."""
     with two_workers() as both:
         yield both
 
 
 def long_network(gamma, learning_rate, seed):
-    """So many steps that a batch takes a good part of a second."""
+    """A training whose batches take a good part of a second."""
     return network(gamma, learning_rate, seed, steps=10_000)["loss"][::1000]
 
 
@@ -123,7 +123,7 @@ def test_the_bits_of_one_process(client, tmp_path, together):
         assert bits(curves) == bits(together)
         assert curves.computed == 60
         assert curves.devices >= 1
-    # What is there stays, whoever has computed it.
+    # Finished members stay, regardless of who computed them.
     for options in ({"client": client}, {}):
         seeds = range(4 + len(options))
         curves = quiet(network, GRID | {"seed": seeds}, store=store, **options)
@@ -162,7 +162,7 @@ def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
     assert curves.finished.all()
     assert len(cluster.workers) == 3
     assert len(first - set(cluster.workers)) == min(KILLS, 3)
-    assert int(xr.open_zarr(store).steps.sum()) == curves.finished.size  # none twice
+    assert int(xr.open_zarr(store).steps.sum()) == curves.finished.size  # no repeats
     some = {"seed": [0, SEEDS - 1], "gamma": GRID["gamma"][:2]}
     again = quiet(long_network, LONG_GRID | some, store=store)
     assert again.computed == 0
@@ -171,7 +171,7 @@ def test_workers_are_killed_and_join(own, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_caller_is_killed(own, tmp_path):
-    """The same call goes on, on the same workers."""
+    """The same call resumes on the same workers."""
     cluster, client = own
     store = tmp_path / "a.zarr"
     code = (
@@ -204,7 +204,7 @@ def test_the_caller_is_killed(own, tmp_path):
 
 
 def test_trainings_of_many_steps(client, tmp_path):
-    """Saved and gone on with here and there, with the bits of this process."""
+    """Saved and resumed on workers and here, with the bits of this process."""
     axes, heard = {"rate": [0.03, 0.1, 1e30], "seed": range(3)}, []
     whole = quiet(long_training, axes, steps=6, batch_size=4)
     options = {"batch_size": 4, "store": tmp_path / "a.zarr"}
@@ -229,7 +229,7 @@ def test_one_member_that_raises_on_a_worker(client):
     def train(x):
         return {"loss": equinox.error_if(x * 1, x == 3, "it exploded")}
 
-    # Such a training calls back to its process, and cannot be sent.
+    # Such a training calls back to its process, so it cannot be sent.
     with pytest.raises(TypeError, match="^`train` cannot be sent to workers: "):
         quiet(train, {"x": [1.0, 3.0]}, client=client, batch_size=2)
 
@@ -261,7 +261,7 @@ def test_a_cluster_without_workers_says_so():
 
 def test_a_training_that_raises_on_a_worker(client, tmp_path):
     def train(x):
-        # More memory than there is.
+        # More memory than the machine has.
         return {"loss": jnp.cumsum(x * jnp.ones((2**20, 2**20)), 0)[-1, -1]}
 
     with pytest.raises(RuntimeError, match="^`train` raised ") as caught:
@@ -305,7 +305,7 @@ def test_a_worker_of_another_jax(tmp_path):
 
 
 def test_ctrl_c(client, monkeypatch, ctrl_c):
-    """What is finished comes back, and the rest is not computed."""
+    """Finished members are returned, and the rest are not computed."""
     done = _run.Progress.done
 
     def interrupted(self, *arguments):

@@ -1,9 +1,9 @@
-"""The step as accelerators' compilers make it: bytes, kernels, memory, collectives.
+"""The step compiled for accelerators: bytes, kernels, memory, collectives.
 
-No accelerator is needed, but libtpu and CUDA's plugin: `make accelerators`. The figures
-are read off the compiled program and are no times. Bytes are those of the operands and
-results of each kernel that lie in main memory, by parameter; what is moved into fast
-memory beforehand counts once, where it is read.
+It needs libtpu and CUDA's plugin, but no accelerator: `make accelerators`. The figures
+are read from the compiled program and are not times. Bytes are those of each kernel's
+operands and results in main memory, per parameter; data prefetched into fast memory
+count once, at the prefetch.
 """
 
 import functools
@@ -33,7 +33,7 @@ from jax_rmsprop.quantization import (
 pytest.importorskip("libtpu", reason="make accelerators has the compilers")
 from jax.experimental import topologies  # noqa: E402
 
-# What was compiled for a device that is not there cannot be loaded.
+# A program compiled for an absent device cannot be loaded.
 jax.config.update("jax_enable_compilation_cache", False)
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -67,9 +67,9 @@ MAKES = {
         quantize_state(rmsprop(1e-3, momentum=0.9), {"nu": uint8(), "momentum": int8()})
     ),
 }
-# Parameter, gradient and state read, parameter and state written, and where there are
-# one-byte codes once more for the largest of them, of both codes of a parameter in one
-# kernel: bytes a parameter, and kernels.
+# Bytes per parameter, and kernels: parameter, gradient and state read, parameter and
+# state written, one-byte codes read again for the largest of them, in one kernel for
+# both codes of a parameter.
 WANTED = {
     "optax.rmsprop": (20, 1),
     "full": (20, 1),
@@ -83,7 +83,7 @@ WANTED = {
     "half, uint8": (9, 2),
     "half, momentum, one byte": (12, 2),
 }
-# What the compiler makes of some of them where it could do better; by dimensions.
+# The figures where the compiler could do better, by dimensions.
 SPLIT = {
     ("tpu7x:2x2x1", "momentum, one byte", 1): (26, 3),
     ("tpu7x:2x2x1", "momentum, one byte", 2): (26, 3),
@@ -124,9 +124,9 @@ def devices(kind):
 
 
 def compiled(name, shapes, mesh, spec):
-    """A step whose parameters and state are donated, and the bytes of these.
+    """A step with donated parameters and state, and their bytes.
 
-    `spec` is that of every array, or of each by its name.
+    `spec` is the partition of every array, or of each array by name.
     """
     optimizer = MAKES[name]()
     dtype = jnp.bfloat16 if name.startswith("half") else jnp.float32
@@ -154,13 +154,13 @@ def compiled(name, shapes, mesh, spec):
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=(0, 1))
         program = jitted.lower(params, state, params).compile()
-    # Scalars apart, which a program may hold elsewhere.
+    # Without scalars, which a program may hold elsewhere.
     kept = [x for x in jax.tree.leaves((params, state)) if x.shape in arrays]
     return program, sum(x.size * x.dtype.itemsize for x in kept)
 
 
 def in_main_memory(types, least):
-    """Bytes of the arrays of so many elements or more, by their types in a program."""
+    """The bytes of arrays with at least `least` elements, from a program's types."""
     found = re.findall(r"\b(\w+)\[([\d,]+)\]((?:\{[^}]*\})?)", types)
     sizes = [
         (kind, np.prod([int(n) for n in d.split(",")]), at) for kind, d, at in found
@@ -176,18 +176,18 @@ INSTRUCTION = re.compile(
 
 
 def entry(program):
-    """The instructions of a program: name, result, kind and operands of each."""
+    """The instructions of a program: name, result, kind and operands."""
     text = program.as_text()
     return INSTRUCTION.findall(text[text.index("ENTRY") :])
 
 
 def launched(instructions):
-    """Those of them that run something."""
+    """The instructions that launch a kernel."""
     return [x for x in instructions if x[2] not in FREE and not x[2].endswith("-done")]
 
 
 def traffic(program, least):
-    """Bytes that the kernels move, and how many move some."""
+    """The bytes that kernels move, and the number of kernels that move any."""
     instructions = entry(program)
     types = {name: result for name, result, _, _ in instructions}
     moved, kernels = 0, 0
@@ -241,23 +241,23 @@ def test_many_devices(kind, name, shape, spec, axis):
     program, _ = compiled(name, shape, Mesh(many, "d", axis_types=(axis,)), spec)
     part = SIZE // len(many)
     moved, kernels = traffic(program, part // 2**10)
-    # Where a shard fits into fast memory it may be read less often.
+    # A shard that fits into fast memory may be read less often.
     wanted, most = SPLIT_ON_FOUR.get((kind, name), WANTED[name])
     assert moved <= wanted * part
     assert kernels <= most
-    # The dither is made where its codes are, none of the global shape.
+    # The dither is generated where its codes are, never in the global shape.
     assert program.memory_analysis().temp_size_in_bytes < part
     collectives = re.findall(
         r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", program.as_text()
     )
-    # Of the largest codes, all at once.
+    # All the largest codes in one collective.
     assert collectives == ["all-reduce"] * ("uint8" in name or "one byte" in name)
 
 
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("kind", ["v5e:2x2", "H100"])
 def test_leaves_of_one_shape_on_other_devices(kind, axis):
-    """Their codes stay where they are: what is sent are largest codes of rows."""
+    """Their codes stay in place: only the largest codes of rows are sent."""
     shape = (4096, 8192)
     specs = {"a": P("d", None), "b": P(None, "d"), "c": P("d", None)}
     mesh = Mesh(np.array(devices(kind)[:4]), "d", axis_types=(axis,))
@@ -270,7 +270,7 @@ def test_leaves_of_one_shape_on_other_devices(kind, axis):
     )
     assert collectives
     # A 32-bit integer for each row of three arrays, and for two codes a leaf; a start
-    # names what it sends and what it gets.
+    # names both its operand and its result.
     rows = 4 * 3 * (shape[0] + 2)
     for sent in collectives:
         assert in_main_memory(sent, 1) <= 2 * rows
@@ -279,9 +279,9 @@ def test_leaves_of_one_shape_on_other_devices(kind, axis):
 
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
 def test_what_devices_send_of_a_state_that_is_spread_out(axis):
-    """ZeRO-1: each sums up its part of the gradients, and sends its new parameters.
+    """ZeRO-1: each device sums its shard of the gradients and sends its new parameters.
 
-    In the parameters' two bytes, gradients too; no device rounds what others round.
+    Both in the parameters' two bytes; no device rounds another's shard.
     """
     mesh = Mesh(np.array(devices("H100")[:4]), "d", axis_types=(axis,))
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("d"))
@@ -313,14 +313,14 @@ def test_what_devices_send_of_a_state_that_is_spread_out(axis):
     assert not any("f32" in types for types, _ in large)
 
 
-# The bytes a parameter that temporary arrays take, at most: of updates after all
-# gradients no fewer than of these.
+# The most bytes per parameter of temporary arrays; with updates after all gradients, at
+# least those of the gradients.
 TEMPORARY = {"v5e:2x2": 0.01, "v6e:2x2": 0.01, "H100": 0.6}
 
 
 @pytest.mark.parametrize("kind", TEMPORARY)
 def test_gradients_that_are_never_all_there(kind):
-    """The page's own code: a layer is updated within the backward pass."""
+    """The page's own code updates a layer within the backward pass."""
     page = Path(__file__).parents[1] / "docs" / "how-to" / "barely_fits.md"
     blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
     names = {"jax": jax}
@@ -349,8 +349,8 @@ def test_gradients_that_are_never_all_there(kind):
     assert found["at_once"] >= 2
 
 
-# By the kernels a leaf that each may take. Leaves of one shape are merged; of 36 shapes
-# each takes a step, its rows' largest, and the largest of these.
+# The most kernels per leaf. Leaves of one shape are merged; each of 36 shapes takes a
+# step, the largest of its rows, and the largest of these.
 LEAVES = {
     "6 blocks": (1.4, [block.shapes(1024)] * 6),
     "36 alike": (1.4, {f"{i}": (1024, 1024) for i in range(36)}),
@@ -372,25 +372,25 @@ LEAVES = {
     ],
 )
 def test_many_leaves(name, leaves):
-    """An H100 launches few kernels a leaf, and moves the bytes that one leaf takes."""
+    """An H100 launches few kernels per leaf, and moves the bytes of a single leaf."""
     most, shapes = LEAVES[leaves]
     params = jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))
     mesh = Mesh(np.array(devices("H100")[:1]), "d")
     program, _ = compiled(name, shapes, mesh, P())
     assert len(launched(entry(program))) <= most * len(params)
     size = sum(int(np.prod(shape)) for shape in params)
-    # In one case of these the compiler splits the loop of one leaf of 36.
+    # In one of these cases the compiler splits the loop of one leaf of 36.
     assert traffic(program, 2**10)[0] <= 1.03 * WANTED[name][0] * size
     assert program.memory_analysis().temp_size_in_bytes < 0.1 * size
 
 
-# Where a step's arrays are, and where its batch.
+# The shardings of a step's arrays and of its batch.
 PLACES = {
     "one device": (1, P(), P()),
     "data parallel": (4, P(), P("d")),
     "sharded": (4, P("d"), P("d")),
 }
-# A step takes some twenty seconds to compile: EVERY_STEP=1 has all.
+# A step takes about twenty seconds to compile: EVERY_STEP=1 runs all.
 STEPS = [("one device", "uint8")]
 if os.environ.get("EVERY_STEP"):
     STEPS = list(itertools.product(PLACES, [*WANTED, "optax.adamw"]))
@@ -435,17 +435,17 @@ def step_of_training(place, name):
 
 @functools.cache
 def gradients_alone(place):
-    """The bytes a parameter that a block's gradients take."""
+    """The bytes per parameter of a block's gradients."""
     program, size = step_of_training(place, None)
     return traffic(program, size // 2**12)[0] / size
 
 
 @pytest.mark.parametrize(("place", "name"), STEPS)
 def test_a_training_step(place, name):
-    """On a TPU an update stays part of the product that makes its gradient.
+    """On a TPU an update is fused into the product that computes its gradient.
 
-    Then a step of training neither writes nor reads the gradients, and an update adds
-    what it moves itself, less these eight bytes.
+    Then a training step neither writes nor reads the gradients, and an update adds only
+    the bytes that it moves itself, minus these eight.
     """
     program, size = step_of_training(place, name)
     added = traffic(program, size // 2**12)[0] / size - gradients_alone(place)

@@ -1,4 +1,4 @@
-"""Each framework's RMSProp is the framework's, and the published recipes are theirs."""
+"""Each convention takes its framework's steps, each recipe the published ones."""
 
 import contextlib
 import inspect
@@ -17,9 +17,9 @@ from tests import reference
 from tests.frameworks import FRAMEWORKS, alone, quietly
 from tests.helpers import axis, few_or_all, flag, train_each
 
-# Keras and TensorFlow pass some numbers through float32: these survive it.
+# Keras and TensorFlow cast some numbers to float32: these are exact.
 DECAY, BOUND = 2.0**-7, 2.0**-1
-# Large enough to see on which side of the root it is.
+# Large enough to show its side of the root.
 EPS = 2.0**-10
 
 CENTERED = axis("centered", False, True)
@@ -66,14 +66,14 @@ OPTIONS = {
     "bitsandbytes": [WEIGHT_DECAY, axis("eps", EPS)],
     "sonnet": [CENTERED, MOMENTUM, axis("epsilon", EPS)],
     "mlx": [axis("eps", EPS)],
-    # timm's copy of it; its weight decay is another.
+    # timm's copy of it, with another weight decay.
     "laprop": [axis("betas", (0.9, 0.999), (0.5, 0.9)), axis("eps", EPS)],
 }
 
 
 @contextlib.contextmanager
 def precision(dtype):
-    """JAX as it is for such parameters."""
+    """The JAX configuration for such parameters."""
     with flag("jax_enable_x64", dtype == "float64"):
         yield
 
@@ -81,7 +81,7 @@ def precision(dtype):
 def problem(dtype, steps=200):
     """Parameters, gradients over six orders of magnitude, a rate for each step.
 
-    The numbers are float32's, whatever the dtype.
+    The numbers are exact in float32, for any dtype.
     """
     rng = np.random.default_rng(0)
 
@@ -102,7 +102,7 @@ def rates_as_schedule(rates):
 
 
 def convention(name, rates, options):
-    """Ours, at the rate of each step."""
+    """Our optimizer, with the rate of each step."""
     if name == "timm" and options.get("corrected_weight_decay"):
         options = options | {"max_lr": 0.01}
     return getattr(conventions, name)(rates_as_schedule(rates), **options)
@@ -117,7 +117,7 @@ def ours(cases, x, gradients, rates):
 
 
 def theirs(name, options, x, gradients, rates):
-    # timm takes for the highest rate what it is made with.
+    # timm takes its initial rate as the highest.
     made = {"lr": 0.01} if name == "timm" else {}
     return FRAMEWORKS[name](x, options | made).run(gradients, rates)
 
@@ -132,7 +132,7 @@ def error(actual, expected):
 
 
 def assert_as_exact(chosen, truths, exact, single, its):
-    """In float64 the truth; in float32 as near to it as the library, but for luck."""
+    """Exact in float64; in float32 about as near to the truth as the library."""
     wrong = {}
     for options, truth, *runs in zip(chosen, truths, exact, single, its, strict=True):
         in_double, our, its_own = (error(run, truth) for run in runs)
@@ -157,8 +157,8 @@ def test_the_real_library(name, combinations, standard_promotion):
     )
 
 
-# What does not install everywhere, in float64 NumPy from its published code; the source
-# is in each convention's docstring.
+# Libraries that do not install everywhere, in float64 NumPy after their published code,
+# which the convention's docstring links.
 
 
 def chainer(alpha=0.99, eps=1e-8, eps_inside_sqrt=False):
@@ -363,7 +363,7 @@ BY_HAND = {
     "jax_example_libraries": [MOMENTUM, axis("eps", EPS)],
     "d2l": [axis("gamma", 0.9, 0.99)],
     "laprop": [axis("betas", (0.9, 0.999), (0.5, 0.9)), WEIGHT_DECAY],
-    # The rates of the problem begin with the first step.
+    # The problem's rates start at the first step.
     "dreamer_v3": [axis("agc", 0.0, 0.3), axis("beta1", 0.5, 0.9), axis("warmup", 0)],
 }
 RECIPES = sorted(conventions.RECIPES)
@@ -387,7 +387,7 @@ def test_the_published_code(names, combinations, standard_promotion):
 
 @pytest.mark.parametrize("of_time", [False, True])
 def test_the_warm_up_of_dreamer_v3(of_time, standard_promotion):
-    """From 0 to the rate's first value; only then a schedule begins."""
+    """It rises from 0 to the rate's first value; only then a schedule starts."""
     x, gradients, _ = problem("float64", steps=30)
 
     def later(step):
@@ -423,7 +423,7 @@ def test_an_eps_belongs_to_the_scale_of_the_gradient(standard_promotion):
 
 @few_or_all
 def test_optax_itself(combinations, standard_promotion):
-    # Centered and corrected at once is refused: see below.
+    # Centered and corrected together is an error: see below.
     chosen = combinations(
         axis("initial_scale", 0.0, 1.0),
         axis("eps_in_sqrt", False, True),
@@ -486,7 +486,7 @@ def test_a_schedule_that_begins_later(standard_promotion):
 
 
 def test_pytorch_with_complex_parameters(standard_promotion):
-    """PyTorch averages the squares of the two parts by themselves."""
+    """PyTorch averages the squares of the two parts separately."""
     x, gradients, rates = problem("float64")
     x = {"z": x["kernel"] + 1j * x["kernel"][::-1]}
     gradients = {"z": gradients["kernel"] + 1j * gradients["kernel"][:, ::-1] / 7}
@@ -509,7 +509,7 @@ def signature(function, *without):
 
 
 def library(name):
-    """The function or class that a convention is named for, and what it has besides."""
+    """The function or class that a convention names, and its extra arguments."""
     if name == "pytorch":
         return quietly("torch").optim.RMSprop, "params"
     if name == "keras":
@@ -530,14 +530,14 @@ def library(name):
     return (quietly("mlx.optimizers").RMSprop,)
 
 
-# What is of no use here, or would be refused but for its default.
+# Arguments that are ignored here, or accept only their default.
 LEFT_OUT = {
     *("use_ema", "ema_momentum", "ema_overwrite_frequency"),
     *("optim_bits", "args", "min_8bit_size", "percentile_clipping", "block_wise"),
 }
 
 
-# LaProp's own code is no package. Sonnet's does not show through its decorator.
+# LaProp's code is not a package. Sonnet's decorator hides the signature.
 @pytest.mark.parametrize("name", sorted({*FRAMEWORKS, "optax"} - {"laprop", "sonnet"}))
 def test_the_signature_is_the_librarys(name):
     function, *without = library(name)
@@ -545,11 +545,11 @@ def test_the_signature_is_the_librarys(name):
     our = signature(getattr(conventions, name))
     wanted = {n: x for n, x in its.items() if n not in LEFT_OUT}
     if name == "bitsandbytes":
-        del wanted["centered"]  # which it refuses itself
+        del wanted["centered"]  # which it rejects itself
     assert [argument for argument in our if argument in its] == list(wanted)
     for argument, default in wanted.items():
         assert our[argument] == default, argument
-    # What is ours besides comes by name only.
+    # Our extra arguments are keyword-only.
     besides = set(our) - set(its)
     parameters = inspect.signature(getattr(conventions, name)).parameters
     assert all(parameters[n].kind is parameters[n].KEYWORD_ONLY for n in besides)
@@ -578,7 +578,7 @@ def test_the_table_is_frozen():
 
 
 def every_convention():
-    """Each with nothing but a learning rate."""
+    """Each convention with just a learning rate."""
     required = {"learning_rate", "step_size", "lr"}
     optimizers = {}
     for name in sorted({*conventions.CONVENTIONS, *conventions.RECIPES}):
@@ -593,7 +593,7 @@ def every_convention():
     ids=["x32", "x64"],
 )
 def test_interface(dtypes, request, standard_promotion):
-    """Types stay, arguments besides are taken, one program serves all steps."""
+    """Dtypes are kept, extra arguments accepted, and one program serves all steps."""
     if "float64" in dtypes:
         request.getfixturevalue("x64")
     optimizers = every_convention()
@@ -629,7 +629,7 @@ def test_the_same_bits_outside_a_jit(standard_promotion):
 
 
 def test_a_tracer_for_a_number(standard_promotion):
-    """Conventions too are swept with vmap."""
+    """Conventions can be swept with vmap."""
 
     def first_step(alpha, momentum):
         optimizer = conventions.pytorch(0.1, alpha, momentum=momentum)
@@ -643,7 +643,7 @@ def test_a_tracer_for_a_number(standard_promotion):
 
 @pytest.mark.parametrize("name", ["pytorch", "keras", "timm", "mxnet1"])
 def test_injected_hyperparameters(name, standard_promotion):
-    """A number that Optax injects is an array in the state, and changes there."""
+    """A number that Optax injects is an array in the state and can change there."""
     rate = {"pytorch": "lr", "timm": "lr"}.get(name, "learning_rate")
     make = optax.inject_hyperparams(getattr(conventions, name))
     optimizer = make(**{rate: 0.1})
@@ -667,7 +667,7 @@ def test_traced_numbers_widen_nothing(standard_promotion):
 
 
 def test_the_highest_rate_may_be_another(standard_promotion):
-    """With lr half of max_lr the corrected decay is half."""
+    """If lr is half of max_lr, the corrected decay is half."""
     x = {"w": jnp.ones(3)}
     zero = {"w": jnp.zeros(3)}
 
@@ -742,7 +742,7 @@ def test_weights_are_clipped_only_if_they_are_passed():
         optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)))
 
 
-# The table that people read.
+# The printed table.
 
 
 def test_explain(capsys):

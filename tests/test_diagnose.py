@@ -1,4 +1,4 @@
-"""What a state says about gamma and eps, against NumPy."""
+"""Diagnoses of gamma and eps from a state, compared to NumPy."""
 
 import functools
 
@@ -57,7 +57,7 @@ def test_against_numpy(inside, corrected):
 
 
 def test_within_whatever_optax_wraps():
-    """With the hyperparameters that it was built with, a schedule's at its step."""
+    """It uses the optimizer's own hyperparameters, a schedule at its step."""
     gammas = optax.piecewise_constant_schedule(0.5, {2: 1.8})
     alone = rmsprop(0.1, gammas, 1e-2)
     x = {"weight": jnp.array([0.01, 1.0, 3.0])}
@@ -117,7 +117,7 @@ def test_the_window(gamma):
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 @pytest.mark.parametrize("g", [0.0, 1e30, np.inf])
 def test_nothing_but_numbers(g, eps):
-    """Also before the first step, and where a gradient is bounded."""
+    """All figures are finite, also before the first step and for bounded gradients."""
     g = jnp.full(3, g, "float32")
     optimizer = scale_by_rmsprop(0.9, eps, bias_correction=True)
     state = optimizer.init(g)

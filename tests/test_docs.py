@@ -1,4 +1,4 @@
-"""The pages say what is true: every block of code in them runs."""
+"""The pages are true: every block of code in them runs."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 def blocks(page, language, following=None):
     """The blocks of a language, each with the text of the block after it.
 
-    That text is None where the block after it has another language than `following`.
+    That text is None if the next block's language is not `following`.
     """
     found = [*FENCE.findall(page.read_text()), ("", "")]
     return [
@@ -40,10 +40,10 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?%?(?![\w.]*\d)"
 
 
 def assert_prints(printed, shown, where):
-    """The same words, and the same numbers but for rounding.
+    """The same words, and the same numbers up to rounding.
 
-    A training amplifies the rounding of its sums, which another JAX or processor takes
-    in another order: 2% of what has a point or is a percentage. Counts are the same.
+    A training amplifies the rounding of its sums, whose order depends on JAX and the
+    processor: 2% for decimals and percentages. Counts must be equal.
     """
     words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", x)) for x in (printed, shown)]
     assert words[0].strip() == words[1].strip(), where
@@ -55,7 +55,7 @@ def assert_prints(printed, shown, where):
 
 
 def header(page):
-    """What a page says before it begins: `needs`, the packages, and `slow`."""
+    """The front matter of a page: `needs`, the packages, and `slow`."""
     found = re.match(r"---\n(.*?)---\n", page.read_text(), re.S)
     return yaml.safe_load(found.group(1)) if found else {}
 
@@ -80,7 +80,7 @@ def test_every_block_runs(page, monkeypatch, tmp_path, standard_promotion):
         require(package)
     if page.stem == "barely_fits" and jax.__version_info__ < (0, 10):
         pytest.skip("before JAX 0.10 a CPU has no pinned_host within a jit")
-    # JAX has devices by now; how many is settled once in a process.
+    # JAX has started; the number of devices is fixed for the process.
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     names, everything = {"__name__": "__main__"}, ""
@@ -92,7 +92,7 @@ def test_every_block_runs(page, monkeypatch, tmp_path, standard_promotion):
             assert_prints(printed.getvalue(), shown, where)
         everything += printed.getvalue()
     plt.close("all")
-    # What a table shows is what was printed.
+    # A table shows the printed values.
     for shown, _ in blocks(page, ""):
         assert shown in everything
 
@@ -109,12 +109,12 @@ def test_each_error_is_the_one_that_is_shown(tmp_path, standard_promotion):
     assert seen == 7
 
 
-# Of other frameworks' own lines, what stands before them in a real script.
+# The lines that precede other frameworks' snippets in a real script.
 BEFORE = {
     "torch": "import torch\nmodel = torch.nn.Linear(3, 2)",
     "keras": "import keras",
     "tensorflow": "import tensorflow.compat.v1 as tf\nstep = tf.Variable(0)",
-    # timm as a whole wants torchvision; its optimizer does not.
+    # timm as a whole requires torchvision; its optimizer does not.
     "timm": (
         "import types, torch\n"
         "from tests.frameworks import alone\n"
@@ -150,7 +150,7 @@ def test_a_convention_is_added_by_the_lines_that_are_shown():
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_what_is_not_run_is_at_least_python(page):
-    """Such as what needs a cluster."""
+    """Blocks that need a cluster, for example."""
     for block, _ in blocks(page, "py"):
         ast.parse(block)
 

@@ -1,4 +1,4 @@
-"""In other people's hands: Flax, Equinox, Haiku, Orbax, gymnax and rlax."""
+"""Use with Flax, Equinox, Haiku, Orbax, gymnax and rlax."""
 
 import io
 import warnings
@@ -54,7 +54,7 @@ def nnx_step(pairs):
 
 
 def test_nnx():
-    """Compiled and not, as by hand; and its graph comes apart and together again."""
+    """Compiled and not, it equals a manual loop; its graph splits and merges."""
     model, _ = linear(OPTIMIZERS["plain"])
     x = {"kernel": model.kernel[...], "bias": model.bias[...]}
 
@@ -79,7 +79,7 @@ def test_nnx():
             step(pairs)
         for name, (model, optimizer) in pairs.items():
             nnx.merge(*nnx.split(optimizer))
-            # In one byte a gradient that rounds otherwise may round to another code.
+            # In one byte, a gradient rounded differently may get another code.
             bits = 2**18 if name == "in fewer bits" else 64
             np.testing.assert_allclose(
                 model.kernel[...], expected[name], tolerance("float32", bits)
@@ -127,7 +127,7 @@ X, LABELS = jnp.linspace(-1, 1, 8).reshape(4, 2), jnp.array([0, 1, 2, 0])
 
 
 def test_linen_train_state():
-    """And its checkpoint, by Flax's own serialization."""
+    """With its checkpoint, by Flax's own serialization."""
     from flax import linen
     from flax.training.train_state import TrainState
 
@@ -190,7 +190,7 @@ def test_haiku():
 
 
 class Model(eqx.Module):
-    """With functions, a name and a number beside its arrays."""
+    """A model with functions, a name and a number next to its arrays."""
 
     layer: eqx.nn.MLP
     scale: jax.Array
@@ -226,7 +226,7 @@ def test_an_equinox_model():
         assert model.name == "a model"
 
 
-# Parameters in bfloat16, rounded at random.
+# Parameters in bfloat16, rounded stochastically.
 
 HALF = stochastic_rounding(quantize_state(rmsprop(0.01), {"nu": uint8(0)}))
 
@@ -275,7 +275,7 @@ def test_linen_in_half_precision():
 
 
 def test_equinox_in_half_precision():
-    """Its own `apply_updates` promotes; Optax's, of the arrays alone, does not."""
+    """Its own `apply_updates` promotes; Optax's, on the arrays alone, does not."""
     mlp = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0), dtype="bfloat16")
     start = model = Model(mlp, jnp.ones((), "bfloat16"))
 
@@ -305,7 +305,7 @@ def test_equinox_in_half_precision():
 
 
 def states():
-    """All optimizers' states after three steps, and how they began."""
+    """The states of all optimizers after three steps, and their initial states."""
     x = params()
     found = train_each(OPTIMIZERS, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
     return {name: state for name, (_, state) in found.items()}, states_of(x)
@@ -357,7 +357,7 @@ def test_orbax_onto_another_sharding(tmp_path):
 
 
 def agent(gamma, learning_rate, seed, make=rmsprop):
-    """A Q-network on gymnax's Catch, one step for each of the environment's."""
+    """A Q-network on gymnax's Catch, one step for each environment step."""
     import gymnax
     import rlax
 
@@ -402,7 +402,7 @@ def agent(gamma, learning_rate, seed, make=rmsprop):
 
 
 def test_a_sweep_of_agents():
-    """A whole training with its environment as one member, in gymnax and rlax."""
+    """A member is a whole training with its environment, in gymnax and rlax."""
     quietly("gymnax")
     quietly("rlax")
     grid = {"gamma": [0.9, 0.99], "learning_rate": [0.001, 0.01], "seed": range(2)}
@@ -414,7 +414,7 @@ def test_a_sweep_of_agents():
 
 
 def test_every_option_in_a_sweep():
-    """A row is the training by itself, but for roundings."""
+    """A row equals the single training up to rounding."""
 
     def train(learning_rate, gamma):
         def trained(tx):

@@ -1,4 +1,4 @@
-"""The equations on one array, against float64 NumPy."""
+"""The equations on one array, compared to float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def decay(gamma, dtype="float32"):
 
 @gamma
 def test_average(gamma, rng):
-    """To a rounding of each of its terms, though one is far beside the other."""
+    """Within a rounding of each of its terms, though they differ widely."""
     old = 10 ** rng.uniform(-15, 15, 1000)
     new = 10 ** rng.uniform(-15, 15, 1000)
     old, new = old.astype("float32"), new.astype("float32")
@@ -61,9 +61,9 @@ def test_centered_is_the_difference_of_moments(gamma, x64, rng):
 
 
 def test_squares_are_rounded_before_they_are_averaged(rng):
-    """Else a compiler's choice, to round product and sum at once, would show.
+    """Otherwise a compiler's choice to contract product and sum would show.
 
-    By itself it may go either way in two programs, of a sweep's row and a single run.
+    It may differ between two programs: a sweep's row and a single run.
     """
     mu, nu, g = jnp.float32(rng.normal(size=(3, 1000)))
     at = decay(0.9)
@@ -99,13 +99,13 @@ def test_a_bounded_gradient_has_a_finite_square(dtype, request):
     if dtype == "float64":
         request.getfixturevalue("x64")
     g = _arithmetic.bounded(jnp.array([-np.inf, 1e38, 3.0, np.inf], dtype))
-    # Four of them, or eight where a part is that of a difference.
+    # Four of them, or eight if a part is a difference.
     assert jnp.isfinite(8 * _arithmetic.largest(g.real.dtype) ** 2)
     assert jnp.isfinite(
         4 * _equations.mean_square(0 * g.real, g, decay(0.0, g.real.dtype))
     ).all()
     assert g[2] == 3
-    exponent = 510 if g.real.dtype == "float64" else 62  # as the docstrings promise
+    exponent = 510 if g.real.dtype == "float64" else 62  # as documented
     assert _arithmetic.largest(g.real.dtype) == 2.0**exponent
     tiny = jnp.sqrt(jnp.finfo(g.real.dtype).tiny)
     assert jnp.isfinite(_arithmetic.largest(g.real.dtype) / tiny)

@@ -20,12 +20,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(autouse=True)
 def as_a_script(monkeypatch, standard_promotion):
-    """A script finds its neighbours, and runs under JAX's own promotion."""
+    """Make neighbouring scripts importable, and use JAX's default promotion."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 def look_at(picture):
-    """A picture has a size and content."""
+    """Check a picture's size and content."""
     pixels = matplotlib.image.imread(picture)
     assert min(pixels.shape[:2]) > 400
     assert pixels[..., :3].std() > 0.05
@@ -33,7 +33,7 @@ def look_at(picture):
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run a script; what it printed, its picture looked at for having content."""
+    """Run a script, check its picture, and return what it printed."""
 
     def run(name, *arguments):
         picture = tmp_path / f"{name}.png"
@@ -49,9 +49,9 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def cells(capsys, monkeypatch, tmp_path):
-    """Run a script of cells; what it printed, its pictures looked at for content.
+    """Run a script of cells, check its pictures, and return what it printed.
 
-    Text of the script may be replaced, for a smaller training.
+    Replacements in the script's text make a smaller training.
     """
 
     def run(name, smaller=()):
@@ -80,7 +80,7 @@ def test_the_textbook(cells):
     airfoil_or_skip()
     printed, pictures = cells("textbook")
     assert pictures == 7
-    # ln 2 / ln(1/gamma), as the text says of 0.9.
+    # ln 2 / ln(1/gamma), as the text says for 0.9.
     assert re.search(r" 0.90 +10.0 +6.6 +0.65 ", printed)
     by_hand, ready = re.findall(r"(?:by hand|rmsprop): (\[.*\])", printed)
     assert by_hand == ready
@@ -91,7 +91,7 @@ def test_the_textbook(cells):
     # The textbook's AdaGrad, with the same learning rate.
     assert "x1 -2.382563, x2 -0.158591\n" in printed
     losses = re.findall(r"loss: (0\.\d{6})", printed)
-    # Of the same steps, the concise form rounds once less: a sign changes its place.
+    # The concise form rounds once less for the same steps: a sign moves.
     assert len(losses) == 2
     assert abs(float(losses[0]) - float(losses[1])) < 1e-5
     mean = float(re.search(r"20 seeds: mean (0\.\d+)", printed).group(1))
@@ -102,7 +102,7 @@ def test_the_textbook(cells):
     assert 1e3 < float(start) < float(end)
     straight, rotated = re.findall(r"20 steps (\S+)", printed)
     assert float(straight) < 1e-3 < float(rotated)
-    # What the text says of the rates and the gammas.
+    # The text's claims about the rates and the gammas.
     rates = dict(re.findall(r"rate +(\S+): .* accuracy (0\.\d+)", printed))
     assert max(rates, key=lambda rate: float(rates[rate])) == "1e-02"
     assert float(rates["1e-02"]) > 0.95
@@ -133,11 +133,11 @@ def test_reading_a_sweep(cells):
     assert pictures == 6
     assert "90 members, 0 diverged" in printed
     assert re.search(r"sweep.html: \d", printed)
-    # What the text says of the pictures.
+    # The text's claims about the pictures.
     curves = cells.names["curves"]
     loss = curves.loss[..., -1].mean("seed")
     rates = loss.learning_rate[loss.argmin("learning_rate").values]
-    assert rates[1] > rates[-1]  # the valley runs aslant
+    assert rates[1] > rates[-1]  # the valley is diagonal
     found = plotting._members.explained(curves, "loss", False)
     (rate, _), (gamma, together) = found["learning_rate"], found["gamma"]
     assert rate > gamma
@@ -173,14 +173,14 @@ def test_does_it_converge(cells):
     rows = re.findall(r"(?m)^ +(\d+) +(0\.\d+) +(0\.\d+) +(0\.\d+) ", printed)
     assert len(rows) == 5
     for _, diverges, converges, computed in rows:
-        # Within the spacing of the axis.
+        # Up to the spacing of the axis.
         assert float(diverges) <= float(computed) + 2e-5
         assert float(computed) <= float(converges)
 
 
 @pytest.mark.slow
 def test_dqn(monkeypatch, capsys, tmp_path):
-    """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it hardly learns."""
+    """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it barely learns."""
     require("gymnax")
     example = importlib.import_module("dqn")
     few = ["nature_dqn", "nature_dqn on a mean", "dqn_zoo"]
@@ -245,7 +245,7 @@ def test_port_from_pytorch(cells):
     assert pictures == 1
     losses = re.findall(r"  (\d\.\d{6})$", printed, re.M)
     assert len(losses) == 3
-    # Of 100 steps of two frameworks' own float32 arithmetic.
+    # The error of 100 steps of two frameworks' float32 arithmetic.
     assert abs(float(losses[0]) - float(losses[1])) < 1e-4
     with_state, without = (
         float(x) for x in re.findall(r"(\d\.\de-\d+)$", printed, re.M)
@@ -268,12 +268,12 @@ def test_low_precision_state(epochs, cells):
     assert abs(loss[1] - loss[0]) < spread
     if epochs == 200:
         assert abs(loss[2] - loss[0]) < spread
-        # What is merely rounded is another training by then.
+        # By then, rounding alone has made it another training.
         assert loss[3] - loss[0] > 3 * spread
 
 
 def test_gamma_sweep(cells, tmp_path):
-    """What the text says of the numbers."""
+    """Check the text's claims about the numbers."""
     printed, pictures = cells("gamma_sweep")
     assert pictures == 4
     assert "357 members, 0 diverged" in printed
@@ -307,14 +307,14 @@ def test_a_members_curve_is_its_own_training():
     for i in range(len(shuffled.x)):
         carry, loss = step(carry, jax.tree.map(lambda x: x[i], shuffled))  # noqa: B023
         losses.append(loss)
-    # A vmapped matrix product adds in another order; 50 steps carry that along.
+    # A vmapped matrix product adds in another order; 50 steps accumulate that.
     found = curves.train_loss.sel(gamma=0.9, seed=1).item()
     np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_sweep_many_hosts(tmp_path):
-    """The two commands of its docstring, and of one process, give the same."""
+    """The two commands of its docstring give the results of one process."""
     found = []
     for processes in (2, 1):
         words = ["--processes", processes, "--address", f"127.0.0.1:{free_port()}"]
@@ -371,7 +371,7 @@ def test_successive_halving(cells):
 
 @pytest.mark.slow
 def test_population_based_training(cells):
-    """It gets better, its members have copied others, and bad rates die out."""
+    """It improves, members copy others, and bad rates die out."""
     printed, pictures = cells("population_based_training", {"16, 6, 2": "16, 3, 2"})
     assert pictures == 1
     best = [float(x) for x in re.findall(r"best loss ([\d.]+)", printed)]

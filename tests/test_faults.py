@@ -1,4 +1,4 @@
-"""Kinds of fault that public bug reports are about, which none of ours may have."""
+"""Faults from public bug reports that must not occur here."""
 
 import gc
 import inspect
@@ -82,7 +82,7 @@ def test_parameters_that_do_not_fit_are_refused(params):
 
 
 class Model(eqx.Module):
-    """With an array that has no gradient."""
+    """A model with an array that has no gradient."""
 
     weight: jax.Array
     positions: jax.Array
@@ -127,11 +127,11 @@ def test_a_mask_sees_the_parameters_as_they_are():
     assert (updates["norm"] == 0).all()
 
 
-# What is Python's.
+# Python values.
 
 
 class Rate:
-    """A schedule whose number changes outside."""
+    """A schedule whose number is changed from outside."""
 
     def __init__(self, value):
         self.value = value
@@ -148,7 +148,7 @@ def test_a_schedule_is_read_at_each_step():
     rate.value = 0.2
     second, _ = optimizer.update(x, state)
     np.testing.assert_allclose(second / first, 0.1, rtol=1e-6)
-    for n in (2, 3):  # a tracer that it holds is not met again
+    for n in (2, 3):  # a tracer that it holds is not reused
 
         @jax.jit
         def step(value, x):
@@ -177,7 +177,7 @@ def test_new_schedules_compile_nothing_and_are_let_go(caplog):
     assert not any(ref() for ref in kept)
 
 
-# On is on.
+# Options that are on.
 
 ZEROS = [0, 0.0, np.float64(0), np.float32(0), np.linspace(0, 1, 2)[0], jnp.float32(0)]
 
@@ -203,7 +203,7 @@ def rate_of(make):
 
 @pytest.mark.parametrize("params", [True, False], ids=["params", "none"])
 def test_injected_defaults_are_the_plain_ones(params):
-    """With Optax's arrays for all numbers, whose zeros are traced."""
+    """Optax injects arrays for all numbers, so zeros are traced."""
     g = {"w": jnp.array([1e-4, 1e-2, 1.0])}
     plain, injected = {}, {}
     for name in sorted({*conventions.CONVENTIONS, *conventions.RECIPES}):
@@ -225,10 +225,10 @@ def test_injected_defaults_are_the_plain_ones(params):
         return {name: optimizer.init(g) for name, optimizer in optimizers.items()}
 
     expected = jax.jit(lambda: steps(plain, init(plain)))()
-    # A state is made where a zero is known, or where it is traced already.
+    # The state is created with a concrete zero, or with a traced one.
     for states in (init(injected), jax.jit(lambda: init(injected))()):
         for name, found in jax.jit(lambda s: steps(injected, s))(states).items():
-            # 1 - gamma is formed in float32 there: 3e-8 of 0.01, or of a thousandth.
+            # 1 - gamma is computed in float32: 3e-8 relative to 0.01, or to 0.001.
             np.testing.assert_allclose(found, expected[name], rtol=1e-4, err_msg=name)
 
 
@@ -268,7 +268,7 @@ def test_extra_arguments_of_any_name(optimizer):
 
 
 class Family(NamedTuple):
-    """Parameters that are called as fields of a state are."""
+    """Parameters with the names of a state's fields."""
 
     mu: jax.Array
     nu: jax.Array
@@ -290,7 +290,7 @@ def test_parameters_with_the_names_of_fields():
 
 
 def test_nested_parameters_with_the_names_of_fields():
-    """Each is kept in the codec of the state's field that it is in, deep down, too."""
+    """The state's field decides the codec of each, also deeper in the tree."""
     x = {n: Family(jnp.ones((64, 64)), {"nu": jnp.ones(64)}) for n in ("a", "b")}
     for codecs in ({"mu": int8(0)}, {"nu": uint8(0)}, {"mu": int8(0), "nu": uint8(0)}):
         optimizer = quantize_state(rmsprop(0.1, centered=True), codecs)
@@ -361,7 +361,7 @@ def test_a_state_made_under_x64_is_used_outside(jit):
 @pytest.mark.parametrize("state_place", [P(), P("d"), P(None, "d")], ids=str)
 @pytest.mark.parametrize("place", [P(), P("d"), P(None, "d")], ids=str)
 def test_a_state_sharded_otherwise_than_its_parameters(place, state_place, jit, rng):
-    """As where a state is spread over the devices that each have the parameters."""
+    """For example, a state sharded over devices that replicate the parameters."""
     mesh = mesh_of_four(AxisType.Explicit)
     x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
     optimizer = rmsprop(0.1, momentum=0.9, weight_decay=0.1)
@@ -484,7 +484,7 @@ def test_a_huge_learning_rate_overflows_nothing(options):
 
 
 def test_a_variance_of_large_gradients_is_that_variance():
-    """What rounds a square before it is added is no bound that is ever reached."""
+    """The bound that rounds a square before the addition is never reached."""
     optimizer = scale_by_rmsprop(0.5, centered=True)
     state = optimizer.init(jnp.zeros(1))
     for g in (1e15, -1e15):

@@ -1,4 +1,4 @@
-"""What every Optax transformation promises, tested as Optax tests its own."""
+"""The interface of Optax transformations, tested as Optax tests its own."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from tests.helpers import (
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-# In fewer bits a step is another program within a jit, and may round otherwise.
+# With codecs a step inside a jit is another program, and may round differently.
 IN_FULL = {
     n: o for n, o in OPTIMIZERS.items() if n not in ("in fewer bits", "one byte")
 }
@@ -54,7 +54,7 @@ def after_three_steps():
 
 @pytest.mark.parametrize("dtypes", [NARROW, ["float64"]], ids=["x32", "x64"])
 def test_state_and_update_are_stable(dtypes, request):
-    """In one program, which is traced once."""
+    """All steps are one program, traced once."""
     if "float64" in dtypes:
         request.getfixturevalue("x64")
     x = {dtype: params(dtype)["w"] for dtype in dtypes}
@@ -122,7 +122,7 @@ def test_extra_arguments_are_accepted():
 
 
 def test_parameters_may_be_anything_where_they_are_not_used():
-    """Equinox's users pass whole models, functions and all."""
+    """Equinox users pass whole models, including functions."""
     optimizer, x = rmsprop(0.1), params()
     model = {"model": jax.nn.relu, "name": "a"}
     updates, _ = optimizer.update(x, optimizer.init(x), model)
@@ -154,7 +154,7 @@ def test_the_type_of_a_hyperparameter_changes_no_type(wide, request):
     for found in map(step, numbers):
         assert types(found) == types(expected)
         chex.assert_trees_all_equal(found, expected)
-    # As operands of the caller's own jit, where they have a type and no value.
+    # As operands of the caller's jit, where they have a type but no value.
     for traced in jax.jit(lambda numbers: [step(n) for n in numbers])(numbers):
         assert types(traced) == types(expected)
 
@@ -163,7 +163,7 @@ def test_the_type_of_a_hyperparameter_changes_no_type(wide, request):
 
 
 class Layer(NamedTuple):
-    """A leaf and one that may be None."""
+    """A leaf, and one that may be None."""
 
     kernel: jax.Array
     bias: jax.Array | None
@@ -220,7 +220,7 @@ def test_init_of_shapes():
 
 
 def test_optax_finds_what_is_like_the_parameters():
-    """And with it everything that shards, masks or averages a state."""
+    """So everything works that shards, masks or averages a state."""
     x = params()
     for name, (_, state) in after_three_steps().items():
         optimizer = OPTIMIZERS[name]
@@ -251,12 +251,12 @@ def test_optax_gets_and_sets_by_name():
         )
 
 
-# However it is called.
+# Ways to call it.
 
 
 def test_the_same_bits_however_it_is_called(rng):
     gradients = jnp.asarray(rng.standard_normal((20, 37)), "float32")
-    # A schedule is Python's outside a jit, and rounds by itself there.
+    # Outside a jit a schedule runs in Python, and rounds separately.
     optimizers = {n: o for n, o in IN_FULL.items() if n != "schedules"}
 
     def stepped(states, g):
@@ -288,7 +288,7 @@ def test_the_same_bits_however_it_is_called(rng):
 
 
 def switched(names):
-    """The same steps outside a jit, in a scan, and in one for members."""
+    """The same steps outside a jit, in a scan, and in a vmapped scan."""
     x = {"w": (jnp.arange(6, dtype="float32") - 2).reshape(2, 3)}
     optimizers = {name: OPTIMIZERS[name] for name in names}
 
@@ -336,7 +336,7 @@ def test_switches(switch):
     expected = usual(names)
     with SWITCHES[switch]():
         found = switched(names)
-    # Without jit every operation rounds by itself.
+    # Without jit every operation rounds separately.
     chex.assert_trees_all_close(found, expected, rtol=tolerance("float32", 2**8))
 
 
@@ -371,7 +371,7 @@ def test_export_for_every_platform():
 
     exported = jax.export.export(jax.jit(update), platforms=platforms)(x, states)
     assert exported.platforms == platforms
-    # Another compilation, which may round once or twice otherwise.
+    # Another program, which may round once or twice differently.
     chex.assert_trees_all_close(
         exported.call(x, states),
         jax.jit(update)(x, states),
@@ -391,7 +391,7 @@ def test_pickling():
         assert jax.tree.structure(again) == jax.tree.structure(state)
         chex.assert_trees_all_equal(again, state)
         if name in ("schedules", "a convention"):
-            continue  # made of Optax's closures, which pickle refuses
+            continue  # contains Optax's closures, which cannot be pickled
         optimizer = pickle.loads(pickle.dumps(OPTIMIZERS[name]))
         chex.assert_trees_all_equal(
             optimizer.update(x, state, x), OPTIMIZERS[name].update(x, state, x)
@@ -423,7 +423,7 @@ def train(
     seed=0,
     **options,
 ):
-    """Parameters and updates of a scanned training, the optimizer built inside."""
+    """Parameters and updates of a scanned training that builds its optimizer."""
     noise = jnp.asarray(NOISE, dtype)[seed, :, :size]
     optimizer = rmsprop(learning_rate, gamma, eps, **options)
 
@@ -438,7 +438,7 @@ def train(
 
 
 def rows(trainings, values):
-    """Each training with each hyperparameter at its value, the others as they are."""
+    """Each training with each hyperparameter at its value, others unchanged."""
     return {
         f"{name}, {i}": train(*how, **options, **{name: value})
         for name, value in values.items()
@@ -471,16 +471,16 @@ def test_a_row_of_a_sweep_is_the_single_run(dtype):
         values = {name: x[i] for name, x in SWEPT.items()}
         row = jax.tree.map(lambda x: x[i], sweep)  # noqa: B023 - called at once
         chex.assert_trees_all_equal(row, single(values))
-    # With the last values known when it is compiled it is another program, which a
-    # compiler may round otherwise: of the two products of a momentum it contracts
-    # either with their sum. Two spacings a step.
+    # With the last values known at compile time it is another program, which may round
+    # differently: the compiler may contract either of the two products of a momentum
+    # with their sum. Two spacings per step.
     assert_close_by_largest(row, jax.jit(lambda: one(values))(), roundings=4 * 30)
 
 
 def test_a_row_of_odd_size_is_the_single_run_but_for_roundings():
-    """XLA's reciprocal root rounds otherwise in a vector than in a loop's remainder.
+    """XLA's reciprocal root rounds differently in a vector and in a loop's remainder.
 
-    The gradients are given, since near zero a gradient's own error is magnified.
+    The gradients are given, since errors of gradients near zero would be magnified.
     """
     one = functools.partial(rows, [(("float32", 7, False), {})])
     single, sweep = jax.jit(one), jax.jit(jax.vmap(one))(SWEPT)
@@ -536,7 +536,7 @@ def test_sharding(axis_type):
 
 
 def test_shard_map_checks_what_varies():
-    """With a state that is made inside and carried through a scan."""
+    """A state is created inside and carried through a scan."""
     x = jnp.arange(24.0).reshape(8, 3)
     spec = PartitionSpec("d")
 
@@ -558,12 +558,12 @@ def test_shard_map_checks_what_varies():
     assert all(found.shape == x.shape for found in train(x).values())
 
 
-# Schedules of one's own, and numbers that a program's type does not hold.
+# Custom schedules, and numbers that a program's dtype does not hold.
 
 
 @dataclasses.dataclass
 class Halving:
-    """A schedule that has no hash, as no dataclass has one unless it is frozen."""
+    """A schedule without a hash, like any dataclass that is not frozen."""
 
     start: float
 
@@ -614,7 +614,7 @@ def test_a_schedule_that_returns_no_scalar(value, got):
 
 
 def test_momentum_and_weight_decay_by_schedules():
-    """Each step is that of the numbers that the schedules have there."""
+    """Each step uses the schedules' numbers at that step."""
     x, n = params(), 5
     momentum, decay = (lambda t: 0.5 + 0.1 * t), (lambda t: 0.1 / (1 + t))
     optimizer = rmsprop(0.1, momentum=momentum, weight_decay=decay)

@@ -1,4 +1,4 @@
-"""Every way to write a path is one place."""
+"""Every way to write a path is the same location."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Trainings of many steps: stopped, killed, grown and gone on with, in any order."""
+"""Trainings of many steps: stopped, killed, extended and resumed, in any order."""
 
 import itertools
 import signal
@@ -92,7 +92,7 @@ def test_who_diverges_ends_there(at_once, stepped):
     for i in range(5):
         assert np.isfinite(lost.loss[i, : int(first[i])]).all()
         assert np.isnan(lost.loss[i, int(first[i]) + 1 :]).all()
-    # A batch of nothing but such ends, one step later than they.
+    # A batch in which all members diverge stops one step later.
     quiet(long_training, AXES | {"rate": [1e30]}, steps=1000, batch_size=5)
     assert len(stepped) <= int(first.max()) + 2
 
@@ -121,13 +121,13 @@ def test_in_any_order_the_bits_of_at_once(order, tmp_path, at_once):
     loaded = load_sweep(tmp_path)
     if "member" not in loaded.dims:
         same(loaded, at_once)
-    # Less was asked for than there is.
+    # A request for fewer steps than stored.
     few = run(tmp_path, steps=2)
     np.testing.assert_array_equal(few.loss, at_once.loss[..., :2])
     assert int(few.steps.max()) == 2
     expected = quiet(long_training, AXES, steps=2, batch_size=4)
     same(few, expected)
-    # Each member once, to whoever reads the plain store.
+    # The plain store has each member once.
     steps = xr.open_zarr(tmp_path).steps.values
     assert (steps > 0).sum() == at_once.steps.size
 
@@ -155,12 +155,12 @@ def test_ctrl_c_and_again(tmp_path, monkeypatch, ctrl_c, at_once, stepped):
 
 
 class Killed(BaseException):
-    """What ends a process."""
+    """Simulates the end of a process."""
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
 def test_what_was_saved_is_there_again(kind, tmp_path, monkeypatch, at_once, stepped):
-    """Of a process that ends at any moment, what it had saved, and all can go on."""
+    """If a process ends at any moment, its saves are intact and all can resume."""
     store = tmp_path if kind == "folder" else f"memory://{tmp_path.name}/a.zarr"
     append, left = _store.ZarrStore.append, itertools.count()
 
@@ -254,7 +254,7 @@ def test_who_has_diverged_is_not_best_by_a_whole_number():
 
 @pytest.mark.slow
 def test_kill_9_at_any_event_of_a_write(tmp_path, start):
-    """Each time at another of the moments at which it begins or ends a file."""
+    """Each time it is killed as it opens or renames another file."""
     random = np.random.default_rng(1)
     axes, store = AXES | {"rate": [0.1, 0.03]}, tmp_path / "a.zarr"
     expected = quiet(long_training, axes, steps=40, batch_size=4)
@@ -266,14 +266,14 @@ def test_kill_9_at_any_event_of_a_write(tmp_path, start):
             steps = xr.open_zarr(store).steps.values
             rows = xr.open_zarr(store).loss.values
             for row, n in zip(rows, steps, strict=True):
-                assert np.isfinite(row[:n]).all()  # what is said to be there is there
+                assert np.isfinite(row[:n]).all()  # the claimed steps are stored
     found = result(*start(store, axes, 40, 0, target=run_long))
     assert found == bits(expected[["loss", "noise", "steps"]])
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path, start, at_once):
-    """Of `jax.distributed`, of which the first one writes."""
+    """Processes of `jax.distributed`; the first one writes."""
     for steps in (3, STEPS):
         options = {"devices": 2, "processes": 2, "port": free_port()}
         both = [
@@ -286,7 +286,7 @@ def test_two_processes(tmp_path, start, at_once):
 
 @pytest.mark.exhaustive
 def test_a_convolutional_network_that_is_killed_ten_times(tmp_path, start):
-    """Some minutes, and the bits of one that was not."""
+    """In some minutes, it gets the bits of an uninterrupted training."""
     store, axes = tmp_path / "a.zarr", {"gamma": [0.9, 0.99], "seed": range(4)}
     random = np.random.default_rng(0)
     for number in random.integers(20, 200, 10):
@@ -371,7 +371,7 @@ def test_on_step_hears_of_each_step(kept, tmp_path, at_once):
 
 
 def test_tensorboard_hears_it(tmp_path):
-    """As the page about tracking does."""
+    """The code is that of the page about tracking."""
     tensorboard = require("tensorboardX")
     with tensorboard.SummaryWriter(str(tmp_path)) as writer:
 
@@ -404,7 +404,7 @@ def test_successive_halving(at_once, tmp_path, stepped):
     np.testing.assert_array_equal((found.rung > 0).all("seed"), np.isin(range(6), best))
     best = best.values
     last = best[mean[best, 2].argsort().values[:2]]  # ceil(0.4 * 3)
-    # And who has diverged needs no further steps.
+    # Diverged members need no further steps.
     done = np.isin(range(6), [*last, 4])
     np.testing.assert_array_equal(found.finished.all("seed"), done)
     np.testing.assert_array_equal(found.rung, found.rung[:, [0, 0]])
@@ -414,7 +414,7 @@ def test_successive_halving(at_once, tmp_path, stepped):
         assert np.isnan(found.loss[i, :, steps:]).all()
     assert summary(found).best == {"rate": axes["rate"][int(last[0])]}
     assert "6 not run" in str(summary(found))
-    # The same in a store, which then has nothing to compute.
+    # The same with a store, which then has nothing left to compute.
     for computed in (None, 0):
         kept = successive_halving(long_training, axes, store=tmp_path, **options)
         for name in ("loss", "rung", "steps"):
@@ -526,7 +526,7 @@ def test_one_member_that_raises_is_flagged(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-# Callbacks and places.
+# Callbacks and meshes.
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}], ids=str)
@@ -580,7 +580,7 @@ def test_a_training_with_a_mesh_of_its_own():
     np.testing.assert_array_equal(found.loss, [4, 8, 12])
 
 
-# What others have done to a store.
+# Changes that others make to a store.
 
 
 def test_a_variable_that_others_add_grows_with_it(tmp_path):
@@ -628,7 +628,7 @@ def test_a_file_system_whose_locks_are_none(how, tmp_path, monkeypatch):
 
 
 def test_the_versions_that_count(tmp_path):
-    """Not the package's own; the format's."""
+    """The format's version counts, not the package's."""
     import zarr
 
     run(tmp_path, steps=1)
@@ -663,7 +663,7 @@ def test_seeds_of_points_are_averaged():
     assert judged.best == {"rate": pytest.approx(0.1)}
     assert judged.seeds == 2
     assert judged.value == pytest.approx(0.1 + 1.5 * (0.1 - 0.2), rel=1e-5)
-    # A point that lacks a seed is not the best, and is named.
+    # A point with a missing seed is not the best, but is reported.
     part = summary(found.isel(member=[0, 1, 2, 4, 5]))
     assert part.best == {"rate": pytest.approx(0.3)}
     assert "1 points lack seeds; by those that ran, 0.1 at rate 0.1" in str(part)
@@ -683,11 +683,11 @@ def test_selections_are_read_like_the_whole(at_once):
     assert summary(member).value == pytest.approx(float(member.loss[-1]))
 
 
-# Python's values.
+# Python values.
 
 
 class Config:
-    """An object that says what it is by its parts."""
+    """An object identified by its parts."""
 
     def __init__(self, width):
         self.width = width
@@ -737,7 +737,7 @@ def test_values_can_be_named(tmp_path):
 
 
 def test_rmsprop_in_a_training(tmp_path):
-    """The state of an optimizer is a carry like any other."""
+    """An optimizer's state is a carry like any other."""
 
     def init(gamma):
         x = jnp.array([-5.0, -2.0])

@@ -1,4 +1,4 @@
-"""The axes of a sweep: what they may be, and which members share a program."""
+"""The axes of a sweep: allowed values, and which members share a program."""
 
 import functools
 
@@ -63,7 +63,7 @@ def test_python_values_between_numbers_keep_their_place():
     )
     np.testing.assert_array_equal(curves.loss, expected)
     assert list(curves.kind.values) == ["x", "None", "y"]
-    # Paired, equal values share a program wherever they stand.
+    # Paired, equal values share a program at any position.
     paired = {"a": [1.0, 2.0, 3.0], "kind": ["y", "x", "y"], "b": [1.0, 2.0, 3.0]}
     curves = quiet(train, paired, zipped=True)
     np.testing.assert_array_equal(curves.loss, [22, 14, 26])
@@ -217,14 +217,14 @@ def test_a_gamma_whose_distance_to_1_is_lost_is_refused():
         e.value
     )
     quiet(lambda gamma: {"loss": gamma}, {"gamma": log_one_minus(0.5, 0.9999, 2)})
-    # Any other number is one like any other.
+    # Other numbers have no such check.
     quiet(lambda discount: {"loss": discount}, {"discount": [0.5, 0.9999999]})
     with pytest.warns(UserWarning, match="^`p` 0.99999999999 is exactly 1 as float32"):
         quiet(lambda p: {"loss": p}, {"p": [0.5, 0.99999999999]})
 
 
 def test_a_gamma_near_1_as_a_python_value():
-    """As an optimizer by itself has it."""
+    """It has the precision of a single optimizer's."""
 
     def step(gamma):
         optimizer, one = rmsprop(1e-3, gamma), jnp.ones(1)

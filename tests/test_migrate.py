@@ -1,4 +1,4 @@
-"""A training goes on elsewhere as if it had stayed."""
+"""A training resumes in another framework with the same steps."""
 
 import chex
 import jax
@@ -50,7 +50,7 @@ OF_TORCH = {
 
 
 class Their:
-    """What differs between the frameworks: where the state is."""
+    """The differences between the frameworks: where the state is."""
 
     def __init__(self, name, options):
         self.name, self.options = name, options
@@ -110,9 +110,9 @@ def train(optimizer, x, gradients, state=None):
 
 
 def halves(name, chosen, dtype):
-    """For each of the options the second half of a training, computed in three ways.
+    """The second half of a training with each of the options, computed in three ways.
 
-    Where it began; gone on with here; and begun here, to be gone on with there.
+    Entirely in the other framework; resumed here; and started here, resumed there.
     """
     x, gradients, rates = problem(dtype, 2 * HALF)
     first = {n: g[:HALF] for n, g in gradients.items()}
@@ -187,7 +187,7 @@ def test_a_training_goes_on(name, combinations, standard_promotion):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_settings_are_the_checkpoints(name):
-    """Without an optimizer the state is that of the convention."""
+    """Without `optimizer` the state is the convention's."""
     for options in every(*OPTIONS[name]):
         their = Their(name, options)
         x, gradients, rates = problem("float32", steps=2)
@@ -198,7 +198,7 @@ def test_the_settings_are_the_checkpoints(name):
             optimizer = conventions.tf_keras_v2(**options)
             state = their.save(begun, params, optimizer)
         else:
-            # TensorFlow's slots don't tell that there is no momentum.
+            # TensorFlow's slots do not show that there is no momentum.
             momentum = {"momentum": 0.9} if name == "tensorflow1" else {}
             rate = {"learning_rate": 0.1} if name == "tensorflow1" else {}
             optimizer = their.convention(**(options | momentum | rate))
@@ -232,7 +232,7 @@ def test_optax_goes_on(combinations, x64, standard_promotion):
     )
 
     def gone_on(before, after, move):
-        """The second half of each by `before` itself, and moved to `after`."""
+        """The second half of each, by `before` itself and migrated to `after`."""
         begun = train_each(before, x, first)
         middle = {
             i: {n: t[-1] for n, t in run.items()} for i, (run, _) in begun.items()
@@ -268,11 +268,11 @@ def test_optax_parts_go_on(scale_by, options, standard_promotion):
     expected, _ = its.update(g, state)
     chex.assert_trees_all_close(our.update(g, moved)[0], expected, rtol=1e-5)
     back = migrate.to_optax(moved, x, its.init(x))
-    # A centered average goes through its variance.
+    # A centered average is converted through its variance.
     chex.assert_trees_all_close(back, state, rtol=1e-6)
 
 
-# What else there is to a checkpoint.
+# Other parts of a checkpoint.
 
 
 def test_groups_are_a_partition(standard_promotion):
@@ -337,7 +337,7 @@ def test_names_count_more_than_order():
 
 
 def test_layers_stacked_in_one_array():
-    """As a scan over layers has them; theirs are one by one."""
+    """A scan over layers stacks them; theirs are separate."""
 
     def unstacked(tree):
         return {f"layers.{i}.weight": tree["blocks"][i].T for i in range(3)}
@@ -357,7 +357,7 @@ def test_layers_stacked_in_one_array():
     )
     nu = optax.tree_utils.tree_get(state, "nu")
     chex.assert_trees_all_equal(nu, {"blocks": params["blocks"] ** 2})
-    # One layer that is missing is named, not the array that it belongs to.
+    # The error names the missing layer, not the stacked array.
     del entries[1]["square_avg"]
     with pytest.raises(ValueError, match="has no square_avg of 'layers.1.weight'"):
         migrate.from_torch(
@@ -454,7 +454,7 @@ def transposed(tree):
 
 
 def checkpoint(change=None, momentum=0.0):
-    """PyTorch's, changed by a function of its entries."""
+    """A PyTorch checkpoint, changed by a function of its entries."""
     entries = {
         0: {"step": 1.0, "square_avg": np.ones((3, 2))},
         1: {"step": 1.0, "square_avg": np.ones(3)},
@@ -466,7 +466,7 @@ def checkpoint(change=None, momentum=0.0):
 
 
 def two_of_a_shape():
-    """A checkpoint of two arrays of one shape, the second one's average larger."""
+    """A checkpoint of two arrays of one shape; the second has a larger average."""
     entries = {
         i: {"step": 1.0, "square_avg": np.full((2, 2), 1.0 + i)} for i in range(2)
     }
@@ -529,7 +529,7 @@ def test_a_parameter_without_an_entry_begins_anew(read, initial, known):
         {"state": entries, "param_groups": groups}, params, layout=first_and_second
     )
     nu, trace = optax.tree.get(state, "nu"), optax.tree.get(state, "momentum")
-    # In the layout's order, which has the second one first.
+    # In the layout's order, with the second one first.
     assert (nu["first"] == initial).all()
     assert (trace["first"] == 0).all()
     assert (nu["second"] == (1.0 if known else initial)).all()
@@ -653,7 +653,7 @@ def test_eight_bits_are_refused():
 
 
 class Variable:
-    """As Keras has them."""
+    """A variable like those of Keras."""
 
     def __init__(self, name, value):
         self.name, self.value = name, value
@@ -699,7 +699,7 @@ def test_keras_variables_of_one_name_are_told_apart_by_order():
 
 
 def test_keras_layers_of_one_name(standard_promotion):
-    """Of two models that are trained together."""
+    """Two models that are trained together."""
     keras = quietly("keras")
     layers = [keras.layers.Dense(3, name="dense") for _ in range(2)]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Whatever a person passes either works or is refused in one line that names it."""
+"""Any argument either works or raises an error of one line that names it."""
 
 import contextlib
 import inspect
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 class Odd:
-    """With a representation of several lines, as a pandas table's."""
+    """An object with a repr of several lines, like a pandas table."""
 
     def __repr__(self):
         return "an odd\nobject\n" + "x" * 200
@@ -87,11 +87,11 @@ odd = st.sampled_from(ODD)
 
 @contextlib.contextmanager
 def in_one_line(*names):
-    """What is raised within it is one line, and names one of the arguments."""
+    """Check that an error inside is one line that names one of the arguments."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError, OSError, ImportError) as error:
-        # JAX adds its own lines to what is raised inside a jit.
+        # JAX adds its own lines to errors raised inside a jit.
         message = str(error).split("\n--------------------\n")[0].strip()
         assert "\n" not in message, message
         assert len(message) < 600, message
@@ -113,14 +113,14 @@ MAKERS = {
 
 
 def traced(function):
-    """Call a function as in a jit, of which nothing is compiled."""
+    """Trace a function as in a jit, without compiling."""
     jax.eval_shape(lambda: [function(), jnp.zeros(())][1])
 
 
 @pytest.mark.parametrize("maker", MAKERS)
 @given(data=st.data())
 def test_arguments_of_an_optimizer(maker, data):
-    """And what was accepted makes a step."""
+    """Accepted arguments can take a step."""
     make = MAKERS[maker]
     names = arguments(make)
     name = data.draw(st.sampled_from(names))
@@ -131,7 +131,7 @@ def test_arguments_of_an_optimizer(maker, data):
         if p.default is p.empty and n != name
     }
     if name == "mask" and callable(value):
-        return  # what a person's own function raises is theirs
+        return  # errors of the user's function are theirs
     x = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     with in_one_line(name, *names):
         optimizer = make(**(needed | {name: value}))
@@ -238,7 +238,7 @@ def test_arguments_of_a_sweep(name, x, steps, tmp_path_factory):
         return  # a name is a folder of that name
     if name in ("client", "labels", "on_step") and x is None:
         return  # none
-    # A function that is called says for itself what it wants.
+    # A user's function raises its own errors.
     step = name == "on_step" and callable(x)
     with (
         contextlib.suppress(Exception)
@@ -309,7 +309,7 @@ def test_what_a_training_returns(what):
 
 
 def test_the_check_itself():
-    """It refuses what it should."""
+    """`in_one_line` fails for bad errors."""
     with pytest.raises(AssertionError), in_one_line("x"):
         raise ValueError("`x` must be\nsomething")
     with pytest.raises(AssertionError), in_one_line("x"):

@@ -1,4 +1,4 @@
-"""The whole step: learning rate, momentum and decay, each in its place."""
+"""The whole step: the order of learning rate, momentum and decay."""
 
 import inspect
 
@@ -47,8 +47,8 @@ def test_every_option_in_float64(x64, rng, combinations):
             truth.step(g, learning_rate=rates[t], gamma=gammas[t], eps=1e-4, **decay)
             for t, g in enumerate(gradients)
         ]
-        # Some roundings a step on both sides; the centered truth's difference of
-        # moments loses a digit or two. Relative to the step, as x may pass by zero.
+        # Some roundings per step on both sides; the centered truth's difference of
+        # moments loses a digit or two. Relative to the step, since x may pass zero.
         few = tolerance("float64", 1e5)
         np.testing.assert_allclose(found[i][0], expected, few, few, err_msg=f"{chain}")
 
@@ -101,8 +101,8 @@ def test_half_precision_rounds_once(rng):
         u, state = optimizer.update(jnp.asarray(g), state, jnp.asarray(x))
         truth.step(g, learning_rate=1e-3, gamma=0.999, weight_decay=1e-2)
         exact = truth.x - x.astype("float64")
-        # One rounding to bfloat16, after float32's own, and where step and decay
-        # cancel, their roundings relative to the larger.
+        # One rounding to bfloat16, after float32's own; if step and decay cancel, their
+        # roundings relative to the larger.
         np.testing.assert_allclose(
             np.asarray(u, "float64"),
             exact,
@@ -112,7 +112,7 @@ def test_half_precision_rounds_once(rng):
 
 
 def test_leaves_of_two_widths_keep_theirs(x64):
-    """A wide learning rate widens nothing."""
+    """A wider learning rate does not widen a leaf."""
     x = {"half": jnp.ones(3, "float16"), "single": jnp.ones(3, "float32")}
     for rate in (0.1, jnp.float64(0.1), optax.constant_schedule(jnp.float64(0.1))):
         optimizer = rmsprop(rate, momentum=0.9, weight_decay=0.1)
@@ -126,7 +126,7 @@ def test_leaves_of_two_widths_keep_theirs(x64):
 
 
 def test_a_python_number_is_exact_for_each_leaf(x64, standard_promotion):
-    """Beside a float32 array, a float64 one gets 0.1 as a double."""
+    """Next to a float32 array, a float64 one gets 0.1 as a double."""
     x = {"single": jnp.ones(3, "float32"), "double": jnp.linspace(-1, 1, 5)}
     optimizer = rmsprop(0.1, 0.9, momentum=0.9, weight_decay=0.1)
     state, step = optimizer.init(x), jax.jit(optimizer.update)
@@ -143,7 +143,7 @@ def test_a_python_number_is_exact_for_each_leaf(x64, standard_promotion):
 
 
 def test_what_an_optimizer_is_by_default():
-    """The textbook's, and Optax's where the textbook has nothing."""
+    """The defaults are the textbook's, or else Optax's."""
     defaults = {
         name: p.default
         for name, p in inspect.signature(rmsprop).parameters.items()

@@ -92,7 +92,7 @@ def test_every_module_imports_no_extra_and_nothing_deprecated():
     assert not EXTRAS & set(loaded)
 
 
-# What JAX calls experimental or private may go in any version. Each use, and why.
+# JAX may remove experimental or private names in any version. Each use, and why.
 UNSTABLE = {
     ("jax_rmsprop/_versions.py", "from jax.experimental import multihost_utils"): (
         "nothing public gathers what processes hold on their hosts"
@@ -153,7 +153,7 @@ def test_readme_links_and_pictures_exist():
 
 
 def test_what_a_release_says_of_itself_agrees():
-    """Version, addresses and requirements stand in several files."""
+    """Version, addresses and requirements agree between several files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What the pictures of a sweep, its summary and its table say."""
+"""The contents of a sweep's pictures, summary and table."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ RATES = [0.001, 0.01, 0.1]
 
 
 def train(gamma, learning_rate, seed):
-    """Losses with their least at gamma .99, learning rate .01; .1 and .999 diverge."""
+    """Losses with a minimum at gamma .99, learning rate .01; .1 and .999 diverge."""
     distance = (jnp.log10(1 - gamma) + 2) ** 2 + (jnp.log10(learning_rate) + 2) ** 2
     loss = (1 + distance) * (1 + seed / 10) * jnp.arange(5.0, 0, -1)
     bad = (gamma > 0.995) & (learning_rate > 0.05) & (seed == 1)
@@ -49,7 +49,7 @@ def _close():
 
 
 def final():
-    """The last losses, by NumPy."""
+    """The last losses, in NumPy."""
     g, r, s = np.meshgrid(GAMMAS, RATES, range(3), indexing="ij")
     loss = 1 + (np.log10(1 - g) + 2) ** 2 + (np.log10(r) + 2) ** 2
     loss = loss * (1 + s / 10)
@@ -83,7 +83,7 @@ def test_summary(curves):
 
 
 def test_a_point_with_a_diverged_seed_is_never_the_best(curves):
-    """Also where its other seeds are best."""
+    """Even if its other seeds are the best."""
     corner = curves.isel(gamma=[2, 3], learning_rate=[1, 2])
     corner = corner.assign(loss=corner.loss - 100 * (corner.gamma > 0.995))
     found = summary(corner)
@@ -173,7 +173,7 @@ def test_loss_against_gamma(curves):
 
 
 def test_what_diverged_is_marked(curves):
-    """At learning rate .1 alone, gamma .999 has no mean."""
+    """Only at learning rate .1, gamma .999 has no mean."""
     ax = loss_against_gamma(curves.isel(learning_rate=[2]))
     np.testing.assert_allclose(lines(ax)["diverged"][:, 0], [0.001])
     ax = sensitivity(curves)
@@ -219,7 +219,7 @@ def test_more_lines_than_colours():
         {"gamma": [0.5, 0.9, 1.0], "learning_rate": np.linspace(0.1, 1, 12)},
         progress=False,
     )
-    ax = sensitivity(curves)  # and a gamma of 1, for which there is no place
+    ax = sensitivity(curves)  # and a gamma of 1, which has no position
     assert len({mpl.colors.to_hex(line.get_color()) for line in ax.get_lines()}) == 12
 
 
@@ -231,7 +231,7 @@ def test_labels_say_the_units(curves):
 
 
 def ranks(function, axes):
-    """The first-order and total indices of the ranks of a function, by loops."""
+    """The first-order and total indices of a function's ranks, by loops."""
     grid = np.meshgrid(*axes.values(), indexing="ij")
     values = function(**dict(zip(axes, grid, strict=True))).ravel()
     # Equal values share the mean of their ranks.
@@ -269,13 +269,13 @@ def test_importance_is_the_analysis_of_variance(function):
     assert list(found) == list(axes)
     for name, shares in found.items():
         np.testing.assert_allclose(shares, expected[name], rtol=1e-9, atol=1e-12)
-    # What an order turned round does not change.
+    # Reversing the order does not change it.
     turned = plotting._members.explained(curves, "loss", True)
     np.testing.assert_allclose(list(turned.values()), list(found.values()))
 
 
 def test_importance_of_points():
-    """A hyperparameter that decides explains all, one that does nothing nothing."""
+    """A hyperparameter that decides explains all; one without effect, nothing."""
     rng = np.random.default_rng(0)
     members = {
         "gamma": rng.uniform(0, 0.999, 400),
@@ -290,7 +290,7 @@ def test_importance_of_points():
     curves = sweep(train, members, zipped=True, batch_size=100, progress=False)
     found = plotting._members.explained(curves, "loss", False)
     assert found["learning_rate"][0] > 0.98
-    # By chance 19 of 399 degrees of freedom, were it not taken off.
+    # Without the correction, by chance 19 of 399 degrees of freedom.
     assert found["gamma"][0] < 0.03
     assert found["seed"][0] < 0.03
     assert all(np.isnan(total) for _, total in found.values())
@@ -317,7 +317,7 @@ def test_parallel_coordinates(curves):
     # gamma .99 is third of four by log(1 - gamma), learning rate .01 second of three.
     np.testing.assert_allclose(lines[-1, :, 1], [2 / 3, 0.5, 0], atol=1e-12)
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), lines[-1])
-    # One diverged: it lies below all others, and ends above the axis.
+    # One diverged: it is drawn below all others, and ends above the axis.
     np.testing.assert_allclose(lines[0, :, 1], [1, 1, 1.1])
     assert ax.get_legend_handles_labels()[1] == ["best: 1.1", "diverged: 1"]
     labels = [label.get_text() for label in ax.get_xticklabels()]
@@ -336,7 +336,7 @@ def test_parallel_coordinates_of_python_values():
 
 
 def test_python_values_of_every_kind(tmp_path):
-    """Such as have no order among themselves, or are no text for HTML."""
+    """Values without an order, or with characters that HTML escapes."""
     members = {
         "kind": np.array(["<mean>", None, True] * 4, object),
         "gamma": np.linspace(0.5, 0.99, 12),
@@ -351,7 +351,7 @@ def test_python_values_of_every_kind(tmp_path):
     plotting.parallel_coordinates(curves)
     curves = curves.isel(member=curves.kind.values == "<mean>")
     page = plotting.report(curves, tmp_path / "sweep.html").read_text()
-    # Escaped for the page's JSON, and once more where it is text.
+    # Escaped for the page's JSON, and again as text.
     assert "kind &amp;lt;mean&amp;gt;" in page
 
 
@@ -389,7 +389,7 @@ def test_bad_input(curves, monkeypatch):
         heatmap(curves)
 
 
-# Whatever the order of an axis, and whatever else an output does.
+# Any order of an axis, and any other output.
 
 
 def hill(gamma, learning_rate):

@@ -59,7 +59,7 @@ def test_points_are_spread_over_the_space(method):
     for values in fractions.values():
         assert values.min() >= 0
         assert values.max() <= 1
-        # Of random numbers: 32 in each eighth, give or take four deviations of 5.3;
+        # Random numbers: 32 in each eighth, up to four standard deviations of 5.3;
         # the others are even by design.
         counts = np.histogram(values, 8, (0, 1))[0]
         spread = abs(counts - 32).max()

@@ -1,4 +1,4 @@
-"""Laws that hold for every gradient, found or broken by hypothesis."""
+"""Properties that hold for every gradient, tested by hypothesis."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from hypothesis.extra import numpy as hnp
 from jax_rmsprop import rmsprop, scale_by_rmsprop
 from tests.helpers import tolerance
 
-# All floats, and no subnormal, which XLA reads as zero.
+# All floats except subnormal ones, which XLA reads as zero.
 finite = st.floats(
     width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False
 )
-# Gradients whose square is a normal number with a margin of 2^24 and more.
+# Gradients whose square is normal with a margin of at least 2^24.
 ordinary = st.floats(2.0**-40, 2.0**40, width=32)
 sign = st.sampled_from([-1.0, 0.0, 1.0])
 gammas = st.floats(0.0, 1.0, width=32)
@@ -30,7 +30,7 @@ options = st.fixed_dictionaries(
 def gradients(elements):
     """Five steps of sixteen coordinates, so that one program serves all.
 
-    Sixteen fill XLA's vectors; elements in a remainder may be rounded otherwise.
+    Sixteen fill XLA's vectors; elements in a remainder may round differently.
     """
     return hnp.arrays(np.float32, (5, 16), elements=elements)
 
@@ -73,7 +73,7 @@ def test_scale_invariance_is_exact_for_powers_of_two(size, sign, gamma, power):
         optimizer = scale_by_rmsprop(gamma, 0.0, centered=centered)
         u, state = run(optimizer, g)
         v, scaled = run(optimizer, g * np.float32(2.0**power))
-        # Below this the smallest normal number is felt, which stands for eps = 0.
+        # Below this the smallest normal number, used for eps = 0, has an effect.
         felt = np.minimum(state.nu, scaled.nu) <= 2.0**-100
         np.testing.assert_array_equal(u[-1][~felt], v[-1][~felt])
 

@@ -1,4 +1,4 @@
-"""State in fewer bits: as precise as promised, and a state like any other."""
+"""State in fewer bits: its documented precision, and the interface of a state."""
 
 import functools
 import importlib
@@ -42,7 +42,7 @@ SPACING = {"bfloat16": 2.0**-7, "uint8": 2.0**-3}
 
 @functools.partial(jax.jit, static_argnums=0)
 def settled(kept, x, noise):
-    """The codes of x: the first step finds its exponents, the next ones its window."""
+    """The codes of x once its exponents (first step) and window (next ones) settle."""
     base = jnp.int32(kept.first_base)
     for _ in range(3):
         codes = kept.encode(x, noise, base)
@@ -53,7 +53,7 @@ def settled(kept, x, noise):
 
 
 def lowbias32(x):
-    """Wellons' hash of 32 bits, in Python's integers."""
+    """Wellons' 32-bit hash, in Python integers."""
     x = ((x ^ x >> 16) * 0x7FEB352D) % 2**32
     x = ((x ^ x >> 15) * 0x846CA68B) % 2**32
     return x ^ x >> 16
@@ -73,7 +73,7 @@ def test_the_dither_is_a_hash_of_leaf_step_and_position(count, seed):
         ]
         found = dither((2, 3, 40), starts[leaf], count)
         np.testing.assert_array_equal(found.ravel(), expected)
-        # Of another field of the element, from the same hash.
+        # Another field of the element, from the same hash.
         move = count * 0x9E3779B9
         expected = [((d - move) * 0x8649A765**2 + move) % 2**32 for d in expected]
         found = dither((2, 3, 40), starts[leaf], count, field=2)
@@ -105,10 +105,10 @@ def shortest(rows):
 
 @pytest.mark.parametrize("fields", [*itertools.combinations(range(4), 2), (0, 1, 2)])
 def test_the_fields_of_an_element_are_independent(fields):
-    """All hashes make a lattice of them: how far apart are its lines, or its planes?
+    """Over all hashes the fields form a lattice of close lines and planes.
 
-    As far as the shortest vector of its dual is long, the other way round: 2^-16 of the
-    unit square for the best lattice of so many points, 2^-10.8 of the cube.
+    Their distance is the reciprocal of the dual lattice's shortest vector: 2^-16 of
+    the unit square for the best lattice of that many points, 2^-10.8 of the cube.
     """
     m, n = 0x8649A765, 2**32
     other = [pow(m, f - fields[0], n) for f in fields[1:]]
@@ -119,9 +119,9 @@ def test_the_fields_of_an_element_are_independent(fields):
 
 
 def test_fields_round_independently_of_each_other():
-    """Of the elements of which one field was rounded up, the other's as many as of all.
+    """The fraction of one field rounded up does not depend on the other's rounding.
 
-    For chances great and small, of every pair of fields, at steps in both periods.
+    For small and large probabilities, every pair of fields, at steps in both periods.
     """
     n, chances = 2**18, (0.01, 0.3, 0.5, 0.97)
     for count, start in ((1, 5), (17, 99), (40, 12345)):
@@ -142,7 +142,7 @@ def test_the_dither_of_an_array_of_more_elements_than_32_bits_count():
 
 
 def test_the_dither_begins_anew():
-    """Every 32 steps, else the errors of an average would repeat for ever."""
+    """It is reseeded every 32 steps, or errors of an average would repeat forever."""
     starts = [np.asarray(dither_starts(3, t, 7)) for t in (0, 31, 32, 63, 64)]
     np.testing.assert_array_equal(starts[0], starts[1])
     np.testing.assert_array_equal(starts[2], starts[3])
@@ -155,9 +155,9 @@ def test_the_dither_begins_anew():
 
 @functools.partial(jax.jit, static_argnames=("gammas", "steps", "elements"))
 def averages(gammas, steps, elements):
-    """For each gamma and codec the average as kept and the largest ratio of two steps.
+    """For each gamma and codec the stored average and the largest ratio of two steps.
 
-    And for each gamma the average in float64, all of the same noise.
+    Also for each gamma the float64 average, all of the same noise.
     """
     kept_by = {
         (gamma, name): quantize_state(scale_by_rmsprop(gamma, 0.0), {"nu": kept})
@@ -195,7 +195,7 @@ def averages(gammas, steps, elements):
     return kept, jax.tree.map(jnp.max, ratios), nu
 
 
-# For each gamma and each codec, bounds of the mean error and of its mean.
+# Bounds of the mean error and of its mean, for each gamma and codec.
 BOUNDS = {
     (0.9, "bfloat16"): (0.006, 0.003),
     (0.9, "uint8"): (0.07, 0.02),
@@ -210,7 +210,7 @@ BOUNDS = {
     "elements", [ELEMENTS, pytest.param(4 * ELEMENTS, marks=pytest.mark.slow)]
 )
 def test_noisy_averages(x64, elements):
-    """Over six decades of nu in one leaf, 3,000 steps, against float64."""
+    """Compared to float64, over six decades of nu in one leaf and 3,000 steps."""
     kept, ratios, nu = averages((0.9, 0.99, 0.999), 3000, elements)
     for at, (error, bias) in BOUNDS.items():
         truth = np.asarray(nu[at[0]])
@@ -218,7 +218,7 @@ def test_noisy_averages(x64, elements):
         relative = np.asarray(kept[at], np.float64) / truth - 1
         assert np.abs(relative).mean() < error
         assert abs(relative.mean()) < bias
-        # Of any element at any of the steps.
+        # For any element at any step.
         assert ratios[at] <= 2
 
 
@@ -240,7 +240,7 @@ def test_constant_gradients_do_not_freeze():
 
     for gamma in (0.9, 0.99, 0.999):
         for name, nu in settled_states(gamma).items():
-            # Of a value: half of it up and down is where rounding leaves it.
+            # Relative to the value: rounding moves it by at most a spacing.
             assert np.abs(nu / (g * g) - 1).max() <= SPACING[name]
 
 
@@ -254,7 +254,7 @@ def test_relative_precision_over_seven_decades(kept, decades):
     relative = np.asarray(kept.decode(codes, base) / x - 1)
     name = "uint8" if codes.dtype == jnp.uint8 else "bfloat16"
     assert np.abs(relative).max() <= SPACING[name]
-    # The mean of so many roundings, each unbiased and within the spacing.
+    # The mean of that many roundings, each unbiased and within the spacing.
     assert abs(relative.mean()) < SPACING[name] / np.sqrt(ELEMENTS) * 2
     # At first the codes are exponents.
     first = jnp.int32(kept.first_base)
@@ -274,7 +274,7 @@ def test_all_codes_are_used():
 
 
 def test_what_is_too_small_counts_as_the_smallest():
-    """Never as zero, which would make a step huge."""
+    """It is never 0, which would make a step huge."""
     x = jnp.where(jnp.arange(4096) < 100, 1.0, 1e-20)
     zero = jnp.zeros(4096, "uint32")
     kept = uint8()
@@ -285,7 +285,7 @@ def test_what_is_too_small_counts_as_the_smallest():
 
 
 def test_no_step_is_twice_full_precisions():
-    """Also of elements that are 10 decades below the leaf's largest."""
+    """Also for elements that are 10 decades below the leaf's largest."""
     rng = np.random.default_rng(0)
     scale = 10 ** rng.uniform(-5, 0, 8192)
     stored = quantize_state(scale_by_rmsprop(0.9, 0.0), {"nu": uint8()})
@@ -308,7 +308,7 @@ def test_zero_stays_zero_until_there_is_something():
     np.testing.assert_array_equal(u[:, 1:], 0.0)
     nu = dequantize_state(state, {"nu": uint8()}).nu
     np.testing.assert_array_equal(nu[:, 1:], 0.0)
-    # The others' first step is what it would be without their neighbours.
+    # The others' first step does not depend on their neighbours.
     u, _ = optimizer.update(jnp.full((64, 64), 1e-3), state)
     np.testing.assert_allclose(u[:, 1:], 1 / np.sqrt(0.1), rtol=1e-4)
 
@@ -327,7 +327,7 @@ def test_one_huge_gradient_recovers(rng):
     for name in BOTH:
         u = np.abs(found[name][0])
         assert np.isfinite(u).all()
-        # Its neighbours do not notice.
+        # Its neighbours are not affected.
         assert (u[1:, others] <= 2 * full[1:, others]).all()
         assert (u[1:, others] >= full[1:, others] / 2).all()
     assert abs(found["uint8"][0][-1, 7]) > 0.1 * abs(gradients[-1, 7])
@@ -343,14 +343,14 @@ def test_signed_numbers_are_unbiased(kept):
     noise = jax.random.bits(jax.random.key(0), x.shape, "uint32")
     value_kept = kept.decode(*settled(kept, x, noise))
     mean = np.asarray(value_kept, np.float64).mean(1)
-    # An eighth of the value, or of the smallest, by the root of the roundings.
+    # An eighth of the value, or of the smallest, over the root of the roundings.
     smallest = 2.0**-13
     np.testing.assert_allclose(mean, value, rtol=4 * 0.125 / 64, atol=4 * smallest / 64)
     assert (np.sign(value_kept) * np.sign(x) >= 0).all()
 
 
 def test_mean_and_momentum(rng):
-    """Near full precision's, under noise with a drift."""
+    """They stay near full precision's, for noise with a drift."""
     gradients = (0.3 + rng.normal(size=(300, 8192))).astype("float32")
     options = {"mu": {"centered": True}, "momentum": {"momentum": 0.9}}
     full = {f: rmsprop(0.01, 0.99, 1e-6, **options[f]) for f in options}
@@ -404,7 +404,7 @@ def test_state_is_stable():
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, x)
         state = new
     assert step._cache_size() == 1
-    # And outside a jit, of a gradient that is the same in each step, the same bits.
+    # The same bits outside a jit, for a constant gradient.
     eager = optimizer.init(x)
     for _ in range(3):
         _, eager = optimizer.update(x, eager, x)
@@ -412,7 +412,7 @@ def test_state_is_stable():
     nu = optax.tree.get(state, "nu")
     assert nu["w"].dtype == jnp.uint8
     assert nu["w"].shape == (64, 128)
-    # Small leaves fall back.
+    # Small leaves are not encoded.
     assert nu["b"].dtype == jnp.float32
 
 
@@ -475,7 +475,7 @@ def test_outside_a_jit_leaves_are_not_compiled_one_by_one(caplog):
 
     with jax.log_compiles(), caplog.at_level("WARNING"):
         use(0.1)
-        # Each of the two: rmsprop, what comes before and after it, scalars of its own.
+        # For each of the two: rmsprop, decoding, encoding, and its own scalars.
         assert 0 < len(compiled()) <= 12
         caplog.clear()
         use(0.2)
@@ -483,7 +483,7 @@ def test_outside_a_jit_leaves_are_not_compiled_one_by_one(caplog):
 
 
 def test_what_has_no_codec_stays_what_it_is():
-    """Also what is no array."""
+    """Also leaves that are not arrays."""
 
     class Named(NamedTuple):
         nu: jax.Array
@@ -548,8 +548,8 @@ def test_every_convention_in_fewer_bits(standard_promotion):
 
     for (updates, state), expected in steps().values():
         assert optax.tree_utils.tree_get(state, "nu")["w"].dtype == jnp.uint8
-        # The first step knows the average in full, where it starts at 0 or a power of
-        # two; another compilation may round once or twice otherwise.
+        # In the first step the average is exact, if it starts at 0 or a power of two;
+        # another program may round once or twice differently.
         chex.assert_trees_all_close(updates, expected, rtol=1e-6)
 
 
@@ -587,7 +587,7 @@ def test_no_codec_changes_nothing():
 
 
 def test_a_codec_of_ones_own():
-    """Half the bytes of bfloat16's exponent: kept as the root, in float16."""
+    """A codec that stores the root in float16, to halve the exponent's range."""
     mine = Codec(
         lambda x, noise, base: jnp.sqrt(x).astype("float16"),
         lambda codes, base: codes.astype("float32") ** 2,
@@ -601,7 +601,7 @@ def test_a_codec_of_ones_own():
 
 
 def test_a_codec_of_ones_own_with_a_base():
-    """Fixed point, whose unit follows the largest number: 2^base."""
+    """A fixed-point codec whose unit, 2^base, follows the largest number."""
 
     def unit(base):
         return jnp.exp2(base.astype("float32"))
@@ -620,7 +620,7 @@ def test_a_codec_of_ones_own_with_a_base():
     step = jax.jit(optimizer.update)
     for _ in range(20):
         _, state = step(g, state)
-    assert list(state.bases) == [0, 0]  # of the count, and of nu
+    assert list(state.bases) == [0, 0]  # the count's, and nu's
     np.testing.assert_array_equal(state.inner_state.nu, 100)
 
 
@@ -733,7 +733,7 @@ def test_memory_report(capsys):
     assert report.rows["the root"]["nu"] == 20
 
 
-# Trainings that run free: nothing brings them back to full precision's.
+# Whole trainings, never reset to full precision's.
 
 
 def conv_parameters(key):
@@ -764,7 +764,7 @@ STEPS, SEEDS = 400, jnp.arange(5)
 
 @functools.cache
 def free_training(problem):
-    """The loss and, for each seed, the parameters to begin with and all batches."""
+    """The loss and, for each seed, the initial parameters and all batches."""
     common = importlib.import_module("common")
     init, loss, data, size = {
         "mlp": lambda: (
@@ -794,7 +794,7 @@ def free_training(problem):
 
 
 def loss_curves(problem, make):
-    """The losses of trainings; a seed is for parameters, batches and rounding."""
+    """The losses of trainings; the seed sets parameters, batches and rounding."""
     loss, params, batches = free_training(problem)
     common = importlib.import_module("common")
 
@@ -832,7 +832,7 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
 
     full = running(loss_curves(problem, lambda seed: inner))
     spread = full[:, -1].std()
-    # Of every size, since these networks are small.
+    # No minimum size, since these networks are small.
     for kept in (bfloat16(), uint8(min_size=0)):
         kept_so = running(
             loss_curves(
@@ -844,20 +844,20 @@ def test_free_trainings(problem, convention, monkeypatch, standard_promotion):
         assert np.abs(kept_so.mean(0) / full.mean(0) - 1).max() < 0.02
 
 
-# The shift while the size is unknown, the largest code, and what is left above.
+# The shift while the magnitude is unknown, the largest code, and the headroom.
 FORMATS = {uint8: (23, 255, 64), int8: (24, 127, 24)}
 
 
 @pytest.mark.parametrize("make_one", FORMATS)
 def test_a_byte_is_the_upper_bits_of_a_float(make_one):
-    """Of every code and base, by NumPy's own view of the bits; and back again."""
+    """Decode every code and base by NumPy's view of the bits, and encode it again."""
     wide_shift, largest, _ = FORMATS[make_one]
     codec, noise = make_one(0), jnp.zeros(largest + 1, "uint32")
     for base, shift in ((-1, wide_shift), (0, 20), (800, 20)):
         codes = np.arange(largest + 1)
         bits = (codes + max(base, 0)) << shift
         expected = np.where(codes, bits.astype("uint32").view("float32"), 0)
-        # What is infinite or NaN, or subnormal for XLA, is no number to keep.
+        # Skip infinite, NaN and (flushed by XLA) subnormal numbers.
         normal = np.isfinite(expected) & ((expected == 0) | (expected > 1.2e-38))
         found = codec.decode(jnp.asarray(codes).astype(make_dtype(make_one)), base)
         np.testing.assert_array_equal(found[normal], expected[normal])
@@ -886,7 +886,7 @@ def test_the_window_of_a_byte_follows_the_largest_code(make_one):
     assert after(0, 800) == after(0, -1) == -1
     assert after(3, 0) == 0
     assert after(largest, 0) == headroom
-    # What grows beyond the window counts as the largest.
+    # Elements that exceed the window become the largest value.
     huge = codec.encode(jnp.full(1, 1e30), jnp.zeros(1, "uint32"), jnp.int32(500))
     assert int(huge[0]) == largest
 
@@ -908,7 +908,7 @@ def test_what_a_codec_and_its_seed_are_by_default():
 
 
 def test_the_number_that_the_comment_works_through():
-    """0.15625 keeps its value, 0.16 is rounded up 24 times of a hundred."""
+    """0.15625 keeps its value, 0.16 is rounded up 24 times out of 100."""
     codec, base = uint8(0), jnp.int32(800)
     assert codec.next_base(jnp.int32(255 - 64), base) == base
     codes = codec.encode(jnp.float32([0.15625]), jnp.zeros(1, "uint32"), base)

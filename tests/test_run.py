@@ -1,4 +1,4 @@
-"""How a sweep ends: by Ctrl-C, by kill, by several processes; and what it shows."""
+"""Interruption of a sweep by Ctrl-C and kill, several processes, and progress."""
 
 import ast
 import os
@@ -101,7 +101,7 @@ def test_ctrl_c_before_anything_ran(monkeypatch, ctrl_c):
 
 
 def test_a_ctrl_c_that_is_switched_off_stays_off(monkeypatch, ctrl_c):
-    """As a shell does for a job in the background."""
+    """A shell ignores it for background jobs."""
     ctrl_c(signal.SIG_IGN)
     interrupt_after(monkeypatch, 2)
     curves = quiet(square, {"x": range(8)}, batch_size=1, devices=jax.devices()[:1])
@@ -111,9 +111,9 @@ def test_a_ctrl_c_that_is_switched_off_stays_off(monkeypatch, ctrl_c):
 
 @pytest.mark.slow
 def test_kill_9_ten_times_over(tmp_path, start):
-    """Each time at another of the moments at which it begins or ends a file.
+    """Each time it is killed as it opens or renames another file.
 
-    To create the folder takes 37 of them, and to append a batch 38.
+    Creating the folder takes 37 such events, and appending a batch 38.
     """
     store = tmp_path / "sweep.zarr"
     random = np.random.default_rng(int.from_bytes(os.urandom(4)))
@@ -127,7 +127,7 @@ def test_kill_9_ten_times_over(tmp_path, start):
         counts.append(kept(store))
     print("killed at", died, "with members in the folder", counts)
     assert counts == sorted(counts)
-    assert 0 < counts[-1] < 60  # it was at work
+    assert 0 < counts[-1] < 60  # it was running
     found = result(*start(store, size=1))
     whole = quiet(network, GRID, batch_size=1, devices=jax.devices()[:1])
     assert found == (bits(whole), 60)
@@ -150,9 +150,9 @@ def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
         start(store, process=i, port=port, die=150 * (1 - i), **options)
         for i in range(2)
     )
-    first.join(240)  # which writes
+    first.join(240)  # the writer
     assert first.exitcode == -signal.SIGKILL
-    second.kill()  # which would wait for the other
+    second.kill()  # it would wait for the other
     second.join()
     assert 0 < kept(store) < 60
     port = free_port()
@@ -162,7 +162,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, start, alone):
 
 @pytest.mark.slow
 def test_two_calls_at_once_twenty_times_over(tmp_path, start):
-    """Of the same grid, and every other time of two that overlap."""
+    """On the same grid, and every other time on two overlapping grids."""
     grids = [np.arange(40.0), np.arange(20.0, 60.0)]
     expected = [(bits(quiet(square, {"x": x}, batch_size=4)), 40) for x in grids]
     stores, barrier = [tmp_path / str(n) for n in range(20)], forks().Barrier(2)
@@ -179,7 +179,7 @@ def test_two_calls_at_once_twenty_times_over(tmp_path, start):
         assert result(*call) == [expected[i] for i in each]
     for n, store in enumerate(stores):
         steps = xr.open_zarr(store).steps
-        assert int(steps.sum()) == (60 if n % 2 else 40)  # none twice
+        assert int(steps.sum()) == (60 if n % 2 else 40)  # no repeats
     locks = [store.with_name(f".{store.name}.lock") for store in stores]
     assert sorted(tmp_path.iterdir()) == sorted([*stores, *locks])
 
@@ -203,7 +203,7 @@ print(sorted(seen))
 
 @pytest.mark.slow
 def test_a_reader_sees_whole_rows_only(tmp_path, start):
-    """In a loop, in another program, each array when it likes."""
+    """In a loop in another program, reading each array at any time."""
     store = tmp_path / "sweep.zarr"
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(store)], stdout=subprocess.PIPE, text=True
@@ -213,4 +213,4 @@ def test_a_reader_sees_whole_rows_only(tmp_path, start):
         result(*start(store, size=1, grid=GRID | {"seed": range(seeds)}))
     seen, _ = reader.communicate(timeout=120)
     assert reader.returncode == 0
-    assert len(ast.literal_eval(seen)) > 4  # it looked while it grew
+    assert len(ast.literal_eval(seen)) > 4  # it read while the store grew

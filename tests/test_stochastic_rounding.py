@@ -1,4 +1,4 @@
-"""Parameters in half precision, rounded at random: right to the bit, wherever used."""
+"""Stochastically rounded half-precision parameters: exact bits in every use."""
 
 import importlib
 import pickle
@@ -29,7 +29,7 @@ from jax_rmsprop.quantization import (
 )
 from tests.helpers import mesh_of_four
 
-# As `optax.apply_updates` needs, which adds a float32 to a bfloat16.
+# For `optax.apply_updates`, which adds a float32 to a bfloat16.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 HALVES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -40,14 +40,14 @@ FLUSHED = 2.0**-118
 
 @jax.jit
 def apply(x, step, seed=0):
-    """The parameters after one step, which is given."""
+    """The parameters after one given step."""
     optimizer = stochastic_rounding(optax.identity(), seed=seed)
     updates, _ = optimizer.update(step, optimizer.init(x), x)
     return optax.apply_updates(x, updates)
 
 
 def neighbors(t, dtype):
-    """Of float32 numbers those of a dtype toward 0 and away from it, in float64."""
+    """The neighbors of float32 numbers in a dtype, toward 0 and away, in float64."""
     near = t.astype(dtype)
     above = np.abs(near.astype("float64")) > np.abs(t.astype("float64"))
     bits = near.view("uint16")
@@ -57,7 +57,7 @@ def neighbors(t, dtype):
 
 
 def expected(x, step, dtype):
-    """What the parameter becomes, by NumPy in float64; with the dither as it is."""
+    """The new parameter by NumPy in float64, with the same dither."""
     t = x.astype("float32") + step
     largest = float(ml_dtypes.finfo(dtype).max)
     toward, away = neighbors(np.clip(t, -largest, largest).astype("float32"), dtype)
@@ -74,7 +74,7 @@ def expected(x, step, dtype):
 
 
 def steps_for(x):
-    """Of every number steps of all sizes, beside the number and by themselves."""
+    """Steps of all sizes for every number, relative to it and absolute."""
     beside = [0, 1e-4, 2**-9, 2**-8, 0.013, 0.4999, 0.5, 0.75, 0.9999, 1 - 2**-24]
     larger = [1, 1 + 2**-23, 1.5, 2, 300, 1e6]
     relative = np.float32([s * f for f in (*beside, *larger) for s in (1, -1)])
@@ -89,9 +89,9 @@ def steps_for(x):
 @halves
 @np.errstate(all="ignore")
 def test_every_number_of_a_dtype(dtype):
-    """`apply_updates` lands on the very number that was rounded, for every step.
+    """`apply_updates` returns exactly the rounded number, for every step.
 
-    Of every bit pattern: subnormal, the largest, infinite, NaN.
+    For every bit pattern: subnormal, the largest, infinite, NaN.
     """
     kind = HALVES[dtype]
     x = np.arange(2**16, dtype="uint16").view(kind)
@@ -101,17 +101,17 @@ def test_every_number_of_a_dtype(dtype):
         new = np.asarray(apply(x, step)).astype("float64")
         wanted = expected(x, step, kind)
         finite = np.isfinite(wide) & np.isfinite(step)
-        # No NaN and no infinity that was not there, and none lost.
+        # NaN and infinity appear exactly where the input has them.
         np.testing.assert_array_equal(np.isfinite(new), finite)
         np.testing.assert_array_equal(new[~finite], wanted[~finite])
         sure = (
             finite & (normal | (wide == 0)) & ((np.abs(step) > FLUSHED) | (step == 0))
         )
         sure &= (np.abs(wanted) > FLUSHED) | (wanted == 0)
-        # A difference beyond float32's largest number counts as that.
+        # A difference beyond float32's range is clipped.
         sure &= np.abs(step) <= np.maximum(np.abs(wide), 2.0**127)
         np.testing.assert_array_equal(new[sure], wanted[sure])
-        # What is flushed is lost, and of the others a spacing at most.
+        # Flushed updates are lost, the others are off by at most one spacing.
         rest = finite & ~sure
         lost = np.abs(new[rest] - wanted[rest])
         assert (lost <= 2 * FLUSHED + 2**-7 * np.abs(wanted[rest])).all()
@@ -119,7 +119,7 @@ def test_every_number_of_a_dtype(dtype):
 
 @halves
 def test_the_mean_over_seeds_is_the_step_in_full(dtype):
-    """Each element's within five of its standard errors, all together within three."""
+    """Each element is within five standard errors, the overall mean within three."""
     seeds, rng = 4096, np.random.default_rng(1)
     x = rng.normal(size=500).astype(HALVES[dtype])
     x[:100] *= np.asarray(2.0**-14, x.dtype)  # in float16 subnormal
@@ -134,17 +134,17 @@ def test_the_mean_over_seeds_is_the_step_in_full(dtype):
     gap = away - toward
     part = np.divide(target - toward, gap, out=np.zeros_like(gap), where=gap != 0)
     error = np.abs(gap) * (part * (1 - part) / seeds) ** 0.5
-    # By what is unlikely too: one seed of them that rounded a tiny part up.
+    # Allow for rare events: one seed that rounded a tiny fraction up.
     z = (new.mean(0) - target) / np.maximum(error, np.abs(gap) / seeds / 2 + 1e-300)
     assert np.abs(z).max() < 5
     assert abs(z.mean()) < 3 / z.size**0.5
-    # Nearest would be off by more.
+    # Rounding to nearest would be off by more.
     near = target.astype("float32").astype(HALVES[dtype]).astype("float64")
     assert np.abs((near - target) / np.maximum(error, 1e-300))[5:].mean() > 5
 
 
 def test_small_steps_add_up():
-    """A thousand of a thousandth of the spacing: nearest stays where it began."""
+    """A thousand steps of a thousandth of the spacing; nearest would not move."""
     x = jnp.ones(4096, "bfloat16")
     optimizer = stochastic_rounding(optax.sgd(1.0))
     g = jnp.full(4096, -(2.0**-17), "bfloat16")
@@ -159,13 +159,13 @@ def test_small_steps_add_up():
         return jax.lax.scan(step, (x, optimizer.init(x)), length=1024)[0][0]
 
     found = np.asarray(train(x)).astype("float64")
-    # One of them in a thousand rounds up, by a spacing: one on average, give or take
-    # one, for 4,096 elements.
+    # One in a thousand rounds up by a spacing: one on average, with a standard
+    # deviation of one, for 4,096 elements.
     np.testing.assert_allclose(found.mean(), 1 + 2.0**-7, atol=4 * 2.0**-7 / 64)
     assert (x + g == x).all()
 
 
-# What the inner transformation sees, and what is none of its business.
+# What the inner transformation sees, and what it does not.
 
 
 def mixed():
@@ -177,7 +177,7 @@ def mixed():
 
 
 def grads(x=None):
-    """Rounded to the parameters' dtypes: XLA may leave that out of a larger program."""
+    """Gradients in the parameters' dtypes; XLA may drop the cast in larger programs."""
     x = mixed() if x is None else x
     return jax.lax.optimization_barrier(
         jax.tree.map(lambda p: (p * 0.3).astype(p.dtype), x)
@@ -230,7 +230,7 @@ def test_other_leaves_are_untouched_and_dtypes_kept(x64):
 
 
 def test_without_gradients_numbers_or_steps():
-    """`None` where nothing is trained; steps of zero leave every number as it is."""
+    """`None` for untrained leaves; zero steps leave every number unchanged."""
     optimizer = stochastic_rounding(optax.sgd(0.1))
     x = {"w": jnp.ones(4, "bfloat16"), "n": jnp.arange(3)}
     g = {"w": jnp.full(4, 1e-3, "bfloat16"), "n": None}
@@ -247,13 +247,13 @@ def test_init_takes_shapes():
     chex.assert_trees_all_equal(optimizer.init(shapes), optimizer.init(mixed()))
 
 
-# Around and within other transformations.
+# Around and inside other transformations.
 
 CODECS = {"nu": uint8(0), "momentum": int8(0)}
 
 
 def test_both_ways_round_one_hash():
-    """The same bits, one count; and other seeds, which are two transformations."""
+    """The same bits and one count; with different seeds, two transformations."""
     inner = rmsprop(0.01, momentum=0.9)
     around = stochastic_rounding(quantize_state(inner, CODECS, seed=1000), seed=1000)
     within = quantize_state(stochastic_rounding(inner, seed=1000), CODECS, seed=1000)
@@ -262,7 +262,7 @@ def test_both_ways_round_one_hash():
     assert found[2].inner_state.nu["w"].dtype == "uint8"
     state = around.init(mixed())
     program = str(jax.make_jaxpr(around.update)(grads(), state, mixed()))
-    # The positions of 2-D and two 1-D parameters, for all their fields, and of leaves.
+    # The positions of a 2-D and two 1-D parameters, for all fields, and of leaves.
     assert program.count(" iota") == 2 + 1 + 1 + 1
     other = stochastic_rounding(quantize_state(inner, CODECS, seed=1), seed=2)
     new, _, state = one_step(other)
@@ -271,7 +271,7 @@ def test_both_ways_round_one_hash():
 
 
 def test_fields_beside_a_parameter_and_each_other():
-    """Adam's nu, rounded beside mu and a parameter: as far off as alone, no bias."""
+    """Adam's nu has the same error with mu and a parameter as alone, and no bias."""
     n, steps, rng = 16_384, 1000, np.random.default_rng(0)
     scale = jnp.asarray(10 ** rng.uniform(-3, 0, n), "float32")
     inner = optax.adam(1e-3, b1=0.9, b2=0.99)
@@ -304,7 +304,7 @@ def test_fields_beside_a_parameter_and_each_other():
     assert abs(nu.mean()) < 0.02
     mu = np.asarray((kept.mu - exact.mu) / jnp.sqrt(exact.nu))
     assert abs(mu.mean()) < 5 * mu.std() / n**0.5
-    # The two go astray independently of each other.
+    # Their errors are independent.
     assert abs(np.corrcoef(mu, nu)[0, 1]) < 4 / n**0.5
 
 
@@ -331,7 +331,7 @@ def test_within_others(wrapper):
     found = one_step(WRAPPED[wrapper](optimizer))[0]
     for name, expected in alone.items():
         assert (expected != mixed()[name]).any()
-        # The numbers of the leaves are others where there are fewer.
+        # With fewer leaves, their numbers differ.
         wide = np.asarray(expected).astype("float32")
         other = np.asarray(found[name]).astype("float32")
         np.testing.assert_allclose(other, wide, atol=2**-7 * 2)
@@ -349,7 +349,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("wrapper", INSIDE)
 def test_around_others(wrapper):
-    """Every parameter is a neighbor of what float32 makes of the one before."""
+    """Every parameter is a neighbor of the float32 step from the one before."""
     inner = INSIDE[wrapper](rmsprop(0.01))
     optimizer, x = stochastic_rounding(inner), mixed()
     state, full = optimizer.init(x), inner.init(wide(x))
@@ -376,7 +376,7 @@ def wide(tree):
 
 
 def test_outside_apply_if_finite_gradients_are_float32():
-    """Which compares the updates' dtype with the gradients'."""
+    """It compares the updates' dtype with the gradients'."""
     optimizer = optax.apply_if_finite(stochastic_rounding(rmsprop(0.01)), 5)
     x = mixed()
     updates, _ = optimizer.update(wide(grads()), optimizer.init(x), x)
@@ -398,8 +398,8 @@ def test_outside_a_jit_the_same_bits():
             x = optax.apply_updates(x, updates)
     expected = one_step(optimizer)[0]
     for name in x:
-        # A sum that is one operation less there may differ in its last bit, by which a
-        # few elements are rounded otherwise.
+        # There a sum has one operation less and may differ in its last bit, so a few
+        # elements round differently.
         found, other = (np.asarray(t[name]).astype("float32") for t in (x, expected))
         np.testing.assert_allclose(found, other, rtol=2**-6, atol=1e-6)
         assert (found != other).mean() < (0.5 if name == "b" else 0.002)
@@ -455,7 +455,7 @@ def test_the_same_bits_on_any_number_of_devices(axis, spec):
 
 @pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
 def test_a_state_that_is_spread_out(axis):
-    """ZeRO-1: each device has all parameters, of the state a part; the same bits."""
+    """ZeRO-1: parameters are replicated, the state is sharded; the same bits."""
     mesh = mesh_of_four(axis)
     optimizer = stochastic_rounding(quantize_state(rmsprop(1e-3), {"nu": uint8(0)}))
 
@@ -486,7 +486,7 @@ def test_a_state_that_is_spread_out(axis):
 
 
 def test_in_shard_map_replicas_stay_the_same():
-    """Data parallel: gradients are summed, each device rounds as one alone does."""
+    """Data parallel: gradients are summed, and each device rounds like a single one."""
     x, mesh = {"w": mixed()["w"]}, mesh_of_four()
     optimizer = stochastic_rounding(quantize_state(rmsprop(1e-3), {"nu": uint8(0)}))
     data = jnp.arange(8.0)
@@ -519,7 +519,7 @@ def test_in_shard_map_replicas_stay_the_same():
 
 
 def test_in_shard_map_of_a_sharded_parameter():
-    """Each device rounds its own part, without a bias."""
+    """Each device rounds its own shard, without bias."""
     mesh = mesh_of_four()
     x = {"w": mixed()["w"]}
 
@@ -542,7 +542,7 @@ def test_in_shard_map_of_a_sharded_parameter():
 
 
 def breast_cancer(common):
-    """Wisconsin's, 30 standardised features, bundled with scikit-learn."""
+    """The Wisconsin data set, 30 standardised features, from scikit-learn."""
     x, y = sklearn.datasets.load_breast_cancer(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x = jnp.asarray(((x - x.mean(0)) / x.std(0))[order], "float32")
@@ -550,7 +550,7 @@ def breast_cancer(common):
     return common.Data(x[:400], y[:400]), common.Data(x[400:], y[400:])
 
 
-# By name: the data, the size of a batch, the classes, the epochs.
+# By name: the data, the batch size, the number of classes, the epochs.
 DATA = {
     "digits": (lambda common: common.digits(), 64, 10, 30),
     "breast cancer": (breast_cancer, 16, 2, 100),
@@ -568,9 +568,9 @@ DATA = {
     ],
 )
 def test_a_training_is_that_of_float32(data, rate, gamma, monkeypatch):
-    """Within two standard errors of the test loss of 8 seeds, where nearest is not.
+    """The test loss of 8 seeds is within two standard errors; with nearest it is not.
 
-    But at a rate of 0.01, where steps are large beside the spacing: there both are.
+    Except at a rate of 0.01, where steps are large relative to the spacing: both are.
     """
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
     common = importlib.import_module("common")

@@ -1,4 +1,4 @@
-"""Stores: what is finished is kept, whole, and grows."""
+"""Stores: finished members are saved intact, and a store can grow."""
 
 import subprocess
 import sys
@@ -31,14 +31,14 @@ def test_the_same_from_a_folder(tmp_path, together, compiled):
         curves = quiet(network, GRID, batch_size=8, store=store)
         assert bits(curves) == bits(together)
         assert list(curves.data_vars) == list(together.data_vars)
-    assert compiled == [8]  # the second time there is nothing to compute
+    assert compiled == [8]  # the second call computes nothing
     assert curves.computed == 0
     for path in (store, str(store)):
         assert bits(load_sweep(path)) == bits(by_value(together))
 
 
 def by_value(curves):
-    """The axes sorted, as those of a store are."""
+    """Sort the axes, like those of a store."""
     return curves.sortby([name for name in curves.coords if name != "output"])
 
 
@@ -62,7 +62,7 @@ def test_it_is_lazy_where_it_does_not_fit(tmp_path, monkeypatch, together):
     curves = quiet(network, GRID, batch_size=8, store=tmp_path / "sweep.zarr")
     assert curves.loss.chunks is not None
     assert bits(curves.compute()) == bits(together)
-    # And what nobody has run is none of what somebody has.
+    # A combination that did not run has no result.
     more = {"gamma": GRID["gamma"], "learning_rate": [0.5], "seed": [7]}
     quiet(network, {n: x[:1] for n, x in more.items()}, store=tmp_path / "sweep.zarr")
     monkeypatch.setattr(_sweep, "free_memory", lambda: 1000)
@@ -78,7 +78,7 @@ HARMS = ("cut", "emptied", "a bit", "another chunk")
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_damage_is_found_where_it_is_read(tmp_path, harm, monkeypatch):
-    """By anyone; a sweep that asks for it computes it again."""
+    """Any reader finds it; a sweep that needs it recomputes it."""
     monkeypatch.setattr(_store, "_BATCHES_CHUNK", 1)  # a chunk for each batch
 
     def wave(x):
@@ -98,11 +98,11 @@ def test_damage_is_found_where_it_is_read(tmp_path, harm, monkeypatch):
         xr.open_zarr(store).load()
     with pytest.raises(OSError, match=f"^`store` {store} is damaged: 8 members cannot"):
         load_sweep(store)
-    # Who does not ask for it does not meet it.
+    # A sweep that does not need it is not affected.
     some = {"x": grid["x"][:16]}
     assert quiet(wave, some, store=store, devices=one).computed == 0
     curves = quiet(wave, grid, batch_size=8, store=store, devices=one)
-    assert curves.computed == 8  # that batch, and no other
+    assert curves.computed == 8  # only that batch
     assert bits(curves) == bits(whole)
     assert bits(load_sweep(store)) == bits(whole)
     assert quiet(wave, grid, store=store).computed == 0
@@ -195,7 +195,7 @@ def test_who_is_killed_while_arrays_get_longer_has_lost_nothing(tmp_path, array)
 
 
 def test_axes_of_any_name(tmp_path):
-    """Also those by which a folder calls other things, or might."""
+    """Also names that a store uses, or might use, for something else."""
     grid = {"order": [1.0, 2.0], "run": [3.0], "grid": [0.5], "segments": [2.0]}
 
     def train(order, run, grid, segments):
@@ -293,7 +293,7 @@ def test_a_store_that_is_another_folder(tmp_path):
 
 
 def test_a_store_that_cannot_be_written():
-    # A place where not even the superuser makes folders.
+    # A path where not even the superuser can create folders.
     with pytest.raises(
         OSError, match=r"`store` /proc/sweep.zarr cannot be written: \w"
     ):
@@ -307,22 +307,22 @@ def test_an_empty_folder_is_a_new_store(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path, start):
-    """Files of more than a few kilobytes cannot be written, then they can."""
+    """Files above a few kilobytes cannot be written at first, then they can."""
     store = tmp_path / "sweep.zarr"
     failed = result(*start(store, 20_000, target=run_with_limit))
     assert failed.startswith(
         f"`store` {store} cannot be written: File too large; what it has stays"
     )
     assert int(load_sweep(store).finished.sum()) == 8
-    # What had room is whole.
+    # Batches that fit are intact.
     assert result(*start(store, -1, target=run_with_limit)) == (16, 8)
 
 
 @pytest.mark.slow
 def test_100_000_members_in_bounded_memory(tmp_path):
-    """400 megabytes of results, of which the process never holds a quarter.
+    """400 megabytes of results; the process never holds a quarter of them.
 
-    What it holds are the members themselves, and what it appends at once, some times.
+    It holds the members themselves, and a few copies of the blocks that it appends.
     """
     code = (
         "import resource, sys, jax.numpy as jnp\n"
@@ -368,7 +368,7 @@ def test_it_is_an_ordinary_dataset(tmp_path, together, monkeypatch):
     assert plain.loss.dims == ("member", "loss_dim_0")
     assert plain.gamma.dims == ("member",)
     assert plain.loss.chunks[0] == (16,) * 4  # two batches
-    # 60 members in blocks of 8; what fills the last one up is not finished.
+    # 60 members in blocks of 8; the padding of the last one is not finished.
     np.testing.assert_array_equal(plain.steps, np.arange(64) < 60)
     rows = plain.isel(member=plain.steps.values > 0).load()
     for i in (0, 17, 59):
@@ -377,7 +377,7 @@ def test_it_is_an_ordinary_dataset(tmp_path, together, monkeypatch):
         np.testing.assert_array_equal(row.loss, whole.loss)
     assert plain.attrs["sweep"]["batch_size"] == 8
     assert plain.attrs["sweep"]["outputs"]["loss"] == "float32[15]"
-    # Its arrays by themselves have the same lengths.
+    # Its arrays, opened directly, have the same lengths.
     alone = xr.open_zarr(store, consolidated=False)
     assert alone.sizes == plain.sizes
 
@@ -387,7 +387,7 @@ AXES = {"gamma": [0, 2, 1, 3, 4], "learning_rate": [2, 0, 1], "seed": [3, 0, 1, 
 
 @pytest.mark.parametrize("axis", list(GRID))
 def test_more_values_on_any_axis(axis, tmp_path, together):
-    """Each member once, with the bits of a store that was computed at once."""
+    """Each member once, with the bits of a store computed in one call."""
     store, one = tmp_path / "sweep.zarr", jax.devices()[:1]
     known: list = []
     for which in AXES[axis]:
@@ -417,7 +417,7 @@ def test_points_beside_a_grid(tmp_path, together):
     points = {
         "gamma": [GRID["gamma"][1], GRID["gamma"][2], 0.75, GRID["gamma"][1]],
         "learning_rate": [0.01, 0.001, 0.5, 0.01],
-        "seed": [1, 3, 0, 1],  # there, new, new, the first again
+        "seed": [1, 3, 0, 1],  # stored, new, new, the first again
     }
     curves = quiet(network, points, zipped=True, store=store)
     assert curves.computed == 2
@@ -443,7 +443,7 @@ def test_more_python_values(tmp_path):
     np.testing.assert_array_equal(curves.loss, [[3, 2], [6, 4]])
     found = load_sweep(store)
     np.testing.assert_array_equal(found.finished, [[True] * 3, [False, True, True]])
-    # The same name for something else is another training.
+    # The same name for another value is another training.
     refused(
         store,
         "its `train` is another function for kind xy, or closes over other data",
@@ -460,7 +460,7 @@ def test_a_member_is_its_numbers_however_they_are_written(tmp_path):
 
 
 def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):
-    """Between two looks at its folder another process moves it there."""
+    """Another process moves it into place between two checks of the folder."""
     store, opened = tmp_path / "sweep.zarr", zarr.open_group
 
     def too_early(*arguments, **options):
@@ -474,7 +474,7 @@ def test_a_store_that_is_made_at_that_moment(tmp_path, monkeypatch):
 
 
 def test_two_make_the_same_store(tmp_path, monkeypatch):
-    """The first one stays; nothing that another wrote is deleted."""
+    """The first one stays, and nothing that another wrote is deleted."""
     store, create = tmp_path / "sweep.zarr", _store.create
     first = []
 

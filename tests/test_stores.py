@@ -1,7 +1,7 @@
-"""Stores that are no folder: fsspec's in memory, and S3's, on a server of this machine.
+"""Stores other than folders: fsspec's in memory, and S3's on a local server.
 
-What a store promises is tested on folders (test_sweep); here, that it holds where
-nothing can be locked or renamed.
+The guarantees of stores are tested on folders (test_sweep); here without locks and
+renames.
 """
 
 import uuid
@@ -23,7 +23,7 @@ ONE = jax.devices()[:1]
 
 @pytest.fixture(scope="module")
 def server():
-    """An S3 server on loopback; its URL."""
+    """The URL of an S3 server on loopback."""
     require("s3fs")
     require("moto")
     from moto.server import ThreadedMotoServer
@@ -37,7 +37,7 @@ def server():
 
 @pytest.fixture
 def credentials(server, monkeypatch):
-    """The environment of somebody who has an account there, and a bucket."""
+    """An environment with credentials for the server, and a bucket."""
     import s3fs
 
     for name, value in {
@@ -56,7 +56,7 @@ def credentials(server, monkeypatch):
 
 @pytest.fixture(params=["memory", "a zarr store", "s3", "s3 with options"])
 def store(request):
-    """A store by a URL or an object, where there is nothing yet."""
+    """A new store, given as a URL or an object."""
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}/a.zarr"
     if request.param == "a zarr store":
@@ -74,11 +74,11 @@ def store(request):
 
 
 class Killed(BaseException):
-    """What ends a process, here of one of its batches."""
+    """Simulates the end of a process during a batch."""
 
 
 def killed_after(n, monkeypatch):
-    """End the sweep when so many blocks have been written."""
+    """End the sweep after n written blocks."""
     append, left = _store.ZarrStore.append, iter(range(n))
 
     def counted(self, blocks):
@@ -104,7 +104,7 @@ def test_killed_and_resumed(store, together, monkeypatch):
 
 
 def test_torn_chunks_are_computed_again(store, monkeypatch):
-    """Nothing there is renamed into its place: the checksums find what is not whole."""
+    """Such stores have no atomic rename, so checksums detect torn chunks."""
     import zarr
 
     monkeypatch.setattr(_store, "_BATCHES_CHUNK", 1)  # a chunk for each batch

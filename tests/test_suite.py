@@ -46,7 +46,7 @@ def test_torn_entries_of_the_cache_are_thrown_away(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_after_one_that_was_killed(tmp_path):
-    """Whatever it left half written in the cache."""
+    """It deletes the half-written entries of the cache."""
     command = [
         sys.executable,
         "-m",

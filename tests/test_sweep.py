@@ -1,4 +1,4 @@
-"""Sweeps: every row is its own training, wherever and however often it is begun."""
+"""Sweeps: every row is its own training, in any batch and after any restart."""
 
 import itertools
 import sys
@@ -43,7 +43,7 @@ def test_a_row_is_the_single_run_at_that_batch_size(size, rng):
 FEW_PLACES = {(1, 3), (7, 2), (8, 1), (8, 4)}
 
 
-# Whole batches, a short last one, more than there are, one batch for all.
+# Whole batches, a short last one, a batch larger than the grid, one batch for all.
 @pytest.mark.parametrize(
     "size",
     [2, 7, 100, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 16, 60))],
@@ -51,7 +51,7 @@ FEW_PLACES = {(1, 3), (7, 2), (8, 1), (8, 4)}
 def test_any_batch_size(size, alone):
     curves = quiet(network, GRID, batch_size=size)
     for name in ("loss", "end.v"):
-        # 15 steps, in each of which a few sums are added in another order.
+        # 15 steps, each with a few sums in another order.
         good = ~alone.diverged
         np.testing.assert_allclose(
             curves[name].where(good),
@@ -121,7 +121,7 @@ def test_outputs_of_any_dtype_are_kept_as_they_are(dtype, tmp_path):
         return {"result": values.astype(dtype) * x.astype(dtype)}
 
     expected = np.asarray(jax.vmap(train)(jnp.arange(3))["result"])
-    if dtype == "bfloat16":  # which files do not know
+    if dtype == "bfloat16":  # files have no bfloat16
         expected = expected.astype("float32")
     for store in (None, tmp_path / "store"):
         curves = quiet(train, {"x": range(3)}, store=store)
@@ -149,13 +149,13 @@ def test_every_member_is_where_it_belongs(lengths, size, devices):
 
 
 def test_one_compilation_for_each_shape(compiled):
-    """Though the last batch of 60 members is not full."""
+    """Even if the last batch of 60 members is not full."""
     quiet(network, GRID, batch_size=7, devices=jax.devices()[:2])
     assert compiled == [7]
 
 
 def test_what_the_training_closes_over_is_an_argument_of_the_program():
-    """Data as constants would be compiled into the program of every batch size."""
+    """As constants, data would be compiled into the program of every batch size."""
     data = jnp.asarray(np.random.default_rng(0).standard_normal(100_000), "float32")
     kinds = {"x": np.dtype("float32")}
     traced = _training.trace(lambda x: data.sum() * x, {}, kinds)
@@ -265,7 +265,7 @@ def test_the_same_as_hyperoptax():
 
 
 def test_points_that_agree_on_one_axis():
-    """What float32 does not tell apart there, another axis may; the same runs once."""
+    """Points equal in float32 on one axis may differ on another; equals run once."""
     gamma = [0.9998933410490818, 0.9998933741828987, 0.5, 0.5]
     rate = [0.125, 0.25, 0.5, 0.5]
     points = {"gamma": gamma, "learning_rate": rate}

@@ -1,4 +1,4 @@
-"""What is known of a training by tracing it: its outputs, errors, fingerprint."""
+"""Tracing a training: its outputs, errors and fingerprint."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ def test_train_that_cannot_be_traced():
 
 
 def test_train_that_asks_for_a_number():
-    """Which no other axis would help."""
+    """No other kind of axis would help."""
 
     def asks(x):
         return {"loss": jnp.float32(float(x))}
@@ -127,7 +127,7 @@ def test_train_whose_shapes_are_swept():
 
 
 def test_the_line_is_in_the_callers_own_file():
-    """And not in a library's, below it."""
+    """It is not in a library that the caller uses."""
 
     def train(x):
         return {"loss": optax.cosine_decay_schedule(1.0, -1)(x)}
@@ -191,8 +191,8 @@ def in_pallas(f, data):
     return jax.jit(inner)
 
 
-# Where a training may close over an array. Deeper, JAX holds it where the training's
-# own jaxpr does not say so, or as the value of an operand.
+# Places where a training may close over an array. In nested functions, JAX stores it
+# outside the training's own jaxpr, or as the value of an operand.
 PLACES = {
     "open": lambda f, data: lambda x: f(x, data),
     "jit": lambda f, data: jax.jit(lambda x: f(x, data)),
@@ -244,7 +244,7 @@ def product(x, data):
         )
         for place in PLACES
         for kind in KINDS
-        if (place, kind) != ("pallas", "key")  # which Pallas does not take
+        if (place, kind) != ("pallas", "key")  # Pallas does not accept keys
     ],
 )
 def test_the_fingerprint_is_of_what_a_training_closes_over(place, kind):

@@ -31,7 +31,7 @@ OPTIONS = {
 
 
 def scaled_by(*args, **more):
-    """A transformation for each of the options."""
+    """A transformation for each set of options."""
     return {n: scale_by_rmsprop(*args, **o, **more) for n, o in OPTIONS.items()}
 
 
@@ -48,8 +48,8 @@ def test_the_equations_in_float64(x64, rng):
             expected = [
                 truth.scaled(g, gamma[t], 1e-4) for t, g in enumerate(gradients[kind])
             ]
-            # Each of 60 steps rounds a few times, on both sides; the centered truth
-            # also loses a digit or two in its difference of moments.
+            # Each of 60 steps rounds a few times on both sides; the centered truth also
+            # loses a digit or two in its difference of moments.
             close = {"rtol": tolerance("float64", 1e5), "err_msg": f"{name} {kind}"}
             np.testing.assert_allclose(updates[kind], expected, **close)
             nu = truth.nu - abs(truth.mu) ** 2 if options["centered"] else truth.nu
@@ -67,12 +67,12 @@ def test_bias_correction_is_adams_second_moment(x64, rng, standard_promotion):
     np.testing.assert_allclose(
         ours["double"], adam["double"], rtol=tolerance("float64", 1e4)
     )
-    # Both round a few times a step; Adam forms 1 - b2^t from a rounded b2.
+    # Both round a few times per step; Adam computes 1 - b2^t from a rounded b2.
     np.testing.assert_allclose(ours["single"], adam["single"], rtol=1e-4)
 
 
 def test_bias_correction_is_right_under_a_schedule_and_an_initial_value():
-    """The average of equal squares is that square, whatever the weights."""
+    """The average of equal squares is that square, for any weights."""
     found = updates_of(
         {
             (name, scale): scale_by_rmsprop(
@@ -101,8 +101,8 @@ def test_centered_variance_where_a_difference_of_moments_fails(rng):
     )
     for gamma, (_, state) in found.items():
         truth = reference.variance(gradients, gamma)
-        # The deviation from the mean, about 1, carries the spacing of 1000, 6e-5; it
-        # is squared, and averaged over at least ten steps.
+        # The deviation from the mean, about 1, has the spacing of 1000, 6e-5; it is
+        # squared, and averaged over at least ten steps.
         np.testing.assert_allclose(state.nu, truth, rtol=3e-4)
 
 
@@ -200,7 +200,7 @@ def test_a_coordinate_moves_again_after_one_huge_gradient():
     u, _ = run(scale_by_rmsprop(0.9), gradients)
     for dtype in gradients:
         assert jnp.isfinite(u[dtype]).all()
-        # Back at what a constant gradient of one gives, 1/sqrt(1 + 1e-6).
+        # Back to the step of a constant gradient of 1, 1/sqrt(1 + 1e-6).
         np.testing.assert_allclose(u[dtype][-1], 1.0, rtol=1e-6)
 
 
@@ -228,7 +228,7 @@ def test_bfloat16_parameters_keep_an_average_that_moves():
     "steps", [100_000, pytest.param(10**6, marks=pytest.mark.slow)]
 )
 def test_many_steps_of_a_slow_average(rng, steps):
-    """The bounds are float32's: (1 - gamma) times less than half a spacing is lost."""
+    """Float32 sets the bounds: (1 - gamma) times less than half a spacing is lost."""
     optimizer, gamma = scale_by_rmsprop(0.9999), 0.9999
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -251,7 +251,7 @@ def test_many_steps_of_a_slow_average(rng, steps):
 
 
 def test_the_count_stays_at_the_largest_integer():
-    """Instead of beginning anew with negative steps, after two billion."""
+    """It does not overflow to negative steps after two billion."""
     g = jnp.ones(1)
     optimizer = scale_by_rmsprop()
     state = optimizer.init(g)._replace(count=jnp.int32(2**31 - 1))
@@ -323,7 +323,7 @@ def test_derivatives_are_finite_where_the_gradient_is_zero():
 
 
 def test_a_small_gradient_after_a_large_one():
-    """Float32 keeps its seven digits, however much larger the average was."""
+    """Float32 keeps its seven digits, however large the average was before."""
     gradients = np.array([[4097.0], [1.2], [-0.7]], "float32")
     found = updates_of(
         {
@@ -336,7 +336,7 @@ def test_a_small_gradient_after_a_large_one():
     for (gamma, centered), (u, _) in found.items():
         truth = reference.RMSProp(gradients[0], centered=centered)
         expected = [truth.scaled(g, gamma, 1e-6) for g in gradients]
-        # A few roundings each of average, deviation, square, sum, root and quotient.
+        # A few roundings each for average, deviation, square, sum, root and quotient.
         np.testing.assert_allclose(
             u, expected, rtol=tolerance("float32", 16), err_msg=f"{gamma} {centered}"
         )

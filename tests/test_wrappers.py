@@ -1,4 +1,4 @@
-"""Optax's wrappers, and what its own tests ask of each of its contributions."""
+"""Optax's wrappers, and its own tests of contributed optimizers."""
 
 import functools
 
@@ -32,7 +32,7 @@ def test_inject_hyperparams():
         x,
         jax.tree.map(lambda p: jnp.stack([p] * 4), x),
     )
-    # 1 - gamma is formed in float32 there, in double here: 3e-8 of 0.05.
+    # 1 - gamma is computed in float32 there, in double here: 3e-8 relative to 0.05.
     close = functools.partial(chex.assert_trees_all_close, rtol=1e-5, atol=1e-6)
     close(found["injected"][0], found["plain"][0])
     close(found["injected alone"][0], found["alone"][0])
@@ -43,7 +43,7 @@ def test_inject_hyperparams():
 
 
 def test_inject_hyperparams_beside_bfloat16_parameters():
-    """README's pitfall: by default it makes bfloat16 of gamma too."""
+    """README's pitfall: by default it casts gamma to bfloat16, too."""
     x = {"w": jnp.ones((2, 3), "bfloat16")}
     make = functools.partial(optax.inject_hyperparams, rmsprop)
     careless = make()(learning_rate=0.1, gamma=0.999)
@@ -59,7 +59,7 @@ def test_inject_hyperparams_beside_bfloat16_parameters():
 
 
 def test_members_side_by_side_have_the_bits_of_one(rng):
-    """As the how-to shows: hyperparameters in the state, by jax.vmap."""
+    """The how-to's code: hyperparameters in the state, by jax.vmap."""
     make = optax.inject_hyperparams(rmsprop, hyperparam_dtype=jnp.float32)
     gammas, rates = jnp.array([0.5, 0.9, 0.999]), jnp.array([0.1, 0.01, 0.001])
     x = jnp.asarray(rng.standard_normal((3, 64)), "float32")
@@ -82,7 +82,7 @@ def test_members_side_by_side_have_the_bits_of_one(rng):
 
 
 def test_multi_steps():
-    """A mean of gradients, at the last of them."""
+    """It steps with the mean of gradients, at the last of them."""
     x = params()
     half, more = (jax.tree.map(lambda p: f * p, x) for f in (0.5, 1.5))  # noqa: B023
 
@@ -142,12 +142,12 @@ def test_apply_if_finite():
     bad = jax.tree.map(lambda p: p * jnp.nan, x)
     for kept, after, expected in steps(x, bad).values():
         chex.assert_trees_all_equal(kept, jax.tree.map(jnp.zeros_like, x))
-        # Within the condition it is compiled apart, and may round once otherwise.
+        # Inside the condition it is another program, which may round once differently.
         chex.assert_trees_all_close(after, expected, rtol=tolerance("float32", 4))
 
 
 def test_flatten_and_a_chain_with_clipping():
-    """What is clipped gets the steps of the clipped gradient."""
+    """It takes the steps of the clipped gradient."""
     clip = optax.clip_by_global_norm(1.0)
 
     @jax.jit
@@ -168,7 +168,7 @@ def test_flatten_and_a_chain_with_clipping():
         chex.assert_trees_all_close(*flat, rtol=1e-6)
 
 
-# With each of them the optimizer goes downhill.
+# With each of them the optimizer decreases the loss.
 WRAPPERS = {
     "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.01),
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
@@ -295,7 +295,7 @@ def test_lookahead():
 
 @pytest.mark.skipif(not hasattr(optax.contrib, "galore"), reason="since Optax 0.2.8")
 def test_galore():
-    """It passes no parameters on, so there is no decay."""
+    """It does not pass on parameters, so there is no decay."""
     optimizer = optax.contrib.scale_by_galore(
         rank=1, base_optimizer=OPTIMIZERS["in fewer bits"]
     )
@@ -325,7 +325,7 @@ def test_aggregating():
         chex.assert_trees_all_equal(updates, expected)
 
 
-# What Optax's tests of its contributions ask of each of them.
+# The checks of Optax's tests for its contributions.
 
 TARGETS = {
     "rosenbrock": (

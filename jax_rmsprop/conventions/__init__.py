@@ -16,8 +16,8 @@ not arguments. A momentum of 0 allocates no buffer. For parameter groups use
 `optax.partition` with one of these for each group.
 
 In the equations x is a parameter, g its gradient, nu the average of g^2 or, if
-`centered`, the variance; b is the momentum buffer, which starts at 0. Arguments that a
-docstring does not describe are as in the equations and in `rmsprop`.
+`centered`, the variance; b is the momentum buffer, which starts at 0. Arguments without
+a description are as in the equations and in `rmsprop`.
 
     >>> import jax.numpy as jnp
     >>> from jax_rmsprop import conventions

@@ -1,4 +1,4 @@
-"""The table of conventions as people read it."""
+"""Print the table of conventions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _HEADER = [
 
 
 def explain(name: str | None = None) -> None:
-    """Print what a convention or a recipe computes, or all of them, in Markdown.
+    """Print a convention or a recipe, or the table of all, in Markdown.
 
     Args:
-      name: a key of `CONVENTIONS` or of `RECIPES`; None for all.
+      name: a key of `CONVENTIONS` or `RECIPES`; None for all.
 
     Raises:
       ValueError: there is no convention of that name.
@@ -59,7 +59,7 @@ def explain(name: str | None = None) -> None:
 
 
 def _row(name: str) -> list[str]:
-    """The values of a line, from the table and the defaults of the signature."""
+    """The cells of a row, from the table and the defaults of the signature."""
     recipe = RECIPES.get(name)
     row = CONVENTIONS[recipe.convention if recipe else name]
     function = _FUNCTIONS[recipe.convention if recipe else name]
@@ -84,7 +84,7 @@ def _row(name: str) -> list[str]:
         f"`{name}`",
         of,
         f"`{gamma}` {_last(values[gamma]):g}",
-        # The textbook's is no argument.
+        # The textbook's eps is not an argument.
         f"`{eps}` {values[eps]:g}, {place}" if eps in values else f"1e-06, {place}",
         str(row.initial_scale).removesuffix(".0"),
         rate,
@@ -99,5 +99,5 @@ def _words(value: bool | str | None, yes: str, no: str, none: str) -> str:
 
 
 def _last(value: Any) -> Any:
-    """Of a pair of decays that of the squares."""
+    """The decay of the squares, also from a pair of decays."""
     return value[-1] if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Those of JAX's own world."""
+"""RMSProps of JAX libraries."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def flax_legacy(
     eps: Number = 1e-8,
     centered: bool = False,
 ) -> Transformation:
-    """`flax.optim.RMSProp`, which Flax had before it took up Optax.
+    """`flax.optim.RMSProp`, from before Flax adopted Optax.
 
         x = x - learning_rate * g / (sqrt(nu) + eps)
 

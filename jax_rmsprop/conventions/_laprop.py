@@ -1,8 +1,8 @@
-"""LaProp, and DreamerV3's: RMSProp whose scaled gradients are averaged.
+"""LaProp and DreamerV3's optimizer: RMSProp whose scaled gradients are averaged.
 
-Adam averages the gradient and scales the average; here each gradient is scaled by its
-own step's root, and what is averaged is bounded. Both averages are divided by the
-weight that they have collected.
+Adam averages the gradient and scales the average; here each gradient is first scaled by
+its own step's root, so the averaged values are bounded. Both averages are divided by
+the weight that they have collected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def laprop(
     eps: Number = 1e-15,
     weight_decay: Number = 0.0,
 ) -> Transformation:
-    """LaProp as its authors publish it: the average of RMSProp's steps.
+    """LaProp as published by its authors: the average of RMSProp's steps.
 
         u = g / (sqrt(nu / n) + eps)
         b = beta1 * b + (1 - beta1) * lr * u
@@ -37,14 +37,13 @@ def laprop(
         x = x - weight_decay * x
 
     n is the weight that nu has collected, 1 - beta2^t, and c the average of the rate,
-    c = beta1 * c + (1 - beta1) * lr, which is (1 - beta1^t) * lr where the rate is
-    constant. The decay is of the parameters after the step, and not multiplied by the
-    rate.
+    c = beta1 * c + (1 - beta1) * lr, which is (1 - beta1^t) * lr for a constant rate.
+    The weight decay applies to the parameters after the step, without the rate.
 
     Args:
       lr: >= 0, a number, array, tracer or schedule.
-      betas: the decay of the average of the steps, and of that of the squares; each in
-        [0, 1], numbers or tracers.
+      betas: the decay of the average of the steps and the decay of the average of the
+        squares; each in [0, 1], numbers or tracers.
       eps: >= 0, added outside the root.
       weight_decay: >= 0.
 
@@ -92,21 +91,20 @@ def dreamer_v3(
         b = beta1 * b + (1 - beta1) * u
         x = x - lr * min(1, t / warmup) * b / (1 - beta1^t)
 
-    with n = 1 - beta2^t, and t steps before this one in the warm-up, so that the first
-    step is zero.
+    with n = 1 - beta2^t; in the warm-up t does not count this step, so the first step
+    is zero.
 
     Args:
-      lr: >= 0; a schedule starts after the warm-up to its first value.
-      agc: the largest norm of a leaf's gradient, as a part of its parameters', > 0; 0
-        for any.
+      lr: >= 0; a schedule starts after the warm-up, which rises to its first value.
+      agc: the largest norm of a leaf's gradient, as a fraction of its parameter's, > 0;
+        0 for no limit.
       eps: >= 0, added outside the root.
       beta1: the decay of the average of the steps, in [0, 1).
-      beta2: the decay of the average of the squares; a schedule too.
-      warmup: steps in which the rate rises from 0, >= 0.
+      beta2: the decay of the average of the squares; number or schedule.
+      warmup: the number of steps in which the rate rises from 0, >= 0.
 
     Raises:
-      ValueError: also where `update` is called without the parameters, unless `agc`
-        is 0.
+      ValueError: also if `update` is called without the parameters and `agc` is not 0.
 
     Example:
       >>> optimizer = dreamer_v3(warmup=0)
@@ -134,7 +132,7 @@ def dreamer_v3(
 
 
 def _scaled(names: dict[str, str], gamma: NumberOrSchedule, eps: Number) -> Any:
-    """`scale_by_rmsprop`, corrected, with eps outside the root."""
+    """`scale_by_rmsprop` with bias correction and eps outside the root."""
     options = Options(eps_in_sqrt=False, bias_correction=True)
     return build(names, None, options, gamma=gamma, eps=eps, initial_scale=0.0)
 
@@ -144,8 +142,8 @@ class AveragedSteps(NamedTuple):
 
     Attributes:
       count: the number of steps so far, int32 of shape ().
-      average: the average, like the parameters, in float32 or wider.
-      weight: what its weights sum to, a float of shape ().
+      average: the average, shaped like the parameters, in float32 or wider.
+      weight: the sum of its weights, a float of shape ().
     """
 
     count: Any
@@ -156,7 +154,7 @@ class AveragedSteps(NamedTuple):
 def _average_steps(
     beta: Number, weight: NumberOrSchedule, rate: NumberOrSchedule
 ) -> optax.GradientTransformation:
-    """Step by -rate times the average of the updates, each of which has a weight."""
+    """Step by -rate times the weighted average of the updates."""
 
     def init(params: optax.Params) -> Any:
         def zeros(p: Any) -> jax.Array:
@@ -188,7 +186,7 @@ def _averaged(
 
     averages = jax.tree.map(average, state.average, updates)
     total = average(state.weight, jnp.ones([]))
-    # Where every weight was 0 there is no step.
+    # If every weight was 0, the step is 0.
     factor = -rate / jnp.where(total > 0, total, 1)
     steps = jax.tree.map(lambda b: factor.astype(b.dtype) * b, averages)
     count = optax.safe_increment(state.count)
@@ -196,9 +194,9 @@ def _averaged(
 
 
 def _clip_by_leaf(clipping: Number, least: float) -> optax.GradientTransformation:
-    """Bound a gradient's norm by a part of its parameters', a whole leaf's each.
+    """Bound the norm of a leaf's gradient by a fraction of its parameter's norm.
 
-    `optax.adaptive_grad_clip` does so for each of a leaf's output units.
+    `optax.adaptive_grad_clip` does so for each output unit of a leaf.
     """
 
     @jax.jit
@@ -213,7 +211,7 @@ def _clip_by_leaf(clipping: Number, least: float) -> optax.GradientTransformatio
 
 
 def _shrink_after(decay: Number) -> optax.GradientTransformation:
-    """Subtract decay * x of the parameters as they are after the step."""
+    """Subtract decay * x for the parameters x after the step."""
 
     @jax.jit
     def shrink(decay: Any, u: jax.Array, x: jax.Array) -> jax.Array:
@@ -222,7 +220,7 @@ def _shrink_after(decay: Number) -> optax.GradientTransformation:
 
     def shrink_all(updates: optax.Updates, params: optax.Params | None) -> Any:
         traced = isinstance(decay, jax.core.Tracer)
-        if params is None and traced:  # right if it turns out to be 0
+        if params is None and traced:  # valid only if it turns out to be 0
             return jax.tree.map(lambda u: jnp.where(decay == 0, u, jnp.nan), updates)
         each = functools.partial(shrink, decay)
         return _map_with(each, "weight_decay", updates, params)
@@ -233,7 +231,7 @@ def _shrink_after(decay: Number) -> optax.GradientTransformation:
 def _map_with(
     function: Any, name: str, updates: optax.Updates, params: optax.Params | None
 ) -> Any:
-    """Apply a function to each leaf and its parameter, but where there is no leaf."""
+    """Apply a function to each leaf that is not None and its parameter."""
     if params is None:
         raise ValueError(
             f"`params` must be passed to `update` when `{name}` is not 0, got None"

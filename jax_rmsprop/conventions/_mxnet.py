@@ -1,4 +1,4 @@
-"""MXNet's two."""
+"""MXNet's two RMSProps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mxnet1(
       learning_rate: as in `rmsprop`; a schedule gets 0 first, where MXNet's
         `lr_scheduler` gets 1.
       gamma1: the average's decay.
-      gamma2: the momentum, if `centered`; else of no meaning.
+      gamma2: the momentum if `centered`; else ignored.
       epsilon: as `eps` in `rmsprop`.
       centered: as in `rmsprop`.
       clip_weights: bound of the parameters, None or 0 for none. `update` needs them.
@@ -107,11 +107,11 @@ def mxnet2(
       learning_rate: as in `rmsprop`; a schedule gets 0 first, where MXNet's
         `lr_scheduler` gets 1.
       rho: the average's decay.
-      momentum: as in `rmsprop`, if `centered`; else of no meaning.
+      momentum: as in `rmsprop` if `centered`; else ignored.
       epsilon: as `eps` in `rmsprop`.
       centered: as in `rmsprop`.
       clip_weights: bound of the parameters, None or 0 for none. `update` needs them.
-      use_fused_step: of no meaning here.
+      use_fused_step: ignored.
       rescale_grad: a factor of the gradient, >= 0.
       wd: weight decay, as in `rmsprop`.
       clip_gradient: bound of the gradient's elements, None or 0 for none.
@@ -152,7 +152,7 @@ def _around(
     clip_gradient: Number | None,
     clip_weights: Number | None,
 ) -> Transformation:
-    """Add MXNet's scaling, decay and clipping before, and its box around x after."""
+    """Add MXNet's scaling, decay and clipping before a step, its box for x after."""
     factor = _validate.check_scalar("rescale_grad", rescale_grad)
     same = isinstance(factor, float) and factor == 1.0
     scaled = None if same else optax.scale(factor)
@@ -166,14 +166,14 @@ def _around(
 
 
 def _offset_schedule(value: NumberOrSchedule, count: Any) -> NumberOrSchedule:
-    """The schedule advanced by `count` steps, as if so many had been taken."""
+    """The schedule advanced by `count` steps."""
     if is_zero(count) or not callable(value):
         return value
     return lambda step: value(step + count)
 
 
 def _project_to_box(bound: Number | None) -> Part:
-    """End a step where it leaves [-bound, bound]: a projection of the parameters."""
+    """Shorten steps so that parameters stay in [-bound, bound]: a projection."""
     if bound is None or is_zero(bound):
         return None
     limit = _validate.check_scalar("clip_weights", bound)

@@ -1,4 +1,4 @@
-"""Chainer's, PaddlePaddle's, MLX's and the textbook's."""
+"""The RMSProps of Chainer, PaddlePaddle, MLX and the textbook."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def paddle(
         b = momentum * b + learning_rate * g / sqrt(nu + epsilon)
         x = x - b
 
-    The parameters are passed to `init`, not here. Paddle clips before the decay, so put
-    Optax's clipping before this in a chain for its `grad_clip`. `name` has no meaning
-    here.
+    The parameters are passed to `init`, not here. Paddle clips before the decay: for
+    its `grad_clip`, put Optax's clipping before this in a chain. `name` is ignored.
 
     Example:
       >>> optimizer = paddle(0.01, momentum=0.9, weight_decay=1e-4)

@@ -1,4 +1,4 @@
-"""PyTorch's, and those that have its interface."""
+"""PyTorch's RMSProp, and those with its interface."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def pytorch(
         b = momentum * b + g / (sqrt(nu) + eps)
         x = x - lr * b
 
-    A complex parameter is two real ones, as in PyTorch: its parts have an average
-    each, where `rmsprop` keeps one of `|g|^2`. `capturable`, `foreach` and
-    `differentiable` have no meaning here.
+    A complex parameter is two real ones, as in PyTorch: each part has its own average,
+    where `rmsprop` has one of `|g|^2`. `capturable`, `foreach` and `differentiable` are
+    ignored.
 
     Example:
       >>> optimizer = pytorch(lr=1e-2, momentum=0.9, weight_decay=1e-4)
@@ -96,7 +96,7 @@ def timm(
     without `lr_in_momentum` as `pytorch`. With `corrected_weight_decay` the decoupled
     decay is lr^2 / max_lr * weight_decay. With `caution`, and only with momentum, the
     elements of b whose sign is not the gradient's are 0 in this step, and the rest of
-    the leaf is divided by the fraction that is left, or by 1e-3 if that is more.
+    the leaf is divided by the fraction that remains, or by 1e-3 if that is more.
 
     Args:
       lr: the learning rate, as in `rmsprop`.
@@ -109,9 +109,9 @@ def timm(
       corrected_weight_decay: also scale the decoupled decay by lr / max_lr.
       lr_in_momentum: as in `rmsprop`.
       caution: see above.
-      foreach: of no meaning here.
-      max_lr: for `corrected_weight_decay`. timm takes the `lr` with which it was made,
-        before any scheduler; so does this, but if `lr` is a schedule it must be given.
+      foreach: ignored.
+      max_lr: for `corrected_weight_decay`. By default the initial `lr`, as in timm;
+        required if `lr` is a schedule.
 
     Example:
       >>> optimizer = timm(lr=0.01, momentum=0.9, weight_decay=1e-5, caution=True)
@@ -128,14 +128,14 @@ def timm(
     corrected = _validate.check_bool("corrected_weight_decay", corrected_weight_decay)
     amount = _validate.check_scalar("weight_decay", weight_decay)
     careful = _validate.check_bool("caution", caution) and not is_zero(momentum)
-    # Unless told otherwise, a number is its own highest.
+    # By default a number is its own maximum.
     squared = decoupled and corrected and (callable(lr) or max_lr is not None)
     if squared and max_lr is None:
         raise ValueError(
             "`max_lr` must be the highest learning rate if `lr` is a schedule and "
             "`corrected_weight_decay` is True, got None"
         )
-    # Caution is for the step alone, and for a gradient with its coupled decay.
+    # Caution compares the step alone with the gradient, coupled decay included.
     apart = (careful or squared) and not is_zero(amount)
     optimizer = named(
         _NAMES,
@@ -234,9 +234,9 @@ def bitsandbytes(
 
 
 def _cautious(momentum: Number, steps: optax.Updates, updates: optax.Updates) -> Any:
-    """Keep of a step what goes against the gradient, scaled for what is left out.
+    """Mask elements of a step that do not oppose the gradient, and scale the rest.
 
-    As long as there is momentum.
+    Without momentum the step is unchanged.
     """
 
     def mask(step: jax.Array, g: jax.Array) -> jax.Array:
@@ -250,11 +250,11 @@ def _cautious(momentum: Number, steps: optax.Updates, updates: optax.Updates) ->
 def _scheduled_decay(
     rate: NumberOrSchedule, weight_decay: Number, max_rate: Number | None
 ) -> optax.GradientTransformation:
-    """Subtract rate^2 / max_rate * weight_decay * x; without `max_rate`, rate."""
+    """Subtract rate^2 / max_rate * weight_decay * x; without `max_rate` just rate."""
 
     def factor(step: jax.Array) -> Number:
         eta = rate(step) if callable(rate) else rate
         return -weight_decay * eta * (1.0 if max_rate is None else eta / max_rate)
 
-    # Injected, since Optax below 0.2.7 takes no schedule for a decay.
+    # Injected, since Optax before 0.2.7 takes no schedule for a decay.
     return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay=factor)

@@ -1,4 +1,4 @@
-"""The RMSProp of published results."""
+"""The RMSProp settings of published results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def nature_dqn(
 ) -> Transformation:
     """DQN in Nature: `keras` with rho 0.95, epsilon 0.01 and centered.
 
-    What the paper lists as "gradient momentum" 0.95 is the decay of the gradient's
-    average, and the "min squared gradient" 0.01 is eps: there is no momentum.
+    The paper's "gradient momentum" 0.95 is the decay of the gradient's average, and its
+    "min squared gradient" 0.01 is eps: there is no momentum.
 
     Example:
       >>> optimizer = nature_dqn()
@@ -35,7 +35,7 @@ def dopamine_dqn(
 ) -> Transformation:
     """Dopamine's DQN: `tensorflow1` with decay 0.95, epsilon 1e-5 and centered.
 
-    Dopamine's agents in JAX use Optax, whose nu starts at 0 and not at 1.
+    Dopamine's JAX agents use Optax, whose nu starts at 0 instead of 1.
 
     Example:
       >>> optimizer = dopamine_dqn()
@@ -52,9 +52,9 @@ def dqn_zoo(
 ) -> Transformation:
     """DQN Zoo's DQN: `optax` with decay 0.95, eps 0.01 / 32^2 and centered.
 
-    It is `nature_dqn` of another loss. There the losses of a batch of 32 are summed,
-    here they are averaged, so a gradient is 32 times smaller and its square 32^2 times:
-    eps belongs to the gradient's scale. The steps are the same.
+    It is `nature_dqn` for another loss: there the losses of a batch of 32 are summed,
+    here they are averaged. So gradients are 32 times smaller and their squares 32^2
+    times, and eps is scaled accordingly. The steps are the same.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,9 +78,9 @@ def impala(
 ) -> Transformation:
     """IMPALA on Atari, as TorchBeast runs it: `pytorch` with alpha 0.99 and eps 0.01.
 
-    The rate falls linearly to 0 and the gradient's global norm is clipped to 40 there:
-    `optax.linear_schedule` and `optax.clip_by_global_norm`. The first authors' own code
-    is `tensorflow1(4.8e-4, decay=0.99, epsilon=0.1)`.
+    There the rate falls linearly to 0 and the gradient's global norm is clipped to 40:
+    `optax.linear_schedule` and `optax.clip_by_global_norm`. The original authors' code
+    uses `tensorflow1(4.8e-4, decay=0.99, epsilon=0.1)`.
 
     Example:
       >>> optimizer = impala()
@@ -98,8 +98,9 @@ def efficientnet(
 ) -> Transformation:
     """EfficientNet: `tensorflow1` with decay 0.9, momentum 0.9 and epsilon 1e-3.
 
-    The rate is for batches of 256, grows in proportion to them, and falls by 0.97 every
-    2.4 epochs after 5 of warm-up. The weight decay of 1e-5 is a part of the loss there.
+    The rate is for batches of 256, is proportional to the batch size, and decays by
+    0.97 every 2.4 epochs after 5 of warm-up. There the loss includes a weight decay of
+    1e-5.
 
     Example:
       >>> optimizer = efficientnet()
@@ -116,8 +117,8 @@ def mobilenet_v3(
 ) -> Transformation:
     """MobileNetV3 in torchvision: `pytorch`, eps 0.0316, momentum and alpha 0.9.
 
-    With a weight decay of 1e-5. The rate is for batches of 1024 and falls by 0.973
-    every 2 epochs. The eps is the root of 1e-3, which other code adds inside the root.
+    The weight decay is 1e-5. The rate is for batches of 1024 and decays by 0.973 every
+    2 epochs. The eps is the root of 1e-3, which other code adds inside the root.
 
     Example:
       >>> optimizer = mobilenet_v3()
@@ -129,12 +130,12 @@ def mobilenet_v3(
     return _recipe("mobilenet_v3", learning_rate)
 
 
-# Those whose RMSProp a recipe ran.
+# The conventions that recipes use.
 _RAN = {f.__name__: f for f in (keras, optax, pytorch, tensorflow1)}
 
 
 def _recipe(name: str, learning_rate: NumberOrSchedule) -> Transformation:
     recipe = RECIPES[name]
-    # Under its own name, which is not always the convention's.
+    # Under the recipe's own argument name, which may differ from the convention's.
     rate = _validate.check_scalar("learning_rate", learning_rate, schedule=True)
     return _RAN[recipe.convention](rate, **recipe.settings)

@@ -12,13 +12,12 @@ from typing import Any
 class Convention:
     """The values in which one framework's RMSProp differs from another's.
 
-    For people and `explain`: the framework's function has its own. Where something else
-    decides, the value is words (in parentheses the framework's argument for it).
+    For readers and `explain`; the framework's function has its own copies. A value that
+    depends on other settings is text (with the framework's argument in parentheses).
 
     Attributes:
-      framework: whose RMSProp it is.
-      argument_names: the framework's name of an argument of `rmsprop`, where it has
-        another.
+      framework: the framework's name.
+      argument_names: the framework's names of arguments of `rmsprop`, if they differ.
       eps_in_sqrt: as in `rmsprop`.
       initial_scale: as in `rmsprop`.
       lr_in_momentum: as in `rmsprop`; None if there is no momentum.
@@ -38,9 +37,9 @@ class Recipe:
     """A published recipe.
 
     Attributes:
-      title: what it trained.
-      convention: the framework whose RMSProp it ran, a key of `CONVENTIONS`.
-      settings: the arguments it set, beside the learning rate.
+      title: the model or algorithm.
+      convention: the framework whose RMSProp it used, a key of `CONVENTIONS`.
+      settings: the arguments it set, except the learning rate.
     """
 
     title: str
@@ -59,8 +58,8 @@ _DECAY_EPSILON = _frozen(gamma="decay", eps="epsilon")
 _MXNET1 = _frozen(gamma="gamma1", momentum="gamma2", eps="epsilon", weight_decay="wd")
 _MXNET2 = _frozen(gamma="rho", eps="epsilon", weight_decay="wd")
 
-# As the fields above: of whom, the names, eps inside the root, nu's beginning, the rate
-# before the momentum, the decay apart from the step.
+# The fields above: framework, names, eps inside the root, initial nu, the rate before
+# the momentum, decoupled decay.
 CONVENTIONS: Mapping[str, Convention] = _frozen(
     pytorch=Convention("PyTorch", _LR_ALPHA, False, 0.0, False, False),
     keras=Convention("Keras 3", _RHO_EPSILON, True, 0.0, True, True),

@@ -1,4 +1,4 @@
-"""TensorFlow's, Keras's and Sonnet's."""
+"""The RMSProps of TensorFlow, Keras and Sonnet."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def keras(
         x = x - learning_rate * weight_decay * x - b
 
     With `gradient_accumulation_steps`, a schedule counts gradients, not steps. Keras's
-    `use_ema` averages the parameters, which is no part of a step:
-    `optax.incremental_update` does it after one.
+    `use_ema` averages the parameters, which is not part of a step: use
+    `optax.incremental_update` after it.
 
     Args:
       learning_rate: as in `rmsprop`.
@@ -63,9 +63,9 @@ def keras(
       clipvalue: largest magnitude of an element; None or 0 for no limit.
       global_clipnorm: largest norm of all gradients together; None or 0 for no limit.
         Only one of the three may be given.
-      loss_scale_factor: what the loss was multiplied by, > 0.
-      gradient_accumulation_steps: how many gradients make a step, 2 or more.
-      name: of no meaning here.
+      loss_scale_factor: the factor by which the loss was multiplied, > 0.
+      gradient_accumulation_steps: the number of gradients per step, 2 or more.
+      name: ignored.
 
     Example:
       >>> optimizer = keras(learning_rate=1e-3, rho=0.95, global_clipnorm=1.0)
@@ -115,7 +115,7 @@ def tensorflow1(
         b = momentum * b + learning_rate * g / sqrt(nu + epsilon)
         x = x - b
 
-    `use_locking` and `name` have no meaning here.
+    `use_locking` and `name` are ignored.
 
     Example:
       >>> optimizer = tensorflow1(0.016, momentum=0.9, epsilon=1e-3)
@@ -160,11 +160,11 @@ def tf_keras_v2(
       learning_rate: as in `rmsprop`.
       rho: the average's decay.
       momentum: as in `rmsprop`.
-      epsilon: as `eps` in `rmsprop`; None and 0 mean 1e-7, as they do there.
+      epsilon: as `eps` in `rmsprop`; None and 0 mean 1e-7, as in tf.keras.
       centered: as in `rmsprop`.
-      name: of no meaning here.
+      name: ignored.
       clipnorm: the largest norm of each leaf's gradient, > 0, or None.
-      clipvalue: the largest size of a gradient's element, > 0, or None; comes first.
+      clipvalue: the largest magnitude of an element, > 0, or None; applied first.
       global_clipnorm: the largest norm of all gradients together, > 0, or None; not
         with `clipnorm`.
       lr: the old name of `learning_rate`, which it overrides.
@@ -205,7 +205,7 @@ def tf_keras_v2(
 def _either(
     first: jax.Array, one: Transformation, other: Transformation
 ) -> Transformation:
-    """One transformation or another, by a traced bool, of one state."""
+    """Choose between two transformations with the same state by a traced bool."""
 
     def update(
         updates: optax.Updates,
@@ -235,7 +235,7 @@ def sonnet(
         b = momentum * b + learning_rate * g / sqrt(nu + epsilon)
         x = x - b
 
-    `name` has no meaning here.
+    `name` is ignored.
 
     Example:
       >>> optimizer = sonnet(1e-3, momentum=0.9)
@@ -255,7 +255,7 @@ def sonnet(
 
 
 def _check_at_most_one(arguments: Mapping[str, Any]) -> None:
-    """Check that no two of the arguments are given."""
+    """Check that at most one of the arguments is given."""
     given = [
         f"`{name}` {_validate.short_repr(value)}"
         for name, value in arguments.items()
@@ -267,7 +267,7 @@ def _check_at_most_one(arguments: Mapping[str, Any]) -> None:
 
 
 def _unscale_gradient(factor: Number | None) -> Part:
-    """Divide the gradient by what the loss was multiplied by."""
+    """Divide the gradient by the factor of the loss."""
     if factor is None:
         return None
     return optax.scale(1 / check_positive("loss_scale_factor", factor))
@@ -275,8 +275,8 @@ def _unscale_gradient(factor: Number | None) -> Part:
 
 def _accumulate(optimizer: Transformation, steps: int) -> Transformation:
     """Step once for `steps` gradients, with their mean."""
-    # From Optax 0.2.8 on the mean is float32 unless another dtype is asked for; before,
-    # it had the parameters' dtype.
+    # Since Optax 0.2.8 the mean is float32 by default; before, it had the parameters'
+    # dtype.
     dtype: dict[str, Any] = {"accumulator_dtype": float}
     known = inspect.signature(optax.MultiSteps).parameters
     wrapper = optax.MultiSteps(

@@ -1,4 +1,4 @@
-"""What goes around `rmsprop` in the conventions: names, clipping, decay, a box."""
+"""Parts of the conventions around `rmsprop`: names, clipping, decay."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _OPTIONS = {field.name for field in dataclasses.fields(Options)}
 def named(
     names: Mapping[str, str], *, momentum: Number | None = None, **arguments: Any
 ) -> Transformation:
-    """`rmsprop` with a framework's own names of its arguments.
+    """`rmsprop` with a framework's argument names in errors.
 
     Args:
-      names: what the framework calls the arguments, where it has another name.
-      momentum: as in `rmsprop`; a momentum that is known to be 0 is none.
-      arguments: the others of `rmsprop`.
+      names: the framework's names of the arguments, if they differ.
+      momentum: as in `rmsprop`; a concrete 0 means None.
+      arguments: the other arguments of `rmsprop`.
     """
     options = {n: x for n, x in arguments.items() if n in _OPTIONS}
     numbers = {n: x for n, x in arguments.items() if n not in _OPTIONS}
@@ -40,10 +40,10 @@ def named(
 
 
 def chain(*parts: Part) -> Transformation:
-    """Optax's chain of the parts, which keeps the gradient's dtype; None does nothing.
+    """Chain the parts with Optax, in the gradient's dtype; None is the identity.
 
-    A part that a number switches off keeps its place, so that a state has the same tree
-    whether that number was known, and 0, when it was made or is traced.
+    A part that a 0 switches off keeps its place, so a state has the same tree whether
+    that number is concrete or traced.
     """
     if len(parts) == 1 and parts[0] is not None:
         return optax.with_extra_args_support(parts[0])
@@ -54,13 +54,13 @@ def chain(*parts: Part) -> Transformation:
 def around(
     inner: optax.GradientTransformation, change: Callable[..., Any] | None = None
 ) -> Transformation:
-    """The same, with its steps changed, and with errors that name a leaf.
+    """Change a transformation's steps, and name the leaf in errors.
 
     Args:
       inner: the transformation.
-      change: a function of the step and the gradient, two trees, to another step.
+      change: a function from the step and the gradient, two trees, to a new step.
     """
-    # Partials of functions here, so that the result can be pickled.
+    # Partials of module functions, so that the result can be pickled.
     inner = optax.with_extra_args_support(inner)
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, inner), functools.partial(_update, inner, change)
@@ -68,7 +68,7 @@ def around(
 
 
 def _init(inner: Transformation, /, params: optax.Params) -> Any:
-    with _validate.blame_leaves(params):  # Optax's parts do not look
+    with _validate.blame_leaves(params):  # Optax's parts do not check
         return inner.init(params)
 
 
@@ -88,7 +88,7 @@ def _update(
 
 
 def _in_the_gradients_dtype(steps: optax.Updates, updates: optax.Updates) -> Any:
-    """A traced bound or factor may be wider than a leaf, and widens it in Optax."""
+    """Cast steps back: in Optax, a wider traced bound or factor widens a leaf."""
     return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates)
 
 
@@ -100,7 +100,7 @@ def check_positive(name: str, value: Number) -> Any:
 
 
 def _clip_each_norm(bound: Any) -> optax.GradientTransformation:
-    """Clip the norm of each leaf by itself."""
+    """Clip the norm of each leaf separately."""
     ball = optax.projections.projection_l2_ball
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda g: ball(g, bound), updates)
@@ -116,7 +116,7 @@ _CLIPPINGS = {
 
 
 def clipping(name: str, bound: Number | None, *, zero_is_none: bool = True) -> Part:
-    """One of the frameworks' clippings, by the argument's name."""
+    """The clipping of a framework's argument, by its name."""
     if bound is None or (zero_is_none and is_zero(bound)):
         return None
     checked = check_positive(name, bound)
@@ -125,9 +125,9 @@ def clipping(name: str, bound: Number | None, *, zero_is_none: bool = True) -> P
 
 
 def decayed(name: str, amount: Number) -> Part:
-    """Add the amount of the parameters to the gradient; nothing if it is 0.
+    """Add amount * x to the gradient; nothing if the amount is 0.
 
-    A traced amount needs the parameters unless it turns out to be 0: the step is NaN.
+    Without the parameters, a traced amount that is not 0 makes the step NaN.
     """
     amount = _validate.check_scalar(name, amount)
     if is_zero(amount):
@@ -152,7 +152,7 @@ def decayed(name: str, amount: Number) -> Part:
 def unless_zero(
     number: Number, part: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """A part that does nothing where a traced number is 0."""
+    """Turn a part into the identity if a traced number is 0."""
     if not isinstance(number, jax.core.Tracer):
         return part
     part = optax.with_extra_args_support(part)

@@ -1,4 +1,4 @@
-"""Convert optimizer state from and to other frameworks, to continue a training.
+"""Convert optimizer state from and to other frameworks, to resume a training.
 
     state = migrate.from_torch(checkpoint, params, layout=layout)
     torch_optimizer.load_state_dict(
@@ -10,16 +10,16 @@ its function in `jax_rmsprop.conventions`; both sides then take the same steps. 
 that are not state, such as the learning rate, are not converted. `settings` reads those
 of a PyTorch checkpoint: `conventions.pytorch(**migrate.settings(checkpoint))`.
 
-`layout` says which of their arrays is which of ours, for parameters and state alike. It
-takes a tree like the parameters and returns their arrays by name. A Flax kernel is
-[in, out] and a PyTorch weight [out, in], so
+`layout` maps our arrays to theirs, for parameters and state alike. It takes a tree like
+the parameters and returns their arrays by name. A Flax kernel is [in, out] and a
+PyTorch weight [out, in], so
 
     def layout(tree):
         return {"fc.weight": tree["fc"]["kernel"].T, "fc.bias": tree["fc"]["bias"]}
 
 `layout(params)` gives their parameters, and `from_named` inverts it. A layout may
 rename, transpose, reshape, split and stack with functions of NumPy or JAX, and must
-return each element once and unchanged.
+return each element exactly once, unchanged.
 
 One difference: the nu of a centered `RMSPropState` is the variance, nu - mu^2, where
 other frameworks store the average of g^2. The conversion is computed in float64; a

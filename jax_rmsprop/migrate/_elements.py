@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 Layout = Callable[[Any], Mapping[str, Any]]
-# Arrays by the paths of our parameters, and by their names.
+# Arrays by the paths of our parameters, and by the names of theirs.
 Ours = dict[Any, np.ndarray]
 Theirs = dict[str, np.ndarray]
 
-# What DataParallel, torch.compile, FSDP, activation checkpointing and DeepSpeed put
-# before a name, or into it.
+# Parts that DataParallel, torch.compile, FSDP, activation checkpointing and DeepSpeed
+# add to a name.
 _WRAPPERS = {
     "module",
     "_orig_mod",
@@ -25,7 +25,7 @@ _WRAPPERS = {
 
 
 class LayoutIndex:
-    """A layout as indices: for each foreign array, where its elements are in ours.
+    """A layout as indices: the positions of each foreign array's elements in ours.
 
     The layout is applied once to arrays like the parameters whose elements are numbered
     consecutively. The result indexes in both directions.
@@ -35,15 +35,15 @@ class LayoutIndex:
         """Apply the layout once.
 
         Raises:
-          TypeError: it returns no dict.
-          ValueError: an element is lost, doubled or changed.
+          TypeError: it does not return a dict.
+          ValueError: an element is missing, duplicated or changed.
         """
         leaves, tree = jax.tree_util.tree_flatten_with_path(params)
         self.shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves}
         sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
         self._ends = np.cumsum(sizes)
         self._size = sum(sizes)
-        # JAX's own functions would make int32 of int64.
+        # JAX's functions would truncate int64 to int32.
         dtype = np.int32 if self._size < 2**31 else np.int64
         numbers = np.arange(self._size, dtype=dtype)
         named: Any = layout(tree.unflatten(self._leaves(numbers).values()))
@@ -71,19 +71,19 @@ class LayoutIndex:
 
     @property
     def names(self) -> list[str]:
-        """Their names, in the layout's order."""
+        """The names of their arrays, in the layout's order."""
         return list(self._places)
 
     def known(self, name: str) -> str:
-        """The layout's name for a parameter that a wrapper may have put under its own.
+        """The layout's name for a parameter that a wrapper may have renamed.
 
-        `module.` is DistributedDataParallel's, `_orig_mod.` that of `torch.compile`.
+        DistributedDataParallel adds `module.`, `torch.compile` adds `_orig_mod.`.
         """
         plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
         return name if name in self._places or plain not in self._places else plain
 
     def name_of(self, path: Any, exclude: Collection[str] = ()) -> str:
-        """The first of their arrays, but for some, that has something of our leaf."""
+        """The first of their arrays, not in `exclude`, with elements of our leaf."""
         numbers = self._leaves(np.arange(self._size))[path]
         for name, place in self._places.items():
             if name not in exclude and np.isin(place, numbers).any():
@@ -91,10 +91,10 @@ class LayoutIndex:
         return jax.tree_util.keystr(path)
 
     def ours(self, arrays: Mapping[str, Any], field: str) -> Ours:
-        """Those of our leaves that their arrays fill.
+        """Our leaves that are fully covered by their arrays.
 
         Raises:
-          ValueError: a name is not the layout's, or a shape.
+          ValueError: a name or a shape is not the layout's.
         """
         for name, array in arrays.items():
             if name not in self._places:
@@ -117,7 +117,7 @@ class LayoutIndex:
         return ours
 
     def theirs(self, arrays: Ours) -> Theirs:
-        """Those of their arrays that our leaves fill."""
+        """Their arrays that are fully covered by our leaves."""
         theirs: Theirs = {}
         for alike in _by_kind(arrays):
             flat, known = self._flat(alike.values())
@@ -130,12 +130,12 @@ class LayoutIndex:
         return theirs
 
     def _flat(self, arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Room for all elements, and for which of them are known."""
+        """A buffer for all elements, and a mask of those that are known."""
         dtype = np.result_type(np.float32, *(a.dtype for a in arrays))
         return np.zeros(self._size, dtype), np.zeros(self._size, bool)
 
     def _leaves(self, flat: np.ndarray) -> dict[Any, np.ndarray]:
-        """Views of the elements, one for each leaf."""
+        """Views of the elements as leaves, by path."""
         parts = np.split(flat, self._ends)
         return {
             path: part.reshape(shape)
@@ -144,7 +144,7 @@ class LayoutIndex:
 
 
 def _by_kind(arrays: Mapping[Any, np.ndarray]) -> list[dict[Any, np.ndarray]]:
-    """The real ones and the complex ones, since both together would all be complex."""
+    """Split arrays into real and complex ones, which would else all become complex."""
     kinds: list[dict[Any, np.ndarray]] = [{}, {}]
     for key, array in arrays.items():
         kinds[np.iscomplexobj(array)][key] = array

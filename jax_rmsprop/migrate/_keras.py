@@ -1,4 +1,4 @@
-"""Keras 3's variables."""
+"""Convert the variables of Keras 3."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def from_keras(
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Any:
-    """The state of Keras 3's RMSprop as that of `conventions.keras`.
+    """Convert the state of Keras 3's RMSprop to that of `conventions.keras`.
 
     Args:
       variables: `optimizer.variables` of the Keras optimizer.
       params: our parameters, which give the state its tree, shapes and placement.
       layout: as the module describes; the names are the paths of the model's variables,
-        such as "sequential/dense/kernel". Of those that Keras gives one name, since
-        it writes "_" for "/", the layout's order is the variables'; what follows a "#"
-        tells paths apart that are the same.
-      optimizer: whose state to return; None for `conventions.keras`, with a momentum
-        and centered if the checkpoint is. Needed where there is clipping or scaling.
+        such as "sequential/dense/kernel". Keras replaces "/" by "_": paths that become
+        one name must be in the order of the variables. A suffix that starts with "#"
+        distinguishes equal paths.
+      optimizer: the optimizer of the result; None for `conventions.keras`, with the
+        checkpoint's momentum and centering. Required with clipping or scaling.
 
     Returns:
       The state, at the checkpoint's step.
 
     Raises:
-      ValueError: a variable is missing, unexpected, unknown or of another shape, such
-        as the sums of `gradient_accumulation_steps`.
+      ValueError: a variable is missing, unexpected, unknown (such as the sums of
+        `gradient_accumulation_steps`) or of another shape.
 
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
@@ -71,21 +71,21 @@ def from_keras(
 def to_keras(
     state: Any, params: Any, variables: Iterable[Any], *, layout: Layout
 ) -> list[np.ndarray]:
-    """Our state as the values of a Keras 3 RMSprop's variables.
+    """Convert our state to the values of a Keras 3 RMSprop's variables.
 
     Args:
-      state: that of `conventions.keras`, or of what has its parts.
+      state: the state of `conventions.keras`, or of an optimizer with its parts.
       params: our parameters.
-      variables: `optimizer.variables` of the Keras optimizer that is to go on, built,
-        and made with the same settings.
-      layout: as for `from_keras`.
+      variables: `optimizer.variables` of the Keras optimizer that is to resume: a built
+        one with the same settings.
+      layout: as in `from_keras`.
 
     Returns:
-      A value for each variable, in their order, each to be given to its `assign`. The
-      learning rate's is its own.
+      A value for each variable, in their order, to pass to its `assign`. The learning
+      rate keeps its value.
 
     Raises:
-      ValueError: the state has no place for what a variable holds, or the other way.
+      ValueError: the state lacks what a variable holds, or the other way round.
 
     References:
       https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/rmsprop.py
@@ -108,8 +108,8 @@ def to_keras(
     return values
 
 
-# What the names of variables say, in order: "dense_kernel_velocity" is the nu of
-# "dense/kernel".
+# The fields that the variables' names denote, in order: "dense_kernel_velocity" is the
+# nu of "dense/kernel".
 Known = dict[str, list[tuple[str, str]]]
 
 
@@ -123,7 +123,7 @@ def _known(index: LayoutIndex) -> Known:
 
 
 def _field(variable: Any, known: Known) -> tuple[str, str]:
-    """The next of those that have the variable's name."""
+    """The field and path of a variable: the next ones of its name."""
     if variable.name not in known:
         raise ValueError(
             f"the checkpoint has an unknown variable {variable.name!r}; by `layout` "

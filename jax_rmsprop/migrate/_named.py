@@ -1,4 +1,4 @@
-"""Parameters by their names."""
+"""Convert parameters that have names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from jax_rmsprop.migrate._state import put_like, to_numpy
 
 
 def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any:
-    """Their parameters as ours: the way back of `layout`.
+    """Convert their parameters to ours: the inverse of `layout`.
 
     Args:
-      arrays: their arrays by name, such as a PyTorch model's `state_dict()` or, where
-        that has buffers and tied weights too, `dict(model.named_parameters())`.
-      params: our parameters, whose tree, shapes, dtypes and places the result gets.
+      arrays: their arrays by name, such as a PyTorch model's `state_dict()` or, if that
+        includes buffers or tied weights, `dict(model.named_parameters())`.
+      params: our parameters, which give the result its tree, shapes, dtypes and
+        placement.
       layout: as the module describes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Optax's own states."""
+"""Convert the states of Optax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jax_rmsprop.migrate._state import (
 )
 
 _WORDS = {"nu": "nu", "mu": "mu", "momentum": "trace"}
-# By name, since Optax does not export all of them.
+# Names, since Optax does not export all of these classes.
 _AVERAGES = {
     "ScaleByRmsState",
     "ScaleByRmsWithCountState",
@@ -38,25 +38,25 @@ def from_optax(
     decay: float | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Any:
-    """The state of `optax.rmsprop` as that of `conventions.optax`.
+    """Convert the state of `optax.rmsprop` to that of `conventions.optax`.
 
-    Or that of `optax.scale_by_rms` and `optax.scale_by_stddev` as `scale_by_rmsprop`'s.
+    Or that of `optax.scale_by_rms` or `optax.scale_by_stddev` to `scale_by_rmsprop`'s.
     The trees are the same, so there is no layout.
 
     Args:
       optax_state: the state.
       params: the parameters.
-      decay: the average's, which only a bias-corrected one needs.
-      optimizer: whose state to return; None for the one with the same options.
+      decay: the decay of the average; required only with bias correction.
+      optimizer: the optimizer of the result; None for one with the same options.
 
     Returns:
-      The state. It is at Optax's step, where that has one (with a schedule, or with
-      bias correction), and else at step 0.
+      The state, at Optax's step if that is stored (with a schedule or bias correction),
+      else at step 0.
 
     Raises:
-      TypeError: it is no such state.
-      ValueError: `decay` is needed; or the average is centered and bias-corrected,
-        which `rmsprop` refuses.
+      TypeError: `optax_state` is not such a state.
+      ValueError: `decay` is required; or the average is centered and bias-corrected,
+        which `rmsprop` does not support.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -93,7 +93,7 @@ def from_optax(
             optimizer = conventions.optax(0.0, momentum=momentum, **options)
     trees = {"nu": average.nu, "mu": getattr(average, "mu", None), "momentum": trace}
     theirs = {f: {n: to_numpy(x) for n, x in _named(trees[f]).items()} for f in FIELDS}
-    # Optax's buffer has the sign of the update, ours the gradient's.
+    # Optax's buffer has the update's sign, ours the gradient's.
     theirs["momentum"] = {name: -b for name, b in theirs["momentum"].items()}
     weight = None if decay is None else 1 - decay**count
     index = LayoutIndex(_named, params)
@@ -101,19 +101,19 @@ def from_optax(
 
 
 def to_optax(state: Any, params: Any, optax_state: Any) -> Any:
-    """Our state as that of `optax.rmsprop`, `scale_by_rms` or `scale_by_stddev`.
+    """Convert our state to `optax.rmsprop`'s, `scale_by_rms`'s or `scale_by_stddev`'s.
 
     Args:
-      state: that of `conventions.optax`, or of `scale_by_rmsprop`.
+      state: the state of `conventions.optax` or `scale_by_rmsprop`.
       params: the parameters.
-      optax_state: the state of the optimizer that is to go on, as from its `init`.
+      optax_state: the state of the optimizer that is to resume, as from its `init`.
 
     Returns:
       A state like `optax_state`.
 
     Raises:
-      TypeError: `optax_state` is no such state.
-      ValueError: the state has no place for what `optax_state` has, or the other way.
+      TypeError: `optax_state` is not such a state.
+      ValueError: the state lacks what `optax_state` has, or the other way round.
 
     References:
       https://github.com/google-deepmind/optax/blob/v0.2.8/optax/_src/transform.py

@@ -1,6 +1,6 @@
-"""Our state from their arrays, and back.
+"""Build our state from their arrays, and extract their arrays from ours.
 
-The fields are "nu", the average of g^2 as all others keep it, "mu" and "momentum".
+The fields are "nu", the average of g^2 as all others store it, "mu" and "momentum".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax_rmsprop.migrate._elements import LayoutIndex, Ours, Theirs
 from jax_rmsprop.quantization import QuantizedState
 
 FIELDS = ("nu", "mu", "momentum")
-# Where `optax.contrib.split_real_and_imaginary` keeps the parts of a complex leaf.
+# The keys of a complex leaf's parts in `optax.contrib.split_real_and_imaginary`.
 _PARTS: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     GetAttrKey("real"): np.real,
     GetAttrKey("imaginary"): np.imag,
@@ -27,18 +27,18 @@ _PARTS: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """Any framework's array; PyTorch's and Keras's have a method for it."""
-    if hasattr(x, "full_tensor"):  # a DTensor, of which each process has a part
+    """Convert any framework's array; PyTorch's and Keras's have a method for it."""
+    if hasattr(x, "full_tensor"):  # a DTensor: each process has a part
         x = x.full_tensor()
     if hasattr(x, "detach"):
         x = x.detach().cpu()
-        if str(x.dtype) == "torch.bfloat16":  # which NumPy does not have
+        if str(x.dtype) == "torch.bfloat16":  # not in NumPy
             x = x.float()
     return np.asarray(x.numpy() if hasattr(x, "numpy") else x)
 
 
 def put_like(old: Any, value: np.ndarray) -> jax.Array:
-    """The value with an array's dtype and in its place, on several hosts too."""
+    """The value with an array's dtype and sharding, also across hosts."""
     value = np.asarray(value).astype(old.dtype)
     if not isinstance(old, jax.Array):
         return jnp.asarray(value)
@@ -57,20 +57,20 @@ def build_state(
     weight: float | None = None,
     absent: Collection[str] = (),
 ) -> Any:
-    """The optimizer's state with the arrays in it.
+    """The optimizer's state, filled with their arrays.
 
     Args:
-      optimizer: any transformation with RMSProp, and maybe a momentum, in it.
+      optimizer: any transformation that contains RMSProp, with or without momentum.
       params: the parameters.
-      index: which of their elements is which of ours.
+      index: maps their elements to ours.
       theirs: their arrays by field and name.
-      words: what they call the fields, for messages.
+      words: their names of the fields, for messages.
       count: the number of steps taken.
-      weight: what a bias-corrected average has collected.
-      absent: names of what begins anew, as the optimizer does.
+      weight: the weight that a bias-corrected average has collected.
+      absent: names of the parameters whose state is initialized as by the optimizer.
 
     Raises:
-      ValueError: an array is missing, unknown, has no place or another shape.
+      ValueError: an array is missing, unknown, unexpected or of another shape.
     """
     template = optimizer.init(params)
     _check_not_quantized(template)
@@ -84,7 +84,7 @@ def build_state(
     for path, mu in fields["mu"].items():
         if path in fields["nu"]:
             fields["nu"][path] = _variance(fields["nu"][path], mu)
-    # In order, so that an error names the same one in every run.
+    # In order, so that an error names the same array in every run.
     unused = dict.fromkeys((field, path) for field in FIELDS for path in fields[field])
 
     def put(field: str, tree: Any) -> Any:
@@ -109,7 +109,7 @@ def build_state(
                 if x.weight is None
                 else put_like(x.weight, np.asarray(weight)),
             )
-        # The step of an Optax transformation beside it.
+        # The step of another Optax transformation.
         if path[-1:] == (GetAttrKey("count"),):
             return put_like(x, np.asarray(count))
         return x
@@ -124,7 +124,7 @@ def build_state(
 
 
 def extract_arrays(state: Any, index: LayoutIndex) -> tuple[dict[str, Theirs], int]:
-    """Our fields as their arrays, by field and name, and the number of steps."""
+    """Convert our fields to their arrays, by field and name; also the step count."""
     _check_not_quantized(state)
     fields: dict[str, Ours] = {field: {} for field in FIELDS}
     counts = [0]
@@ -150,7 +150,7 @@ def extract_arrays(state: Any, index: LayoutIndex) -> tuple[dict[str, Theirs], i
 def pop_array(
     theirs: dict[str, Theirs], field: str, name: str, words: Mapping[str, str]
 ) -> np.ndarray:
-    """One of their arrays, for good.
+    """Remove and return one of their arrays.
 
     Raises:
       ValueError: the state does not have it.
@@ -161,10 +161,10 @@ def pop_array(
 
 
 def check_all_used(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
-    """Check that nothing of the state is left over.
+    """Check that no array of the state is left over.
 
     Raises:
-      ValueError: naming what is.
+      ValueError: naming the first that is.
     """
     for field, arrays in theirs.items():
         for name in arrays:
@@ -186,19 +186,19 @@ def _check_not_quantized(state: Any) -> None:
 
 
 def is_ours(x: Any) -> bool:
-    """Tell whether it is the state of an RMSProp of this package."""
+    """Whether it is the state of this package's RMSProp."""
     return isinstance(x, RMSPropState)
 
 
 def _parameter_path(path: Any, index: LayoutIndex) -> tuple[Any, Callable[[Any], Any]]:
-    """The parameter's path, and which part of its value is at this one."""
+    """The parameter's path, and the function that takes this part of its value."""
     if path not in index.shapes and path and path[-1] in _PARTS:
         return path[:-1], _PARTS[path[-1]]
     return path, lambda x: x
 
 
 def _square(mu: np.ndarray, nu: np.ndarray) -> np.ndarray:
-    """The square that nu averages: that of each part by itself where nu is complex."""
+    """The square that nu averages: of each part separately if nu is complex."""
     mu = mu.astype(np.complex128 if np.iscomplexobj(mu) else np.float64)
     if np.iscomplexobj(nu):
         return np.real(mu) ** 2 + 1j * np.imag(mu) ** 2

@@ -1,4 +1,4 @@
-"""TensorFlow 1's slots."""
+"""Convert the slots of TensorFlow 1."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def from_tf1(
     count: int = 0,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Any:
-    """The slots of `tf.train.RMSPropOptimizer` as `conventions.tensorflow1`'s state.
+    """Convert `tf.train.RMSPropOptimizer`'s slots to `conventions.tensorflow1`'s state.
 
     Args:
       slots: arrays by slot ("rms", "momentum" and, if centered, "mg") and by the name
-        of the variable. Of a live optimizer they are
+        of the variable. For a live optimizer they are
 
             {slot: {v.name: optimizer.get_slot(v, slot).numpy() for v in variables}
              for slot in optimizer.get_slot_names()}
 
-        In a checkpoint those of a variable w are called w/RMSProp, w/RMSProp_1 and
-        w/RMSProp_2: rms, mg if centered, and momentum.
-      params: our parameters, whose tree, shapes and places the state gets.
+        A checkpoint names those of a variable w w/RMSProp, w/RMSProp_1 and w/RMSProp_2:
+        rms, mg if centered, and momentum.
+      params: our parameters, which give the state its tree, shapes and placement.
       layout: as the module describes.
-      count: the step that schedules go on from; slots do not hold it.
-      optimizer: whose state to return; None for `conventions.tensorflow1` with a
-        momentum, and centered if there is "mg". If it has no momentum that slot, which
-        TensorFlow has all the same, is left out. `tf.keras`'s OptimizerV2 has slots of
-        these names too: pass `conventions.tf_keras_v2`.
+      count: the step from which schedules resume; slots do not store it.
+      optimizer: the optimizer of the result; None for `conventions.tensorflow1` with
+        momentum, centered if there is "mg". If it has no momentum, the slot that
+        TensorFlow always has is ignored. The slots of `tf.keras`'s OptimizerV2 have the
+        same names: pass `conventions.tf_keras_v2`.
 
     Returns:
       The state.
@@ -78,16 +78,16 @@ def from_tf1(
 def to_tf1(
     state: Any, params: Any, *, layout: Layout
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Our state as slots of `tf.train.RMSPropOptimizer`.
+    """Convert our state to slots of `tf.train.RMSPropOptimizer`.
 
     Args:
-      state: that of `conventions.tensorflow1`, or of what has its parts.
+      state: the state of `conventions.tensorflow1`, or of an optimizer with its parts.
       params: our parameters.
-      layout: as for `from_tf1`.
+      layout: as in `from_tf1`.
 
     Returns:
-      Arrays by slot and name, as in `from_tf1`. A momentum is among them, of zeros if
-      the state has none, since TensorFlow always has that slot.
+      Arrays by slot and name, as in `from_tf1`. TensorFlow always has a momentum slot:
+      it is zeros if the state has no momentum.
 
     References:
       https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/training/rmsprop.py

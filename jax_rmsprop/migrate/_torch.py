@@ -1,4 +1,4 @@
-"""PyTorch's optimizers and those that have its interface."""
+"""Convert the states of PyTorch's optimizer and of those with its interface."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class _Checkpoint:
 
     Attributes:
       convention: the function of `conventions` that takes its steps.
-      settings: the arguments of that, in its groups, which decide what a state has.
+      settings: that function's arguments, in its groups, that decide a state's fields.
       others: arguments that may differ between groups.
-      entries: what it calls our fields.
+      entries: its names of our fields.
       counts_in_floats: whether its step is a float.
-      options: for each field but nu, the setting that is true where it has that.
+      options: for each field but nu, the setting that is true if it has that field.
     """
 
     convention: Callable[..., optax.GradientTransformation]
@@ -65,7 +65,7 @@ _BITSANDBYTES = _Checkpoint(
     counts_in_floats=False,
     options={},
 )
-# Where bitsandbytes keeps its arrays in a state dict.
+# The key of bitsandbytes's arrays in a state dict.
 _NESTED = "__bnb_optimizer_quant_state__"
 
 
@@ -77,17 +77,17 @@ def from_torch(
     optimizer: optax.GradientTransformation | None = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """The state of `torch.optim.RMSprop` as that of `conventions.pytorch`.
+    """Convert the state of `torch.optim.RMSprop` to that of `conventions.pytorch`.
 
     Args:
-      optimizer_state_dict: what `state_dict()` of the PyTorch optimizer returns, or
-        what has its form with names for numbers (torch.distributed.checkpoint, FSDP).
-        A parameter without an entry, which had no gradient yet, starts afresh.
+      optimizer_state_dict: `state_dict()` of the PyTorch optimizer, or the same form
+        with names instead of numbers (torch.distributed.checkpoint, FSDP). The state of
+        a parameter without an entry, which has had no gradient yet, is initialized.
       params: our parameters, which give the state its tree, shapes and placement.
       layout: as the module describes.
-      optimizer: whose state to return; None for `conventions.pytorch` with the settings
-        of the checkpoint. Needed where its groups of parameters differ in momentum or
-        centering (as `optax.partition`), and for what is more than the convention.
+      optimizer: the optimizer of the result; None for `conventions.pytorch` with the
+        settings of the checkpoint. Required if its parameter groups differ in momentum
+        or centering (as `optax.partition`), or if there is more than the convention.
       names: the PyTorch optimizer's parameter names in its order, usually `[name for
         name, _ in model.named_parameters()]`; for a checkpoint that numbers parameters.
         Without them `layout` must return the names in that order, and only shapes are
@@ -130,22 +130,22 @@ def to_torch(
     layout: Layout,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """Our state as `torch.optim.RMSprop` loads it.
+    """Convert our state to a state dict of `torch.optim.RMSprop`.
 
     Args:
-      state: that of `conventions.pytorch`, or of what has its parts.
+      state: the state of `conventions.pytorch`, or of an optimizer with its parts.
       params: our parameters.
-      optimizer: the PyTorch optimizer that is to go on, made with the same settings;
-        it stays as it is.
-      layout: as for `from_torch`.
-      names: as for `from_torch`.
+      optimizer: the PyTorch optimizer that is to resume, with the same settings; it is
+        not changed.
+      layout: as in `from_torch`.
+      names: as in `from_torch`.
 
     Returns:
-      What `optimizer.load_state_dict` takes: its own settings, and our state in tensors
-      of its parameters' dtype and on their device.
+      The argument of `optimizer.load_state_dict`: its own settings, and our state in
+      tensors of its parameters' dtype and device.
 
     Raises:
-      ValueError: the state has no place for what `optimizer` needs, or the other way.
+      ValueError: the state lacks what `optimizer` needs, or the other way round.
 
     References:
       https://github.com/pytorch/pytorch/blob/v2.13.0/torch/optim/rmsprop.py
@@ -161,10 +161,10 @@ def from_timm(
     optimizer: optax.GradientTransformation | None = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """The state of timm's `RMSpropTF` as that of `conventions.timm`.
+    """Convert the state of timm's `RMSpropTF` to that of `conventions.timm`.
 
-    As `from_torch`. With a schedule and `corrected_weight_decay` pass `optimizer`: its
-    decay has a step of its own.
+    Like `from_torch`. With a schedule and `corrected_weight_decay` pass `optimizer`,
+    since its decay has its own step count.
 
     References:
       https://github.com/huggingface/pytorch-image-models/blob/v1.0.31/timm/optim/rmsprop_tf.py
@@ -180,7 +180,7 @@ def to_timm(
     layout: Layout,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """Our state as timm's `RMSpropTF` loads it; as `to_torch`."""
+    """Convert our state to a state dict of timm's `RMSpropTF`; like `to_torch`."""
     return _to(_TIMM, state, params, optimizer, layout, names)
 
 
@@ -192,7 +192,7 @@ def from_bitsandbytes(
     optimizer: optax.GradientTransformation | None = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """The state of `bnb.optim.RMSprop` in 32 bits as `conventions.bitsandbytes`'s.
+    """Convert a 32-bit `bnb.optim.RMSprop`'s state to `conventions.bitsandbytes`'s.
 
     Like `from_torch`. An 8-bit state raises an error that names its quantization map.
 
@@ -210,7 +210,7 @@ def to_bitsandbytes(
     layout: Layout,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """Our state as `bnb.optim.RMSprop` loads it, in 32 bits; as `to_torch`."""
+    """Convert our state to one of `bnb.optim.RMSprop`, in 32 bits; like `to_torch`."""
     return _to(_BITSANDBYTES, state, params, optimizer, layout, names)
 
 
@@ -260,10 +260,10 @@ def _from(
 
 
 def _check_optimizers_alone(checkpoint: Any) -> None:
-    """Check that a checkpoint is that of an optimizer alone.
+    """Check that a checkpoint is of an optimizer alone.
 
     Raises:
-      TypeError: saying what it has instead.
+      TypeError: naming what else it contains.
     """
     if isinstance(checkpoint, Mapping) and {"state", "param_groups"} <= {*checkpoint}:
         return
@@ -282,17 +282,17 @@ _PARTITION = "pass `optimizer`, with a transformation for each in optax.partitio
 
 
 def settings(optimizer_state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a checkpoint of `torch.optim.RMSprop`.
+    """Read the hyperparameters of a checkpoint of `torch.optim.RMSprop`.
 
     Args:
-      optimizer_state_dict: as for `from_torch`.
+      optimizer_state_dict: as in `from_torch`.
 
     Returns:
-      Arguments of `conventions.pytorch`. Of a schedule `lr` is the rate at that step.
+      Arguments of `conventions.pytorch`; with a schedule, `lr` is its current value.
 
     Raises:
       TypeError: the checkpoint contains more than the optimizer.
-      ValueError: groups of parameters differ.
+      ValueError: parameter groups differ.
 
     Example:
       >>> from jax_rmsprop import conventions, migrate
@@ -307,7 +307,7 @@ def settings(optimizer_state_dict: Mapping[str, Any]) -> dict[str, Any]:
     advice = "make a transformation of each for optax.partition"
     groups = optimizer_state_dict["param_groups"]
     shared = shared_settings(groups, names, advice)
-    if "lr" in shared:  # which may be a tensor
+    if "lr" in shared:  # may be a tensor
         shared["lr"] = float(shared["lr"])
     return shared
 
@@ -318,7 +318,7 @@ def shared_settings(
     """Collect the settings that the groups of a checkpoint share.
 
     Raises:
-      ValueError: they differ in one.
+      ValueError: naming one in which they differ.
     """
     shared: dict[str, Any] = {}
     for setting in settings:
@@ -376,8 +376,8 @@ def _names(
 ) -> dict[Any, str]:
     """The names of PyTorch's parameters.
 
-    They are their own, if they are there instead of numbers or beside them; else those
-    of `order`, else those of the layout in its order.
+    They are the checkpoint's, if it has names instead of numbers or beside them; else
+    those of `order`, else the layout's in its order.
     """
     numbers = [number for group in groups for number in group["params"]]
     own = [name for group in groups for name in group.get("param_names", [])]

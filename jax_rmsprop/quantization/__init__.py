@@ -2,30 +2,29 @@
 
     optimizer = quantize_state(rmsprop(0.01), {"nu": uint8()})
 
-keeps the named fields of any Optax transformation's state in fewer bits between steps.
-A step itself is as precise as before: what is kept is decoded, the transformation runs
-in full precision, and what comes back is encoded.
+stores the named fields of any Optax transformation's state in fewer bits between steps.
+A step computes in full precision: it decodes the fields, runs the transformation, and
+encodes the result.
 
     optimizer = stochastic_rounding(quantize_state(rmsprop(0.01), {"nu": uint8()}))
 
-trains parameters in bfloat16 or float16 too, without a copy in float32.
+also trains parameters in bfloat16 or float16, without a float32 copy.
 
-Rounding is at random, up with the probability that makes the mean exact. Otherwise a
-slow average would stand still: at gamma = 0.999 it moves by a thousandth of itself a
-step, where bfloat16 has steps of one 256th and less. So would a parameter at a small
-learning rate. The random numbers, the dither, are
+Rounding is stochastic: up with the probability that makes the mean exact. Rounding to
+nearest would freeze a slow average: at gamma = 0.999 it moves by a thousandth of itself
+a step, but the spacing of bfloat16 is a 256th to a 128th. It would freeze a parameter
+at a small learning rate, too. The random numbers, the dither, are
 
     dither = hash(element, seed, step // 32) * m^field + step * (golden ratio)    mod 1
 
-with one hash for all fields of an element and the parameter itself, whose multiples by
-m are independent of each other; nothing that has to be carried along, and the same in
-every run and on any number of devices. In time an element's dither is spread evenly
-(Weyl's sequence), so that what one rounding takes another soon gives back: in uint8,
-averages of noisy squares at gamma 0.9, 0.99 and 0.999 are off by 0.055, 0.116 and 0.156
-of themselves on average, with independent random numbers by 0.070, 0.145 and 0.160. A
-sequence that never began anew would do better still where the gradients keep their size
-(0.054, 0.112, 0.133), but where they shrink it leaves the averages too low, by 4% if
-they halve every 1,400 steps.
+with one hash for a parameter's element and all its fields, whose multiples by powers of
+m are independent of each other. They need no state, and are the same in every run and
+on any number of devices. Over time an element's dither is spread evenly (a Weyl
+sequence), so successive rounding errors cancel: in uint8, averages of noisy squares at
+gamma 0.9, 0.99 and 0.999 have mean relative errors of 0.055, 0.116 and 0.156; with
+independent random numbers they have 0.070, 0.145 and 0.160. A sequence that is never
+reseeded is better for gradients of constant size (0.054, 0.112, 0.133), but if they
+shrink it biases the averages low, by 4% if they halve every 1,400 steps.
 """
 
 from jax_rmsprop.quantization._codecs import (

@@ -1,4 +1,4 @@
-"""The ways to keep an array in fewer bits: to codes, back, and what codes share."""
+"""Codecs: store an array in fewer bits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jax_rmsprop import _validate
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """A way to keep an array between steps: to codes, back, and what the codes share.
+    """A format to store an array in between steps: encoder, decoder and shared base.
 
     Attributes:
-      encode: (x, dither, base) -> codes. `x` is a float32 array; `dither` are uint32
-        numbers of its shape, all equally likely, by which to round; `base` is what the
-        whole array shares, int32 of shape (). Codes have the array's shape, in fewer
-        bits, and one dtype, which is not float32.
-      decode: (codes, base) -> x, with the base that they were encoded with.
-      next_base: (largest, base) -> base, element by element: what an array is encoded
-        with whose codes before, of that base, have this largest magnitude. None: an
-        array shares nothing, and its base is the first one.
-      first_base: what an array is encoded with at first.
-      min_size: an array with fewer elements is kept as it is. So is one that is not
+      encode: (x, dither, base) -> codes. `x` is a float32 array; `dither` are uniform
+        uint32 numbers of its shape for the rounding; `base` is shared by the whole
+        array, int32 of shape (). Codes have the array's shape, in fewer bits, and one
+        dtype, which is not float32.
+      decode: (codes, base) -> x, with the base of their encoding.
+      next_base: (largest, base) -> base, elementwise: the base of an array's next
+        codes, given the largest magnitude of its codes so far and their base. None if
+        the base is always `first_base`.
+      first_base: the base of an array's first codes.
+      min_size: arrays with fewer elements are not encoded, nor are arrays that are not
         float32, such as the mean of complex gradients.
-      signed: whether it keeps negative numbers.
+      signed: whether it can encode negative numbers.
     """
 
     encode: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -41,7 +41,7 @@ class Codec:
     signed: bool = True
 
 
-# By the names of a state's fields.
+# By the names of the state's fields.
 StateCodecs = Mapping[str, Codec]
 
 
@@ -49,10 +49,10 @@ def bfloat16(min_size: int = 0) -> Codec:
     """Two bytes a number, of either sign: float32's range with 8 bits of precision.
 
     Args:
-      min_size: an array with fewer elements is kept as it is, >= 0.
+      min_size: arrays with fewer elements are not encoded, >= 0.
 
     Raises:
-      TypeError, ValueError: `min_size` is no such integer.
+      TypeError, ValueError: `min_size` is not an integer >= 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,46 +68,46 @@ def bfloat16(min_size: int = 0) -> Codec:
 
 
 def _encode_bfloat16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
-    # A float32 that a bfloat16 holds: of a step that ends in a conversion of float32 a
-    # TPU's compiler makes one loop, of one that ends in bits two.
+    # Convert a float32 that bfloat16 represents exactly: a TPU's compiler makes one
+    # loop of a step that ends in a conversion of float32, and two if it ends in bits.
     return _to_bfloat16(x, dither, base).astype(jnp.bfloat16)
 
 
 def _to_bfloat16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
     del base
-    # To add a fraction of the last bit kept, and to cut, is to round up with the right
-    # probability, whatever the sign; a carry goes into the exponent, as it should.
+    # Adding a fraction of the last bit kept and truncating rounds up with the right
+    # probability, for either sign; a carry goes into the exponent, as it should.
     bits = (_bits(x) + _dither_bits(dither, 16)) & -(2**16)
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _decode_bfloat16(codes: jax.Array, base: jax.Array) -> jax.Array:
-    # The base is 0. Where all that is made of a leaf depends on the array of bases, a
-    # GPU's compiler merges the loops of many leaves; else it splits those of some.
+    # The base is 0. If all results of a leaf depend on the array of bases, a GPU's
+    # compiler fuses the loops of many leaves; otherwise it splits some.
     return lax.bitcast_convert_type(
         _bits(codes.astype(jnp.float32)) + base, jnp.float32
     )
 
 
-# In one byte a code is the upper bits of a float32, its exponent and three bits of its
-# mantissa, less a base that the leaf shares: no table, no logarithm, no division. Code
-# 0 is 0. An octave is eight codes. On a number: 0.15625 is 1.25 * 2^-3, so as a float32
+# A one-byte code is the upper bits of a float32, its exponent and three bits of its
+# mantissa, minus a base that the leaf shares: no table, no logarithm, no division. Code
+# 0 is 0. An octave is eight codes. For example, 0.15625 is 1.25 * 2^-3, so as a float32
 # it has a sign of 0, an exponent of 124 and a mantissa that begins with .010:
 #
 #     0 01111100 010 00000000000000000000
 #
-# Shifted by 20, what is left is 124 * 8 + 2 = 994. In a leaf with the base 800 its code
+# Shifted by 20 it is 124 * 8 + 2 = 994. In a leaf with the base 800 its code
 # is 194, and (194 + 800) << 20 are the bits of 0.15625 again. The next code, 195, is
 # 0.171875; 0.16 lies 0.24 of the way there, and becomes 195 with that probability.
 _SHIFT = 20
 
-# While the leaf's size is unknown, after zeros, a code is (part of) the exponent alone,
-# which has room for any float32.
+# While the leaf's magnitude is unknown, after zeros, a code is (part of) the exponent
+# alone, so any float32 fits.
 _SCALE_UNKNOWN = -1
 
 
 class _ByteFormat(NamedTuple):
-    """One of the two one-byte codes: its largest, and what its window leaves above."""
+    """One of the two one-byte formats: its largest code, its window's headroom."""
 
     signed: bool
     largest: int
@@ -122,8 +122,8 @@ _SIGNED = _ByteFormat(signed=True, largest=127, headroom=24, wide_shift=24)
 def _to_float16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
     del base
     size = jnp.abs(x)
-    # Below 2^-14 float16's numbers are as far apart as those above it. Each operation
-    # here is exact.
+    # Below 2^-14 float16 has the same spacing as just above it. Each operation here is
+    # exact.
     octave = lax.bitcast_convert_type(_bits(size) & 0x7F800000, jnp.float32)
     spacing = jnp.maximum(octave, 2.0**-14) * 2.0**-10
     below = jnp.floor(size / spacing)
@@ -131,8 +131,8 @@ def _to_float16(x: jax.Array, dither: jax.Array, base: jax.Array) -> jax.Array:
     return jnp.where(x < 0, -rounded, rounded)
 
 
-# By the dtype of parameters in half precision how they are rounded: to float32 numbers
-# that the dtype holds, since it is the difference of two such that an update needs.
+# The rounding of half-precision parameters, by dtype: to float32 numbers that the dtype
+# represents exactly, since an update is the difference of two of them.
 HALF_PRECISION: Mapping[Any, Codec] = {
     jnp.dtype(jnp.bfloat16): Codec(_to_bfloat16, lambda codes, base: codes),
     jnp.dtype(jnp.float16): Codec(_to_float16, lambda codes, base: codes),
@@ -140,20 +140,20 @@ HALF_PRECISION: Mapping[Any, Codec] = {
 
 
 def uint8(min_size: int = 4096) -> Codec:
-    """One byte a number, for what is never negative, such as an average of squares.
+    """One byte a number, for arrays without negative numbers, such as mean squares.
 
-    A code is a float with 5 bits of exponent and 3 of mantissa. The 32 octaves that it
-    spans move with the leaf: at each step 24 of them, 7.2 decades, begin below the
-    largest element as it was, and 8 lie above it. What is smaller, and not 0, counts as
-    the smallest value. An element that grows by more than 256 times in one step counts
-    as the largest value and grows on in the next, so that one huge gradient does not
-    take the others' precision.
+    A code is a float with 5 bits of exponent and 3 of mantissa. Its range of 32 octaves
+    follows the leaf: at each step 24 of them, 7.2 decades, lie below the largest
+    element of the step before, and 8 above it. Smaller nonzero elements become the
+    smallest value. An element that grows by more than 256 times in one step becomes the
+    largest value and keeps growing in the next, so one huge gradient does not reduce
+    the others' precision.
 
     Args:
-      min_size: an array with fewer elements is kept as it is, >= 0.
+      min_size: arrays with fewer elements are not encoded, >= 0.
 
     Raises:
-      TypeError, ValueError: `min_size` is no such integer.
+      TypeError, ValueError: `min_size` is not an integer >= 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -172,14 +172,14 @@ def int8(min_size: int = 4096) -> Codec:
     """One byte a number of either sign, such as a mean or a momentum.
 
     A sign, 4 bits of exponent and 3 of mantissa: as `uint8` with 16 octaves, 13 of them
-    below the largest element. What is smaller is rounded at random to 0 or to the
-    smallest value.
+    below the largest element. Smaller elements are rounded stochastically to 0 or to
+    the smallest value.
 
     Args:
-      min_size: an array with fewer elements is kept as it is, >= 0.
+      min_size: arrays with fewer elements are not encoded, >= 0.
 
     Raises:
-      TypeError, ValueError: `min_size` is no such integer.
+      TypeError, ValueError: `min_size` is not an integer >= 0.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -200,7 +200,7 @@ def _encode_byte(
     size = jnp.abs(x) if fmt.signed else x
     codes = ((_bits(size) + _dither_bits(dither, shift)) >> shift) - _window_start(base)
     smallest = _decode_magnitude(fmt, jnp.int32(1), base)
-    # Clipped as float32, for the reason that bfloat16 ends in one.
+    # Clip in float32, for the reason given in `_encode_bfloat16`.
     codes = codes.astype(jnp.float32)
     if fmt.signed:
         least = (size > smallest * _unit_dither(dither)).astype(jnp.float32)
@@ -223,7 +223,7 @@ def _decode_magnitude(fmt: _ByteFormat, codes: jax.Array, base: jax.Array) -> ja
 
 
 def _next_base(fmt: _ByteFormat, largest: jax.Array, base: jax.Array) -> jax.Array:
-    """The start of the next codes' window, by the largest of these."""
+    """The start of the next codes' window, from the largest of these codes."""
     above = (largest + 1) << (fmt.wide_shift - _SHIFT)
     top = jnp.where(base < 0, above, largest + base)
     start = jnp.maximum(top + fmt.headroom - fmt.largest, 0)
@@ -239,7 +239,7 @@ def _byte_codec(fmt: _ByteFormat) -> Codec:
     )
 
 
-# Made once, so that two codecs with the same settings are equal.
+# Created once, so that two codecs with the same settings are equal.
 _UINT8, _INT8 = _byte_codec(_UNSIGNED), _byte_codec(_SIGNED)
 
 

@@ -1,4 +1,4 @@
-"""The random numbers by which codes are rounded."""
+"""The random numbers of the rounding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
-# The hashes change after this number of steps.
+# The hashes change after this many steps.
 _DITHER_PERIOD = np.uint32(32)
 
-# The fields of an element take h, h * m, h * m^2, ... modulo 2^32 of its hash h. Each
-# is as evenly spread as h. So are two of them together, and three: as the points of a
-# linear congruential generator they lie on a lattice, which for this multiplier is fine
-# in every direction (no two lines are further apart than 2^-15, no planes than 2^-10).
+# The fields of an element with the hash h use h, h * m, h * m^2, ... modulo 2^32. Each
+# is as uniform as h. So are pairs and triples of them: like the points of a linear
+# congruential generator they lie on a lattice, which for this multiplier is fine in
+# every direction (lines are at most 2^-15 apart, planes at most 2^-10).
 _MULTIPLIER = 0x8649A765
 
 
@@ -25,12 +25,12 @@ def dither_starts(leaves: int, count: ArrayLike, seed: ArrayLike) -> jax.Array:
     """Hash the number of each parameter at a step.
 
     Args:
-      leaves: how many.
+      leaves: the number of parameters.
       count: the step.
-      seed: as for `quantize_state`.
+      seed: as in `quantize_state`.
 
     Returns:
-      For each what its `dither` starts from, uint32 of shape (leaves,).
+      The `start` of each parameter's `dither`, uint32 of shape (leaves,).
 
     Example:
       >>> dither_starts(2, 0, 0).shape
@@ -53,18 +53,18 @@ def dither(
     field: int = 0,
     out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """Make the random numbers by which an array's elements are rounded at a step.
+    """Generate the random numbers that round an array's elements at a step.
 
     Args:
-      shape: the array's.
-      start: that of its parameter, of `dither_starts`, uint32 of shape ().
+      shape: the array's shape.
+      start: its parameter's element of `dither_starts`, uint32 of shape ().
       count: the step.
-      field: which of the arrays of that parameter it is, >= 0. All fields take their
-        numbers from one hash of the element, and each is independent of another.
-      out_sharding: the array's, on a mesh with explicit axes.
+      field: the number of the array among its parameter's, >= 0. All fields derive
+        their numbers from one hash of the element, and are independent of each other.
+      out_sharding: the array's sharding, on a mesh with explicit axes.
 
     Returns:
-      uint32 numbers of that shape, all equally likely, in units of 2^-32.
+      Uniform uint32 numbers of that shape, in units of 2^-32.
 
     Example:
       >>> dither((3,), dither_starts(1, 0, 0)[0], 0).dtype
@@ -76,9 +76,9 @@ def dither(
 def element_hashes(
     shape: tuple[int, ...], start: jax.Array, out_sharding: NamedSharding | None
 ) -> jax.Array:
-    """Hash the place of each element; the costly part of a dither."""
-    # The element's position is added axis by axis: summed up by itself, it is an array
-    # that two leaves share, and a TPU's compiler does not merge their loops then.
+    """Hash the position of each element; the costly part of a dither."""
+    # Add the element's position axis by axis: its sum would be an array that two leaves
+    # share, and a TPU's compiler would not fuse their loops.
     position = start
     for axis in range(len(shape)):
         index = lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=out_sharding)
@@ -87,8 +87,8 @@ def element_hashes(
 
 
 def field_dither(hashes: jax.Array, count: ArrayLike, field: int) -> jax.Array:
-    """The dither of one of the fields that share these hashes."""
-    # 2^32 divided by the golden ratio.
+    """The dither of one field, from the hashes that its parameter's fields share."""
+    # 2^32 / golden ratio.
     golden = _step(count) * jnp.uint32(0x9E3779B9)
     return hashes * jnp.uint32(pow(_MULTIPLIER, field, 2**32)) + golden
 
@@ -98,7 +98,7 @@ def _step(count: ArrayLike) -> jax.Array:
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    """Mix the bits; the constants are those of Wellons' "lowbias32"."""
+    """Mix the bits, with the constants of Wellons' "lowbias32"."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

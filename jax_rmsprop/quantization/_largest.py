@@ -1,4 +1,4 @@
-"""The largest code of each array: the one thing that is computed of a whole array."""
+"""The largest code of each array: the only reduction over a whole array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A GPU's warp, which reduces a row of this many or more.
+# The size of a GPU's warp, which reduces rows of at least this length.
 _ROW = 32
 
 
@@ -21,16 +21,16 @@ def largest_codes(
 
     Args:
       codes: arrays of integers, one or more.
-      parameters: for each array which parameter it belongs to.
+      parameters: the parameter of each array.
 
     Returns:
       int32 of shape (arrays,).
 
-    Each platform gets what its compiler makes the fewest kernels of, and moves the
-    fewest bytes for; the numbers are the same.
+    Each platform has the form that its compiler turns into the fewest kernels and bytes
+    moved; the numbers are the same.
     """
     # Without the barriers a GPU's compiler splits the loop of the step, which reads the
-    # codes too.
+    # codes, too.
     kept = [lax.optimization_barrier(x) for x in codes]
     return lax.platform_dependent(
         *kept,
@@ -41,7 +41,7 @@ def largest_codes(
 
 
 def _as_they_are(*codes: jax.Array) -> jax.Array:
-    """For a CPU, which copies what it compares as integers of 32 bits."""
+    """For a CPU, which would copy the codes to compare them as int32."""
 
     def largest(x: jax.Array) -> jax.Array:
         most = x.max().astype(jnp.int32)
@@ -53,9 +53,9 @@ def _as_they_are(*codes: jax.Array) -> jax.Array:
 
 
 def _as_int32(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:
-    """For a TPU, which copies bytes of two dimensions to compare them.
+    """For a TPU, which would copy two-dimensional int8 arrays to compare them.
 
-    Arrays of one parameter are read in one pass.
+    The arrays of a parameter are read in one pass.
     """
     sizes = [jnp.abs(x.astype(jnp.int32)) for x in codes]
     largest: list[Any] = [None] * len(sizes)
@@ -75,9 +75,9 @@ def _as_int32(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:
 def _by_rows(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:
     """For a GPU: one kernel for all arrays of a parameter, and one for all of a shape.
 
-    A maximum of everything is two kernels for each array: of its parts, and of these.
-    So rows are the parts, whose maxima are stacked. Arrays of one parameter are read
-    at once; those of others may be on other devices, and would be moved to these.
+    A full reduction takes two kernels for each array: over its parts, and over these.
+    So the parts are rows, and their maxima are stacked. Arrays of one parameter are
+    read together; those of another may be on other devices, and would be moved.
     """
     sizes = [jnp.abs(x.astype(jnp.int32)) for x in codes]
     rows: list[Any] = [None] * len(sizes)
@@ -94,7 +94,7 @@ def _by_rows(parameters: Sequence[Hashable], *codes: jax.Array) -> jax.Array:
 
 
 def _max_of_rows(xs: list[jax.Array]) -> jax.Array:
-    """The maxima of the rows of arrays of one shape; of all, where rows are short."""
+    """The maxima of the rows of arrays of one shape; full maxima if rows are short."""
     x = jnp.stack(xs)
     long = x.ndim > 2 and x.shape[-1] >= _ROW
     return x.max(axis=-1 if long else tuple(range(1, x.ndim)))

@@ -1,4 +1,4 @@
-"""Count the bytes that a training keeps."""
+"""Count the bytes that a training stores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jax_rmsprop.quantization._quantize import is_field, path_leaves
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-    """The bytes that a training keeps; printed, a table.
+    """The bytes that a training stores; prints as a table.
 
     Attributes:
-      rows: for each leaf of the parameters, and for the rest, the bytes by column:
-        "parameters", "gradients", which have the parameters' dtypes, and the fields of
-        the optimizer's state.
+      rows: the bytes by column, for each leaf of the parameters and for the rest:
+        "parameters", "gradients" (in the parameters' dtypes), and the fields of the
+        optimizer's state.
     """
 
     rows: Mapping[str, Mapping[str, int]]
@@ -54,8 +54,8 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
       params: arrays, or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      A report with a row for each leaf of the parameters and one for what belongs to
-      none of them, such as a count.
+      A report with a row for each leaf of the parameters and one for the rest, such as
+      a count.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,7 +87,7 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
         for i, key in enumerate(path):
             if not is_field(key):
                 continue
-            # After the name of a field like the parameters goes on the path of one.
+            # The path of a parameter follows the name of a field that mirrors them.
             rest = path[i + 1 :]
             inside = [n for n in shapes if rest[: len(n)] == n]
             if inside and x.shape == shapes[inside[0]]:

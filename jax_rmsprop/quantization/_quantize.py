@@ -1,4 +1,4 @@
-"""The wrapper that keeps fields of a state as codes, and rounds parameters."""
+"""The wrapper that stores fields of a state as codes, and rounds parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from jax_rmsprop.quantization._round import (
     widen_half,
 )
 
-# Fields that Optax, or `rmsprop`, has negative numbers in.
+# Fields in which Optax or `rmsprop` stores negative numbers.
 _SIGNED = frozenset(
     "mu momentum trace ema acc_grads grad_acc prev_updates previous_gradient".split()
 )
@@ -47,11 +47,11 @@ class QuantizedState(NamedTuple):
       count: the number of updates so far, int32 of shape ().
       inner_state: the state of the transformation, with codes for arrays in the fields
         that have a codec.
-      bases: what the codes of each array of the inner state share, in order; int32 of
-        shape (arrays,), 0 where they share nothing.
+      bases: the base that the codes of each array of the inner state share, in order;
+        int32 of shape (arrays,), 0 if there is no shared base.
     """
 
-    count: Any  # a tuple has a method of that name, with which an Array does not agree
+    count: Any  # an Array conflicts with the type of `tuple.count`
     inner_state: optax.OptState
     bases: jax.Array
 
@@ -62,26 +62,26 @@ def quantize_state(
     *,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Keep named fields of a transformation's state in fewer bits between steps.
+    """Store named fields of a transformation's state in fewer bits between steps.
 
     Args:
       inner: any Optax transformation.
-      codecs: by the names of the state's fields, wherever they are: "nu" and "mu" of
-        `rmsprop` and of Optax's; "momentum" of `rmsprop`, which "trace", Optax's name
-        of such a buffer, stands for too. Other fields stay as they are.
-      seed: an integer, or an array or tracer of one: other seeds round by other
-        random numbers. For the members of a sweep, which otherwise round alike.
+      codecs: codecs by the names of the state's fields, anywhere in its tree: "nu" and
+        "mu" of `rmsprop` and Optax; "momentum" of `rmsprop`, or "trace", Optax's name
+        of such a buffer, for both. Other fields are not encoded.
+      seed: seed of the rounding: an integer, or an array or tracer of one. Members of a
+        sweep need different seeds to round independently.
 
     Returns:
       A transformation with a `QuantizedState`. Its codes have their arrays' shapes and
-      are where they are; all steps are elementwise but the largest code of an array, in
-      one byte. Use it in a compiled training step, where decoding, the transformation
-      and encoding become one loop; outside a jit they are a dispatch each.
+      shardings; all operations are elementwise but the largest code of an array, for
+      one-byte codecs. Use it in a compiled training step, which fuses decoding, the
+      transformation and encoding into one loop; outside a jit each is a dispatch.
 
     Raises:
-      TypeError: something in `codecs` is no `Codec`.
-      ValueError: a codec without a sign is for a field that has one, such as "mu"; or
-        the state has no array in a field of such a name (when `init` is called).
+      TypeError: a value of `codecs` is not a `Codec`.
+      ValueError: an unsigned codec is for a signed field, such as "mu"; or the state
+        has no array in a field of that name (when `init` is called).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -120,7 +120,7 @@ def quantize_state(
                 f"int8(), for {name!r}, got an unsigned one"
             )
     codecs = dict(codecs)
-    if "trace" in codecs:  # Optax's name of a momentum's buffer, whoever has it
+    if "trace" in codecs:  # Optax's name of a momentum buffer
         codecs.setdefault("momentum", codecs["trace"])
     return _build(_Settings(inner, codecs, seed, rounds=False))
 
@@ -128,32 +128,31 @@ def quantize_state(
 def stochastic_rounding(
     inner: optax.GradientTransformation, *, seed: ArrayLike = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """Round parameters in half precision at random, so that small steps are not lost.
+    """Round half-precision parameters stochastically, so small steps are not lost.
 
     A parameter x in bfloat16 or float16 becomes, for the step u of `inner`,
 
-        x + u rounded up or down, by chances that make the mean x + u
+        x + u rounded up or down, with probabilities that make the mean x + u
 
-    Rounded to the nearest it would stay where it is while u is below half the spacing
-    of such numbers, in bfloat16 a 512th to a 256th of x. Other parameters are
-    untouched.
+    Rounding to nearest would leave x unchanged while u is below half the spacing of the
+    dtype, in bfloat16 a 512th to a 256th of x. Other parameters are untouched.
 
     Args:
-      inner: any Optax transformation that ends in the step, with its learning rate. It
-        gets gradients and parameters in float32.
-      seed: as for `quantize_state`.
+      inner: any Optax transformation that returns the final step, including the
+        learning rate. It gets gradients and parameters in float32.
+      seed: as in `quantize_state`.
 
     Returns:
       A transformation with a `QuantizedState`, whose `update` needs the parameters. For
-      a parameter in half precision the update is in float32, and `optax.apply_updates`
-      of it gives the rounded number exactly, in the parameter's dtype, unless the step
-      exceeds both the parameter and 2^127: then a spacing may be missing. (Where XLA
+      a half-precision parameter the update is in float32, and `optax.apply_updates`
+      gives the rounded number exactly, in the parameter's dtype, unless the step
+      exceeds both the parameter and 2^127: then it may be off by one spacing. (If XLA
       flushes subnormal numbers to 0, an update below 1.2e-38 is lost.) A sum of finite
-      numbers is finite: beyond the dtype's largest it counts as that. NaN and infinity
-      pass.
+      numbers is clipped to the dtype's largest number, so it is finite. NaN and
+      infinity pass.
 
-      Directly around `quantize_state`, or within it, with the same seed, the two are
-      one transformation: the parameter and the fields are rounded by one hash.
+      Directly around or inside `quantize_state`, with the same seed, the two are one
+      transformation: one hash rounds the parameter and its fields.
 
     Raises:
       ValueError: `update` is called without the parameters.
@@ -161,9 +160,9 @@ def stochastic_rounding(
     Note:
       Equinox's `apply_updates` promotes a parameter to the update's float32. With
       `trained = eqx.filter(model, eqx.is_inexact_array)` use
-      `eqx.combine(optax.apply_updates(trained, updates), model)`. What compares an
-      update's dtype with its gradient's, as `optax.apply_if_finite` does, belongs into
-      `inner`.
+      `eqx.combine(optax.apply_updates(trained, updates), model)`. Put transformations
+      that compare an update's dtype with its gradient's, such as
+      `optax.apply_if_finite`, into `inner`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -180,14 +179,14 @@ def stochastic_rounding(
 
     References:
       Gupta et al., Deep Learning with Limited Numerical Precision, 2015,
-      https://arxiv.org/abs/1502.02551; of bfloat16 parameters: Zamirai et al.,
+      https://arxiv.org/abs/1502.02551; bfloat16 parameters: Zamirai et al.,
       Revisiting BFloat16 Training, 2020, https://arxiv.org/abs/2010.06192.
     """
     return _build(_Settings(inner, {}, seed, rounds=True))
 
 
 class _Settings(NamedTuple):
-    """What is wrapped, the codecs by field, the seed, and whether parameters round."""
+    """The inner transformation, codecs by field, seed, and whether to round."""
 
     inner: optax.GradientTransformation
     codecs: StateCodecs
@@ -196,7 +195,7 @@ class _Settings(NamedTuple):
 
 
 def _build(outer: _Settings) -> optax.GradientTransformationExtraArgs:
-    """The transformation; if one wraps the other, both as one, which hashes once."""
+    """Build the transformation; merge it with a directly nested one, to hash once."""
     update = outer.inner.update
     if isinstance(update, functools.partial) and update.func is _update:
         within: _Settings = update.args[0]
@@ -212,18 +211,18 @@ def _build(outer: _Settings) -> optax.GradientTransformationExtraArgs:
             codecs = {**outer.codecs, **within.codecs}
             outer = _Settings(within.inner, codecs, outer.seed, rounds=True)
     settings = outer._replace(inner=optax.with_extra_args_support(outer.inner))
-    # Partials of functions here, so that the result can be pickled.
+    # Partials of module functions, so that the result can be pickled.
     return optax.GradientTransformationExtraArgs(
         functools.partial(_init, settings), functools.partial(_update, settings)
     )
 
 
 def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptState:
-    """The inner state of a `QuantizedState`, every array in full.
+    """Decode the inner state of a `QuantizedState`.
 
     Args:
-      state: of the transformation that `quantize_state` returned.
-      codecs: what `quantize_state` was given.
+      state: the state of the transformation that `quantize_state` returned.
+      codecs: the codecs given to `quantize_state`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -246,11 +245,10 @@ def dequantize_state(state: QuantizedState, codecs: StateCodecs) -> optax.OptSta
 )
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """A leaf of the inner state, in full or as codes.
+    """A leaf of the inner state, decoded or as codes.
 
-    `codec` is what keeps it. A leaf that stays as it is has none, and its x is None.
-    `parameter` is where it lies within its field, which tells to which parameter it
-    belongs.
+    `codec` encodes it. A leaf that is not encoded has no codec, and its x is None.
+    `parameter` is its path within its field, which identifies its parameter.
     """
 
     x: Any
@@ -316,7 +314,7 @@ def _update(
     return steps, QuantizedState(count, _replace_leaves(after, codes), bases)
 
 
-# Outside a jit each of these is one dispatch, not a dozen for each leaf.
+# Outside a jit each function is one dispatch instead of a dozen for each leaf.
 
 
 @functools.partial(jax.jit, inline=True)
@@ -361,11 +359,11 @@ def _decode_stored(
     bases: jax.Array,
     seed: ArrayLike,
 ) -> tuple[list[Any], ArrayLike, jax.Array, jax.Array]:
-    """The arrays in full; and the count, bases and starts of the next ones' codes."""
+    """The decoded arrays, and the count, bases and starts of the next codes."""
     next_count = optax.safe_increment(count)
     starts = dither_starts(len(leaves) + len(parameters), next_count, seed)
-    # The scalars of all leaves in one array: else a GPU's compiler makes a kernel or
-    # more of those of each leaf, and merges the leaves' loops less.
+    # The scalars of all leaves in one array: otherwise a GPU's compiler makes at least
+    # one kernel for each leaf's, and fuses fewer of the leaves' loops.
     scalars = [
         bases,
         _next_bases(leaves, bases),
@@ -391,7 +389,7 @@ def _decode(leaves: list[_Leaf], bases: jax.Array) -> list[Any]:
 def _encode(
     leaves: list[_Leaf], bases: jax.Array, starts: jax.Array, count: ArrayLike
 ) -> list[Any]:
-    # By parameter: its number, and how many of its arrays there were.
+    # By parameter: its number, and a counter of its arrays.
     numbers = collections.defaultdict[Any, int](itertools.count().__next__)
     fields = collections.defaultdict[Any, Any](itertools.count)
 
@@ -403,7 +401,7 @@ def _encode(
         x, codec = leaf.x, leaf.codec
         if codec is None:
             return None
-        # Else each device would make the numbers of all.
+        # Otherwise each device would generate the numbers of all.
         where = jax.typeof(x).sharding if on_explicit_mesh(x) else None
         shared = hashes(numbers[leaf.parameter], x.shape, where)
         noise = field_dither(shared, count, next(fields[leaf.parameter]))
@@ -414,16 +412,16 @@ def _encode(
 
 
 def _replace_leaves(state: Any, new: list[Any]) -> Any:
-    """A state with new leaves where there are any."""
+    """Replace the leaves of a state whose new leaf is not None."""
     leaves, structure = jax.tree.flatten(state)
     pairs = zip(leaves, new, strict=True)
     return structure.unflatten(old if x is None else x for old, x in pairs)
 
 
 def _first_bases(leaves: list[_Leaf]) -> jax.Array:
-    """Constants, to which a sum of no elements gives the type of what varies with x.
+    """The first bases: constants plus an empty sum, which makes them vary with x.
 
-    `shard_map` takes it for the carry of a scan, which later bases come from.
+    `shard_map` requires that of the carry of a scan, since later bases vary.
     """
 
     def first(leaf: _Leaf) -> jax.Array:
@@ -437,7 +435,7 @@ def _first_bases(leaves: list[_Leaf]) -> jax.Array:
 
 
 def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
-    """What each leaf is encoded with next, by the largest of its codes."""
+    """The next base of each leaf, from the largest of its codes."""
     functions = [leaf.codec.next_base if leaf.codec else None for leaf in leaves]
     sharing = [i for i, function in enumerate(functions) if function is not None]
     if not sharing:
@@ -445,7 +443,7 @@ def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
     found = largest_codes(
         [leaves[i].x for i in sharing], [leaves[i].parameter for i in sharing]
     )
-    # Of the others anything, which is as the rest where members have devices.
+    # The others' entries are unused, but must vary over the same axes of the mesh.
     every = list(bases)
     for place, i in enumerate(sharing):
         every[i] = found[place]
@@ -459,7 +457,7 @@ def _next_bases(leaves: list[_Leaf], bases: jax.Array) -> jax.Array:
 def _full_leaves(
     codecs: StateCodecs, state: optax.OptState, params: optax.Params
 ) -> list[_Leaf]:
-    """The leaves of a state in full: what a codec would keep is float32."""
+    """The decoded leaves of a state; those to encode are float32."""
 
     def leaf(field: str | None, parameter: Any, x: jax.Array) -> _Leaf:
         codec = codecs.get(field) if field is not None else None
@@ -472,7 +470,7 @@ def _full_leaves(
 
 
 def _half_parameters(updates: Any, params: Any) -> list[_Leaf]:
-    """For each leaf of the updates its parameter, if that is in half precision."""
+    """The parameter of each leaf of the updates, if it is in half precision."""
     xs = _validate.match_parameters(updates, params)
     return [
         _Leaf(x, HALF_PRECISION[x.dtype], path)
@@ -483,9 +481,9 @@ def _half_parameters(updates: Any, params: Any) -> list[_Leaf]:
 
 
 def _stored_leaves(codecs: StateCodecs, state: QuantizedState) -> list[_Leaf]:
-    """The leaves of the inner state: what a codec keeps has the dtype of its codes.
+    """The stored leaves of the inner state; encoded ones have their codec's dtype.
 
-    Whoever rebuilds a state leaves the dtypes as they are.
+    Rebuilding a state, as from a checkpoint, preserves the dtypes.
 
     Raises:
       ValueError: a field has the codes of another codec.
@@ -510,10 +508,10 @@ def _stored_leaves(codecs: StateCodecs, state: QuantizedState) -> list[_Leaf]:
 def _fields(
     state: optax.OptState, params: optax.Params
 ) -> list[tuple[str | None, Any]]:
-    """For each leaf of a state the field that it is in, and its place within that.
+    """The field of each leaf of a state, and the leaf's path within it.
 
-    Fields of the parameters are none of the state's: where a parameter's whole path
-    follows a field, the leaf is that parameter's part of it.
+    Parameters may have fields, too: if a parameter's whole path follows a field, the
+    leaf is that parameter's entry of the field.
     """
     parameters = {path for path, _ in path_leaves(params)}
 
@@ -538,7 +536,7 @@ def _code_dtype(codec: Codec) -> Any:
 
 
 def is_field(key: Any) -> bool:
-    """Tell whether a part of a path is the name of a field."""
+    """Whether a key of a path is the name of a field."""
     return isinstance(key, GetAttrKey)
 
 

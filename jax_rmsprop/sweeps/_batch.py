@@ -1,4 +1,4 @@
-"""A batch of members: one compiled program, on each device of a mesh; and its size."""
+"""A batch of members: one compiled program on each device of a mesh, and its size."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Rows = dict[str, np.ndarray]
 
 
 def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Begin and advance `size` members; the arrays that they close over come first."""
-    if size == 1:  # the training as it is, without the cost of a batch axis
+    """Vectorize `begin` and `advance` over `size` members; closed-over arrays first."""
+    if size == 1:  # without the cost of a batch axis
 
         def begin(consts: list[Any], *numbers: Any) -> list[Any]:
             return [x[None] for x in traced.begin(consts, *(n[0] for n in numbers))]
@@ -38,7 +38,7 @@ def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[...
             return jax.tree.map(lambda x: x[None], own)
 
         return begin, advance
-    # A sweep without numbers has one member in a batch for each lane.
+    # Without numbers there is no batched input; `size` sets the lanes.
     numbers = (0,) * len(traced.init.in_avals)
     over = functools.partial(jax.vmap, axis_size=size)
     return (
@@ -50,24 +50,24 @@ def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[...
 class CompiledBatch:
     """`size` members on each device: vmap inside, the mesh outside.
 
-    The devices do not talk to each other, and each runs the same program whatever
-    their number. So a member's bits depend on `size`, and neither on its place in the
-    batch nor on the other members.
+    The devices do not communicate, and each runs the same program regardless of their
+    number. So a member's bits depend on `size`, but not on its position in the batch or
+    on the other members.
 
     Attributes:
-      size: the members that a device runs at once.
-      devices: how many devices there are.
-      seconds: how long it took to compile.
-      memory_bytes: what a device needs, as the compiler says; 0 if it doesn't.
-      temporary_bytes: those of it that are neither arguments nor results.
+      size: the number of members per device.
+      devices: the number of devices.
+      seconds: the time of compiling.
+      memory_bytes: the memory a device needs, from the compiler; 0 if unknown.
+      temporary_bytes: the part of it that is neither arguments nor results.
     """
 
     def __init__(self, traced: Traced, mesh: Mesh, size: int):
-        """Compile for that many members a device."""
+        """Compile for `size` members per device."""
         began = time.perf_counter()
         self.size, self.devices, self._traced = size, mesh.size, traced
-        # What the training closes over is an argument here: as constants of the
-        # program, data would be compiled again with every size.
+        # The arrays that the training closes over are arguments: constants of the
+        # program would be compiled again for every size.
         begin, advance = batched(traced, size)
         self._consts, self._per_member = traced.consts, None
         if not traced.has_mesh:
@@ -76,7 +76,7 @@ class CompiledBatch:
         if mesh.size > 1:
             all_of, each = PartitionSpec(), PartitionSpec("member")
             own = (each,) * len(traced.init.in_avals)
-            # `train` may hold loops whose carries start replicated.
+            # `train` may have loops whose carries start replicated.
             over = functools.partial(
                 jax.shard_map, mesh=mesh, out_specs=each, check_vma=False
             )
@@ -85,10 +85,10 @@ class CompiledBatch:
         avals = traced.init.in_avals, traced.carry_specs
         numbers, carry = (of_all(x, mesh.size * size, self._per_member) for x in avals)
         try:
-            self._begin = None  # of a plain training
+            self._begin = None  # a plain training has no carry
             if carry:
                 self._begin = jax.jit(begin).lower(self._consts, *numbers).compile()
-            # The carry makes room for the next one.
+            # The next carry reuses the memory of this one.
             step = jax.jit(advance, donate_argnums=1)
             self._step = step.lower(self._consts, carry, *numbers).compile()
         except (NotImplementedError, ValueError) as error:
@@ -107,7 +107,7 @@ class CompiledBatch:
         self.seconds = time.perf_counter() - began
 
     def place(self, array: Any) -> Any:
-        """Put an array of all devices' members where they run."""
+        """Shard an array of all devices' members over the devices."""
         if self._per_member is None:
             return array
         if jax.process_count() == 1:
@@ -117,17 +117,17 @@ class CompiledBatch:
         )
 
     def begin(self, numbers: Sequence[Any]) -> list[Any]:
-        """The first carry of each device's members, by their hyperparameters."""
+        """The first carry of all members, from their hyperparameters."""
         return self._begin(self._consts, *numbers) if self._begin else []
 
     def resume(self, packed: np.ndarray) -> list[Any]:
-        """A carry that was on the host."""
+        """The carry from its packed bytes."""
         return [self.place(x) for x in unpack(packed, self._traced.carry_specs)]
 
     def step(
         self, carry: Sequence[Any], numbers: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Begin to run a step: the next carry, in this one's place, and the outputs."""
+        """Dispatch a step, donating the carry: the next carry and the outputs."""
         return self._step(self._consts, list(carry), *numbers)
 
     def rows(self, outputs: Sequence[Any]) -> Rows:
@@ -136,7 +136,7 @@ class CompiledBatch:
 
 
 def of_all(specs: Sequence[Any], members: int, sharding: Any = None) -> list[Any]:
-    """The shapes and dtypes of so many members together."""
+    """The shapes and dtypes of `members` members together."""
     return [
         jax.ShapeDtypeStruct((members, *x.shape), x.dtype, sharding=sharding)
         for x in specs
@@ -144,26 +144,26 @@ def of_all(specs: Sequence[Any], members: int, sharding: Any = None) -> list[Any
 
 
 def as_rows(names: Iterable[str], outputs: Iterable[Any]) -> Rows:
-    """Outputs as files know them: bfloat16 and the like are float32."""
+    """Outputs in the dtypes of files: bfloat16 and the like as float32."""
     found = zip(names, map(np.asarray, outputs), strict=True)
     return {n: x.astype(file_dtype(x.dtype), copy=False) for n, x in found}
 
 
 def on_host(array: Any) -> np.ndarray:
-    """An array of all processes' devices."""
+    """Gather an array from all processes' devices."""
     if jax.process_count() > 1:
         array = _versions.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
 def pack(carry: Iterable[Any]) -> np.ndarray:
-    """The bytes of each member's carry, [members, bytes]."""
+    """Pack each member's carry into bytes, [members, bytes]."""
     parts = [np.ascontiguousarray(x).reshape(len(x), -1) for x in map(on_host, carry)]
     return np.concatenate([x.view(np.uint8) for x in parts], axis=1)
 
 
 def unpack(packed: np.ndarray, specs: Sequence[Any]) -> list[Any]:
-    """The arrays that `pack` has made bytes of, of these shapes and dtypes."""
+    """Invert `pack`, given the arrays' shapes and dtypes."""
     ends = np.cumsum([x.dtype.itemsize * int(np.prod(x.shape)) for x in specs])
     parts = np.split(packed, ends[:-1], axis=1)
     return [
@@ -173,7 +173,7 @@ def unpack(packed: np.ndarray, specs: Sequence[Any]) -> list[Any]:
 
 
 def _shardings(mesh: Mesh) -> tuple[Any, Any]:
-    """Where what all members share is, and where each device's members are."""
+    """The shardings of arrays that members share, and of arrays of members."""
     if mesh.size == 1:
         one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
         return one, one
@@ -182,11 +182,11 @@ def _shardings(mesh: Mesh) -> tuple[Any, Any]:
 
 
 def make_mesh(devices: Any) -> Mesh:
-    """The mesh of these devices, or of all that all processes have.
+    """The mesh of these devices, or of all devices of all processes.
 
     Raises:
       TypeError: not a sequence of devices.
-      ValueError: none, one twice, or none of this process.
+      ValueError: no device, a duplicate, or none of this process.
     """
     if devices is None:
         devices = jax.devices()
@@ -209,14 +209,14 @@ def make_mesh(devices: Any) -> Mesh:
 
 
 def broadcast_from_process_0(value: Any) -> Any:
-    """The first process' value, in every process."""
+    """The value of the first process, in every process."""
     if jax.process_count() == 1:
         return value
     return _versions.broadcast_one_to_all(value)
 
 
 def versions_of(device: Any) -> dict[str, str]:
-    """What decides about a member's last bits, besides its program."""
+    """Versions and device kind that affect bitwise results."""
     kind = device.device_kind
     if device.platform == "cpu":
         kind = f"{platform.machine()} {_vectors()}".rstrip()
@@ -229,7 +229,7 @@ def versions_of(device: Any) -> dict[str, str]:
 
 @functools.cache
 def _vectors() -> str:
-    """The widest vectors of this CPU, for which a program is compiled."""
+    """The widest vector instructions of this CPU."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -240,7 +240,7 @@ def _vectors() -> str:
 def device_bytes(device: Any) -> int:
     """The memory that a program may use on a device.
 
-    Of a CPU's, which everything else uses too, a quarter of the machine's.
+    On a CPU, a quarter of the machine's, since other programs share it.
     """
     import psutil
 
@@ -251,7 +251,7 @@ def device_bytes(device: Any) -> int:
 
 
 def file_dtype(dtype: Any) -> np.dtype:
-    """The narrowest of NumPy's own dtypes that holds all of this one's values."""
+    """The narrowest native NumPy dtype that holds all values of this one."""
     dtype = np.dtype(dtype)
     if dtype.kind != "V":
         return dtype
@@ -259,11 +259,11 @@ def file_dtype(dtype: Any) -> np.dtype:
     return np.dtype("float32" if is_float else "int16")
 
 
-# As many as hide what a CPU spends on each operation besides the arithmetic, if a step
-# of all of them fits the cache that a core of today's has for itself. A CPU's compiler
-# runs a convolution whose kernels are the members' own group by group.
+# Enough members to hide a CPU's overhead per operation, if a step of all of them fits
+# the private cache of a current core. XLA on a CPU runs a convolution in which each
+# member has its own kernels group by group.
 _ON_CPU, _CACHE_BYTES, _CONVOLUTIONS_ON_CPU = 128, 4_000_000, 4
-# An accelerator takes what it can hold; beyond this it gets no faster.
+# An accelerator takes as many as fit; beyond this it gets no faster.
 _ELSEWHERE, _TEMPORARY_BYTES = 65_536, 2**30
 
 
@@ -275,30 +275,30 @@ def auto_batch_size(
 ) -> int:
     """The number of members that a device runs at once: a power of two.
 
-    On a CPU as many as hide the cost of an operation, but no more than what keeps the
-    largest array of a step, of all of them together, in a core's cache; elsewhere as
-    many as need 1 GiB of temporary arrays. And half as many for as long as the compiler
-    says that the device has not the memory.
+    On a CPU, enough to hide the overhead of an operation, but few enough that the
+    largest array of a step, over all members, fits a core's cache; elsewhere as many as
+    need 1 GiB of temporary arrays. The number is halved until the program, according to
+    the compiler, fits the device's memory.
 
     Args:
-      traced: the programs, of which the most demanding one decides.
-      platform: of the devices.
+      traced: the programs; the most demanding one decides.
+      platform: the devices' platform.
       device_bytes: the memory of a device.
-      compiled: the program of that number at a batch size; asked on a CPU only where
-        the memory might not do.
+      compiled: compiles the program of that number at a batch size; on a CPU called
+        only if the memory might not suffice.
     """
     if not any(each.init.in_avals for each in traced):
         return 1  # each program has one member
     try:
         needs = [member_needs(each) for each in traced]
     except NotImplementedError:
-        return 1  # there is no batch of it, as of a callback
+        return 1  # it cannot be batched, such as some callbacks
     if platform == "cpu":
         size, most = _ON_CPU, _CACHE_BYTES
         each = max(need.step_bytes for need in needs)
         if any(need.has_own_kernels for need in needs):
             size = _CONVOLUTIONS_ON_CPU
-    else:  # of a small batch, so that the largest is compiled once
+    else:  # estimate from a small batch, and compile the largest once
         size, most = _ELSEWHERE, _TEMPORARY_BYTES
         small = [compiled(which, 1024) for which in range(len(needs))]
         each = max(program.temporary_bytes for program in small) / 1024
@@ -313,13 +313,13 @@ def auto_batch_size(
 
 
 class Needs(NamedTuple):
-    """What a member needs of its own; what all share is there once for all of them.
+    """The memory that a member needs for itself, without what all members share.
 
     Attributes:
-      step_bytes: of the largest array in an innermost loop, or anywhere if there is
-        none: what the inner steps touch again and again.
-      all_bytes: of all arrays together, were no memory used twice.
-      has_own_kernels: whether it convolves with kernels that it has changed.
+      step_bytes: the bytes of the largest array in an innermost loop, or anywhere if
+        there is no loop: the working set of the inner steps.
+      all_bytes: the bytes of all arrays together, if no memory were reused.
+      has_own_kernels: whether it convolves with kernels of its own.
     """
 
     step_bytes: int
@@ -328,9 +328,9 @@ class Needs(NamedTuple):
 
 
 def member_needs(traced: Traced) -> Needs:
-    """What each member has of its own: what a batch of three has more than one of two.
+    """Measure a member's needs: a batch of three minus a batch of two.
 
-    Data in one order for all of them, for instance, do not count.
+    Arrays that members share, such as data in one order, do not count.
     """
     step = jax.extend.core.jaxpr_as_fun(traced.step)
     two, three = (
@@ -354,16 +354,16 @@ def _equations(jaxprs: Any) -> Generator[Any]:
 
 
 def _array_bytes(jaxprs: Any) -> Generator[int]:
-    """The bytes of all arrays that are made, in order."""
+    """The bytes of each array created, in order."""
     for equation in _equations(jaxprs):
         for variable in equation.outvars:
-            array = variable.aval  # untyped: in JAX 0.8 not all have an itemsize
+            array = variable.aval  # untyped: in JAX 0.8 some have no itemsize
             if isinstance(variable.aval, jax.core.ShapedArray):
                 yield array.size * array.dtype.itemsize
 
 
 def _convolution_groups(jaxprs: Any) -> Generator[int]:
-    """In how many groups each convolution is done, in order."""
+    """The number of groups of each convolution, in order."""
     for equation in _equations(jaxprs):
         if equation.primitive.name == "conv_general_dilated":
             groups = equation.params
@@ -371,7 +371,7 @@ def _convolution_groups(jaxprs: Any) -> Generator[int]:
 
 
 def _innermost(jaxprs: Any) -> Generator[Any]:
-    """What is within the loops that have no loop within."""
+    """The jaxprs of the innermost loops."""
     for equation in _equations(jaxprs):
         if equation.primitive.name in ("scan", "while"):
             body = tuple(equation.params.values())

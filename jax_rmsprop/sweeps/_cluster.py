@@ -1,7 +1,7 @@
-"""A sweep on the workers of a dask cluster, which may come, go and be killed.
+"""A sweep on the workers of a dask cluster, which may join, leave and be killed.
 
-A task is a batch, or some of its steps. Its rows come back, and the caller alone keeps
-them. Dask runs it again where its worker died, and nothing here keeps watch.
+A task is a batch, or some of its steps. It returns its rows, and the caller alone
+stores them. If its worker dies, dask runs it again; nothing here monitors workers.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     import distributed
 
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
-# How often in a row a batch may lose its worker, each time as often as dask allows.
+# Lost workers in a row before giving up, each after as many retries as dask allows.
 _ATTEMPTS = 5
 _KEPT = "what is finished is kept, and the same call goes on from there"
-# After how many seconds without a worker to say so.
+# Seconds without a worker before a warning.
 SECONDS_ALONE = 60.0
 
 
 class Program(NamedTuple):
-    """A training for a batch, exported; it closes over some of the job's arrays."""
+    """An exported batch of a training; `arrays` indexes the job's arrays it uses."""
 
     begin: bytes
     advance: bytes
@@ -53,15 +53,15 @@ class Program(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A sweep, as it is sent to each worker once: nothing in it depends on JAX's types.
+    """A sweep, sent to each worker once, without objects of JAX.
 
     Attributes:
-      name: of this call, and of no other.
-      versions: what a worker must have, and the kind of its devices.
-      programs: for each group.
-      arrays: what the programs close over, each once.
-      outputs: their names, in the program's order.
-      judged: which of them says whether a member has ended.
+      name: a unique name of this call.
+      versions: the versions and the kind of device that a worker must have.
+      programs: one for each group.
+      arrays: the arrays that the programs close over, without duplicates.
+      outputs: the names of the outputs, in the program's order.
+      judged: the output that ends a member when it is not finite.
     """
 
     name: str
@@ -73,15 +73,15 @@ class Job(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What a worker is to run.
+    """A task for a worker.
 
     Attributes:
       group: the number of the program.
       numbers: the hyperparameters of a whole batch.
-      members: how many of it count.
-      steps: how many to run.
-      carry: where they go on from; None if they begin.
-      seconds: after how long to come back, with the steps that are done.
+      members: the number of members in the batch, without padding.
+      steps: the number of steps to run.
+      carry: the packed carries to resume from; None at step 0.
+      seconds: the time after which to return the steps done so far.
     """
 
     group: int
@@ -93,7 +93,7 @@ class Order(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a task comes back with: its rows, step by step, or what it raised."""
+    """The result of a task: its rows, step by step, or its error."""
 
     device: str
     rows: list[Rows]
@@ -102,11 +102,11 @@ class Done(NamedTuple):
 
 
 def check_client(client: Any, devices: Any) -> None:
-    """Check that it is a client of dask, and alone in saying where to run.
+    """Check that `client` is a dask client, and nothing else chooses the devices.
 
     Raises:
-      TypeError: it is not.
-      ValueError: there are `devices`, too, or several processes of `jax.distributed`.
+      TypeError: it is not a dask client.
+      ValueError: there are also `devices`, or several processes of `jax.distributed`.
     """
     import distributed
 
@@ -125,7 +125,7 @@ class ClusterRunner(Runner):
     """Runs tasks on a cluster's workers.
 
     Attributes:
-      devices: which have taken part.
+      devices: the devices that have run a task.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class ClusterRunner(Runner):
         versions: Mapping[str, Any],
         *arguments: Any,
     ):
-        """Take the cluster, the programs, and what any runner takes."""
+        """Store the cluster and the programs, and what any runner stores."""
         super().__init__(*arguments)
         self._client, self.devices = client, set[str]()
         self._alone = _Alone(client, wait, self._progress)
@@ -146,15 +146,15 @@ class ClusterRunner(Runner):
         """Run the tasks.
 
         Raises:
-          RuntimeError: a task lost its worker again and again, or all are gone.
-          ValueError: a worker has other versions; it is named.
+          RuntimeError: a task lost its worker several times in a row, or all are gone.
+          ValueError: naming a worker with other versions.
           OSError: the store cannot be written.
         """
         import distributed
 
         client, attempts = self._client, 0
-        # The job is a task, too: a worker that lacks it gets it from another, and it
-        # is computed again where all that had it are gone.
+        # The job is a task, too: a worker that lacks it fetches it from another, and
+        # dask recomputes it if all workers that had it are gone.
         shared: Any = None
         waiting: dict[Any, tuple[Task, np.ndarray | None]] = {}
         completed = distributed.as_completed(
@@ -184,7 +184,7 @@ class ClusterRunner(Runner):
                     task, carry = self._tasks.pop(0), None
                     if task.begin:
                         carry = self._results.carry(task.members, task.begin)
-                        if carry is None:  # others have gone on with them
+                        if carry is None:  # others have continued them
                             self._tasks += self._planned(task)
                             continue
                     submit(task, carry)
@@ -211,14 +211,14 @@ class ClusterRunner(Runner):
             client.cancel(list(waiting))
 
     def _share(self) -> Any:
-        """Send the job; data that the training closes over may be large."""
+        """Submit the job; arrays that the training closes over may be large."""
         import dask.config
 
         with dask.config.set({_LARGE_GRAPH: 1e15}):
             return self._client.submit(_receive, self._job, pure=False)
 
     def _came_back(self, task: Task, done: Done) -> bool:
-        """Keep what a worker has run; whether it is to go on."""
+        """Store a worker's results; return whether the task continues."""
         for rows in done.rows:
             self._hear(task, rows)
         more = task.step < task.end and not task.ended.all()
@@ -232,7 +232,7 @@ class ClusterRunner(Runner):
 
 
 class _Alone:
-    """Says when a cluster has no workers."""
+    """Warns or raises if a cluster has no workers."""
 
     def __init__(self, client: Any, wait: float | None, progress: Any):
         self._client, self._wait, self._progress = client, wait, progress
@@ -240,10 +240,10 @@ class _Alone:
         self._said = False
 
     def look(self) -> None:
-        """Look, once in a second.
+        """Count the workers, once a second.
 
         Raises:
-          RuntimeError: there were none for as long as one would wait.
+          RuntimeError: there was none for `wait` seconds.
         """
         now = time.monotonic()
         if now - self._looked < 1:
@@ -263,7 +263,7 @@ class _Alone:
 
 
 def _check_lost(future: Any, attempts: int) -> None:
-    """Let a task that lost its worker be run again; raise what a task raised."""
+    """Accept a task that lost its worker, to be rerun; re-raise other errors."""
     import distributed
 
     if future.status == "error":
@@ -279,7 +279,7 @@ def _check_lost(future: Any, attempts: int) -> None:
 
 
 class WrongWorker(ValueError):
-    """A worker has other versions than the caller."""
+    """A worker's versions differ from the caller's."""
 
 
 def _receive(job: Job) -> Job:
@@ -287,10 +287,10 @@ def _receive(job: Job) -> Job:
 
 
 def run_order(job: Job, order: Order) -> Done:
-    """Run a batch on this worker; its rows go back.
+    """Run a batch on this worker, and return its rows.
 
     Raises:
-      WrongWorker: this worker has other versions than the caller.
+      WrongWorker: this worker's versions differ from the caller's.
     """
     worker = _worker(job)
     device = worker.devices.get()
@@ -305,13 +305,13 @@ def run_order(job: Job, order: Order) -> Done:
 
 
 class _Worker:
-    """What a worker keeps of a sweep: its devices and programs."""
+    """A worker's devices and programs for a sweep."""
 
     def __init__(self, job: Job):
         check_worker(job.versions)
         self._job, self._programs = job, dict[Any, Any]()
         self._lock = threading.Lock()
-        # A thread takes a device, and another one another.
+        # Each thread takes a device of its own.
         self.devices = queue.SimpleQueue[Any]()
         for device in jax.local_devices():
             self.devices.put(device)
@@ -330,7 +330,7 @@ class _Worker:
             return self._programs[group, device]
 
     def run(self, order: Order, device: Any) -> tuple[list[Rows], np.ndarray | None]:
-        """The rows of each step, and where to go on from."""
+        """The rows of each step, and the packed carries."""
         job, began = self._job, time.monotonic()
         begin, advance, consts = self._program(order.group, device)
         numbers = jax.device_put(order.numbers, device)
@@ -353,14 +353,14 @@ class _Worker:
         return found, pack(carry)[: order.members] if carry else None
 
 
-# Those of the last sweeps, of which several may take turns.
+# Those of the last few sweeps, which may alternate.
 _workers: dict[str, _Worker] = {}
 _workers_lock = threading.Lock()
 _WORKERS = 4
 
 
 def _worker(job: Job) -> _Worker:
-    """This process' own, made for the first task of a sweep."""
+    """This process' worker, created by the first task of a sweep."""
     with _workers_lock:
         if job.name not in _workers:
             _workers[job.name] = _Worker(job)
@@ -370,10 +370,10 @@ def _worker(job: Job) -> _Worker:
 
 
 def check_worker(versions: Mapping[str, Any]) -> None:
-    """Check that this process computes the bits that the caller's would.
+    """Check that this process computes the same bits as the caller's.
 
     Raises:
-      WrongWorker: naming this worker, and what is another here.
+      WrongWorker: naming this worker, and the version that differs.
     """
     ours = versions_of(jax.devices()[0]) | _x64()
     for name, wanted in versions.items():
@@ -397,10 +397,10 @@ def _address() -> str:
 def _job(
     traced: Sequence[Traced], size: int, versions: Mapping[str, Any], judged: str
 ) -> Job:
-    """Export what a worker needs.
+    """Export the programs and arrays that a worker needs.
 
     Raises:
-      TypeError: a program cannot be exported, as with callbacks to this process.
+      TypeError: a program cannot be exported, such as one that calls back.
     """
     arrays: dict[int, Any] = {}
     programs: list[Program] = []
@@ -419,7 +419,7 @@ def _job(
 
 
 def _exported(traced: Traced, size: int, where: list[int]) -> Program:
-    """The programs of a batch, for any process with the same versions."""
+    """Export a batch's programs, for any process with the same versions."""
     begin, advance = batched(traced, size)
     consts = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.consts]
     carry = of_all(traced.carry_specs, size)

@@ -1,4 +1,4 @@
-"""Successive halving: rungs that go on from where the ones before have ended."""
+"""Successive halving: each rung resumes the best members of the one before."""
 
 from __future__ import annotations
 
@@ -30,34 +30,33 @@ def successive_halving(
 ) -> xr.Dataset:
     r"""Run all members for a few steps, the best of them for more, and so on.
 
-    After :math:`t_r` steps, of the points that have come so far, those with the best
-    mean of the output over the seeds go on to :math:`t_{r+1}`, each from where it is:
+    After :math:`t_r` steps, the points of rung :math:`r` with the best mean of the
+    output over the seeds resume, and run to step :math:`t_{r+1}`:
 
     .. math::
         P_{r+1} = \text{the best } \lceil \text{keep} \cdot |P_r| \rceil
         \text{ of } P_r \text{ by } \frac{1}{S} \sum_s y_{p,s}(t_r)
 
-    A point of which a member has diverged comes last.
+    Points with a diverged member come last.
 
     Args:
       training: a `Training`.
       axes: as for `sweep`.
-      steps: of each rung, ascending: to which step its members are run.
-      by: the output that is compared, at the last step of a rung; one number a step.
-      keep: the part of the points that goes on, above 0 and below 1.
+      steps: the last step of each rung, ascending.
+      by: the output to compare at the last step of a rung; one number a step.
+      keep: the fraction of the points that continues, above 0 and below 1.
       over: the axis over which to average, if there is one.
-      maximize: whether more is better; needed unless `by` is a loss or an error.
+      maximize: whether higher is better; required unless `by` is a loss or an error.
       options: those of `sweep`: store, client, batch_size and so on. With a store the
-        same call goes on from where it was, and one with more points or seeds runs
-        what is new.
+        same call resumes, and a call with more points or seeds runs the new ones.
 
     Returns:
-      What `sweep` does for `steps[-1]`, and `rung` for each member: the number of the
-      last rung that it has run, from 0. Those of the last are `finished`, and who has
+      The Dataset of `sweep` for `steps[-1]`, with `rung` for each member: the number of
+      its last rung, from 0. Members are `finished` if they ran the last rung or
       diverged.
 
     Raises:
-      TypeError, ValueError: as `sweep`, and for the arguments above.
+      TypeError, ValueError: as in `sweep`, and for the arguments above.
 
     Example:
       >>> from jax_rmsprop import Training, successive_halving
@@ -111,7 +110,7 @@ def successive_halving(
 
 
 def _means(values: np.ndarray, point: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """For each point the mean over its members; NaN of one that has not come so far."""
+    """For each point the mean over its members; NaN if it is not in this rung."""
     total, count = (np.zeros(point.max() + 1) for _ in range(2))
     np.add.at(total, point[alive], values[alive])
     np.add.at(count, point[alive], 1)

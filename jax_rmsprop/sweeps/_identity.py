@@ -1,4 +1,4 @@
-"""Tell a Python value by what it is: not by its address, its place or its name."""
+"""Identify Python values by content, not by address, location or name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PLAIN = bool | int | float | complex | str | bytes | np.dtype | range | slice
 
 
 def identify(value: Any) -> str:
-    """A digest of a value, which is the same in every process.
+    """Digest a value; the digest is the same in every process.
 
-    Of a function it is that of its code, its defaults, what it closes over and the
-    globals that it names; of a partial, a dataclass or another object that of its
-    parts; of what a library defines the name there.
+    A function is digested by its code, its defaults, what it closes over and the
+    globals that it names; a partial, a dataclass or another object by its parts; an
+    object that a library defines by its name there.
 
     Raises:
-      TypeError: something in it says nothing of itself.
+      TypeError: a part of it has no content to digest.
     """
     digest = hashlib.sha256()
     for part in _parts(value, frozenset()):
@@ -33,24 +33,24 @@ def identify(value: Any) -> str:
 
 
 def key_impl(array: Any) -> Any:
-    """The generator of random keys; None of what is none."""
+    """The generator of random keys; None for other arrays."""
     dtype = getattr(array, "dtype", np.dtype(float))
     is_key = jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
     return jax.random.key_impl(array) if is_key else None
 
 
 def without_key(array: Any) -> Any:
-    """The numbers of an array: of random keys their data."""
+    """The array itself, or the key data of random keys."""
     return array if key_impl(array) is None else jax.random.key_data(array)
 
 
 def with_key(array: Any, impl: Any) -> Any:
-    """The array again of which `without_key` made numbers."""
+    """Invert `without_key`, given the generator."""
     return array if impl is None else jax.random.wrap_key_data(array, impl=impl)
 
 
 def _parts(value: Any, outside: frozenset[int]) -> Generator[bytes]:
-    """The value as bytes, of which no two values have the same."""
+    """The value as bytes that no other value has."""
     yield f"{type(value).__qualname__}(".encode()
     name = _name_in_library(value)
     if name is not None:
@@ -60,7 +60,7 @@ def _parts(value: Any, outside: frozenset[int]) -> Generator[bytes]:
     elif isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype != "O":
         yield f"{value.dtype}{value.shape}".encode()
         yield np.asarray(without_key(value)).tobytes()
-    elif id(value) not in outside:  # else it is within itself
+    elif id(value) not in outside:  # else the value contains itself
         for part in _inside(value):
             yield from _parts(part, outside | {id(value)})
     yield b")"
@@ -88,7 +88,7 @@ def _inside(value: Any) -> list[Any]:
         return sorted(map(identify, value))
     if isinstance(value, np.ndarray | list | tuple):
         return list(value)
-    if hasattr(value, "__wrapped__"):  # of jax.jit
+    if hasattr(value, "__wrapped__"):  # such as of jax.jit
         return [value.__wrapped__]
     slots = {n for c in type(value).__mro__ for n in getattr(c, "__slots__", ())}
     parts = getattr(value, "__dict__", {}) | {
@@ -100,7 +100,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The names in a function's code, and in that of those within it."""
+    """The names in a function's code and in functions nested in it."""
     names = set(code.co_names)
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
@@ -109,11 +109,11 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _name_in_library(value: Any) -> str | None:
-    """Where an installed package has it: what a version of the package says, too."""
+    """The name of a module, a class, or an object of an installed package."""
     if isinstance(value, types.ModuleType):
         return value.__name__
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    module = getattr(value, "__module__", None) or "numpy"  # a ufunc has none
+    module = getattr(value, "__module__", None) or "numpy"  # ufuncs have none
     found: Any = sys.modules.get(module) if isinstance(module, str) else None
     if not isinstance(name, str) or found is None:
         return None

@@ -1,4 +1,4 @@
-"""Locate a store: a folder, or whatever zarr reaches through fsspec."""
+"""Locate a store: a folder, or anything zarr reaches through fsspec."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """The one place of a store, to every line that touches it.
+    """The location of a store.
 
     Attributes:
-      name: for messages.
-      target: what zarr and xarray take: a folder's absolute path, or a zarr store.
+      name: its name in messages.
+      target: what zarr and xarray open: a folder's absolute path, or a zarr store.
     """
 
     name: str
@@ -30,17 +30,17 @@ class Location:
 
     @property
     def folder(self) -> Path | None:
-        """The folder, if the store is one of this machine."""
+        """The folder, if the store is in a local file system."""
         return Path(self.target) if isinstance(self.target, str) else None
 
 
 def locate(store: Any) -> Location:
-    """The location of a store, however a person writes it.
+    """The location of a store given as a path, a URL or a zarr store.
 
     Raises:
       TypeError: neither a path, a URL nor a zarr store.
-      ValueError: what zarr cannot write piece by piece, or an unknown kind of URL.
-      ModuleNotFoundError: what fsspec needs for such a URL is not installed.
+      ValueError: a store that zarr cannot overwrite, or an unknown kind of URL.
+      ModuleNotFoundError: fsspec lacks a package for such a URL.
     """
     import zarr.abc.store
     import zarr.storage
@@ -55,7 +55,7 @@ def locate(store: Any) -> Location:
     if isinstance(store, zarr.storage.FsspecStore):
         return _remote(store)
     if isinstance(store, zarr.abc.store.Store):
-        if not store.supports_deletes:  # a zip file's, which only grows
+        if not store.supports_deletes:  # such as a zip file
             raise ValueError(f"`store` must be a folder or the like, got {store}")
         return Location(str(store), store)
     raise TypeError(
@@ -74,7 +74,7 @@ def _local(path: str) -> Location:
 
 
 def _opened(url: str) -> zarr.storage.FsspecStore:
-    """Find fsspec's file system for a URL; credentials are the environment's."""
+    """Open a URL with fsspec, with the credentials of the environment."""
     import zarr.storage
 
     if "::" in url:
@@ -90,23 +90,23 @@ def _opened(url: str) -> zarr.storage.FsspecStore:
 def _remote(store: zarr.storage.FsspecStore) -> Location:
     import fsspec.implementations.local
 
-    # zarr wraps what is not asynchronous.
+    # zarr wraps synchronous file systems.
     files: Any = getattr(store.fs, "sync_fs", store.fs)
     if isinstance(files, fsspec.implementations.local.LocalFileSystem):
         return _local(store.path)
     return Location(files.unstrip_protocol(store.path), store)
 
 
-# Folders whose locks are locks.
+# Folders whose locks have been tested.
 _tried = set[Path]()
 
 
 @contextlib.contextmanager
 def locked(at: Location) -> Generator[None]:
-    """Let no other process or thread write to the store within it, which is short.
+    """Keep other processes and threads from writing to the store, for a short time.
 
-    A file beside the folder is locked, opened for writing; the lock of a process that
-    is killed goes with it. What is no folder cannot be locked.
+    It locks a file beside the folder, opened for writing; a killed process releases
+    its lock. Stores other than folders cannot be locked.
 
     Raises:
       OSError: the file system grants no lock.
@@ -142,10 +142,9 @@ def locked(at: Location) -> Generator[None]:
 
 @contextlib.contextmanager
 def explain_oserror(at: Location, *others: type[Exception]) -> Generator[None]:
-    """Re-raise errors of writing in one line that names the store and how to go on.
+    """Re-raise write errors in one line that names the store and how to continue.
 
-    A file system of another machine has its own errors, besides OSError; some `others`
-    are none of these.
+    Remote file systems also raise errors other than OSError; `others` pass unchanged.
     """
     try:
         yield
@@ -161,5 +160,5 @@ def explain_oserror(at: Location, *others: type[Exception]) -> Generator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """Write an error's message in one line, or else its name."""
+    """An error's message in one line, or its name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Columns = dict[str, np.ndarray]
-# Of values that are Python's, beside the dtypes of numbers.
+# The kinds of axes of Python values; an axis of numbers has its dtype.
 PYTHON_KINDS = "bool", "int", "float", "str"
 
 
@@ -30,10 +30,10 @@ class Axis:
     """One hyperparameter and its values.
 
     Attributes:
-      labels: the coordinate of each value, as a person reads it.
-      numbers: what a program gets as an array; None if the values are Python's.
-      values: Python's values; empty for numbers.
-      named: whether the caller has named the values.
+      labels: the coordinate of each value in the results.
+      numbers: the values as the program gets them; None for Python values.
+      values: the Python values; empty for numbers.
+      named: whether the caller has named the values by `labels`.
     """
 
     labels: np.ndarray
@@ -43,7 +43,7 @@ class Axis:
 
     @property
     def kind(self) -> str:
-        """What a program has of it: a dtype of numbers, or the kind of Python's."""
+        """The dtype of numbers, or the kind of Python values."""
         if self.numbers is not None:
             return str(self.numbers.dtype)
         return {"b": "bool", "i": "int", "f": "float"}.get(
@@ -51,13 +51,13 @@ class Axis:
         )
 
     def named_by(self, known: Mapping[str, str]) -> tuple[Axis, dict[str, str]]:
-        """The axis with the labels that its values have elsewhere, and all labels.
+        """The axis with the labels that its values have in a store, and all labels.
 
         Args:
-          known: the labels there, and what each of them is (`identify`).
+          known: the store's labels, and the identity of each (`identify`).
 
         Raises:
-          TypeError: a value cannot be told apart from others.
+          TypeError: a value cannot be identified.
         """
         known = dict(known)
         if self.kind != "str":
@@ -80,13 +80,13 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """The members that share one program, since they share Python's values.
+    """The members that share one program, since they share the Python values.
 
     Attributes:
-      name: what they share, in words; empty if all that the program gets is numbers.
-      python: Python's values, by the axis' name.
+      name: the shared values in words; empty if all axes are numbers.
+      python: the shared Python values, by axis.
       members: their numbers, ascending.
-      numbers: their values, by the axis' name in sorted order.
+      numbers: their numeric values, by axis in sorted order.
     """
 
     name: str
@@ -97,12 +97,12 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Members, each once, found by their hyperparameters.
+    """Distinct members, found by their hyperparameters.
 
     Attributes:
-      columns: for each axis, the label of each member, as a table keeps it.
+      columns: the labels of the members for each axis, as a store has them.
       kinds: the kind of each axis.
-      index: of what their programs get.
+      index: the index of their values, as their programs get them.
     """
 
     columns: Columns
@@ -111,17 +111,17 @@ class Members:
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of members."""
         return len(self.index)
 
     def locate(self, columns: Columns) -> np.ndarray:
-        """The number here of each member of a table; -1 of one that is not here."""
+        """The number of the member in each row of a table; -1 if there is none."""
         return self.index.get_indexer(_index(columns, self.kinds))
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Axes, and whether their product is meant or the points that they pair."""
+    """Axes, and whether to pair them instead of forming their product."""
 
     axes: dict[str, Axis]
     zipped: bool
@@ -133,13 +133,13 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Their lengths."""
+        """The lengths of the dimensions."""
         lengths = tuple(len(axis.labels) for axis in self.axes.values())
         return lengths[:1] if self.zipped else lengths
 
     @property
     def size(self) -> int:
-        """The number of members."""
+        """The number of points."""
         return int(np.prod(self.shape))
 
     @property
@@ -149,14 +149,14 @@ class Grid:
 
     @property
     def coordinates(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """The axes' labels, as xarray takes them."""
+        """The axes' labels, as coordinates of xarray."""
         return {
             name: (self.dims if self.zipped else (name,), axis.labels)
             for name, axis in self.axes.items()
         }
 
     def members(self) -> tuple[Members, np.ndarray]:
-        """The members, each once, and for each point which of them it is."""
+        """The distinct members, and for each point the number of its member."""
         columns = {
             name: self.axes[name].labels[entry].astype(column_dtype(self.kinds[name]))
             for name, entry in self._entries()
@@ -168,10 +168,10 @@ class Grid:
         return members, members.index.get_indexer(index)
 
     def combinations(self, member: np.ndarray) -> list[Combination]:
-        """The members, by the program that they share.
+        """Group the members by program.
 
         Args:
-          member: for each point which member it is.
+          member: for each point the number of its member.
         """
         import pandas as pd
 
@@ -197,29 +197,29 @@ class Grid:
         return found
 
     def _entries(self) -> Iterable[tuple[str, np.ndarray]]:
-        """For each axis, which of its entries each member has."""
+        """For each axis, the entry that each point has."""
         every = np.arange(self.size)
-        if self.zipped:  # one dimension, which all axes share
+        if self.zipped:  # all axes share one dimension
             return zip(self.axes, (every,) * len(self.axes), strict=True)
         return zip(self.axes, np.unravel_index(every, self.shape), strict=True)
 
 
 def labelled(labels: np.ndarray, kind: str) -> Axis:
-    """An axis of which only the labels are known any more, and the kind."""
+    """An axis rebuilt from its labels and kind, without Python values."""
     numbers = None if kind in PYTHON_KINDS else labels.astype(kind)
     return Axis(labels, numbers)
 
 
 def column_dtype(kind: str) -> np.dtype:
-    """The dtype that keeps the labels of an axis, however it was written."""
+    """The dtype of an axis' labels in a store."""
     wide = {"f": "float64", "i": "int64", "u": "uint64", "b": "bool", "U": "object"}
     return np.dtype(wide[np.dtype(kind).kind])
 
 
 def _index(columns: Columns, kinds: Mapping[str, str]) -> pd.MultiIndex:
-    """Index members by what their programs get, so that equal ones are found.
+    """Index members by the values that their programs get, to find equal ones.
 
-    0.1 as a float32 and as a float64 are one number to a program of float32.
+    A float32 program gets the same number for 0.1 in float32 and in float64.
     """
     import pandas as pd
 
@@ -231,12 +231,12 @@ def _index(columns: Columns, kinds: Mapping[str, str]) -> pd.MultiIndex:
 
 
 def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
-    """Check axes as a person writes them, and the names that are given to values.
+    """Check a caller's axes and labels, and make a grid of them.
 
     Raises:
       TypeError: not a mapping from names to sequences of values.
-      ValueError: an axis that is empty, or has NaN, or a number that 32 bits do not
-        hold; zipped axes of unequal lengths; a name that a result needs itself.
+      ValueError: an axis that is empty or has NaN or a number that 32 bits do not hold;
+        zipped axes of unequal lengths; a reserved name.
     """
     if not isinstance(grid, Mapping) or not grid:
         raise TypeError(
@@ -266,7 +266,7 @@ def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
 
 
 def check_distinct(points: Grid) -> None:
-    """Check that an axis of a product has no value twice: by it, a result is found.
+    """Check that the axes of a product have no duplicates, so results can be indexed.
 
     Raises:
       ValueError: naming the axis and the value.
@@ -280,7 +280,7 @@ def check_distinct(points: Grid) -> None:
             )
 
 
-# What a result, or its folder, calls something else.
+# Names that a result or a store uses itself.
 RESERVED = frozenset(
     {"diverged", "diverged_at", "finished", "member", "output", "rung", "step", "steps"}
 )
@@ -297,7 +297,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
         )
     short_of_1 = isinstance(values, ShortOfOne)
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
-        values = np.asarray(values)  # of pandas, xarray, PyTorch
+        values = np.asarray(values)  # such as of pandas, xarray, PyTorch
     is_array = isinstance(values, np.ndarray | jax.Array)
     if is_array and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
         raise TypeError(
@@ -315,14 +315,14 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if len(values) == 0:
         raise ValueError(f"`{name}` must have at least one value, got none")
     if is_array and jnp.issubdtype(values.dtype, jnp.floating):
-        # NumPy's own tools stop at its own floats; float64 holds the others exactly.
+        # NumPy's tools need its native floats; float64 holds the others exactly.
         values = np.asarray(values, None if values.dtype.kind == "f" else "float64")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
         numbers = _numbers(name, labels, short_of_1)
         unique = np.unique(labels)
         same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
-        if len(same) and not zipped:  # of points, other axes may tell them apart
+        if len(same) and not zipped:  # other axes may distinguish zipped points
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
@@ -342,7 +342,7 @@ def _all_numbers(values: Iterable[Any]) -> bool:
 
 
 def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
-    """Cast to JAX's own width, 32 bits unless x64 is on, as the programs get them."""
+    """Cast to JAX's default width, 32 bits unless x64 is on."""
     if np.isnan(labels).any():
         where = int(np.isnan(labels).argmax())
         raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")
@@ -375,7 +375,7 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
 
 
 def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
-    # By type too: True == 1, and a training may tell them apart.
+    # By type too: True == 1, and a training may distinguish them.
     keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
     unique = dict(zip(keys, values, strict=True))
     if names is not None:
@@ -388,7 +388,7 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
             )
     elif all(isinstance(value, bool) for value in values):
         texts = list(unique.values())
-    elif _all_numbers(values):  # which decide shapes, and so are Python's
+    elif _all_numbers(values):  # Python numbers, which decide shapes
         texts = [x.item() if hasattr(x, "item") else x for x in unique.values()]
     else:
         found = [_label(value) for value in unique.values()]
@@ -412,7 +412,7 @@ def _identified(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    """A name without an address in memory, which is another in every process."""
+    """A name without a memory address, which differs between processes."""
     while isinstance(value, functools.partial):
         value = value.func
     name = getattr(value, "__name__", None)

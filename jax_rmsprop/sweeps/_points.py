@@ -1,4 +1,4 @@
-"""Where to look: ranges of hyperparameters, and points spread over them."""
+"""The search space: ranges of hyperparameters, and points spread over them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from jax_rmsprop._validate import check_int, short_repr
 
 
 class ShortOfOne(np.ndarray):
-    """Numbers of which it matters what they are short of 1, as of gammas."""
+    """Numbers whose distance to 1 matters, such as gammas."""
 
 
 class Points(dict[str, Any]):
-    """Axes that are pairs: `sweep` runs no product of them."""
+    """Paired axes: `sweep` does not form their product."""
 
     def __or__(self, other: Any) -> Points:
-        """Further axes, as long as these."""
+        """Add axes of the same length."""
         return Points({**self, **other})
 
 
 _METHODS = ("sobol", "random", "latin")
-# What the ends of a range may be on each scale; beyond 1e300 a float64 may overflow.
+# The allowed ends of a range on each scale; beyond 1e300 a float64 may overflow.
 _ENDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "linear": ("a finite number", lambda x: -1e300 < x < 1e300),
     "log": ("above 0 and finite", lambda x: 1e-300 < x < 1e300),
@@ -35,7 +35,7 @@ _ENDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values between two ends, evenly spread on some scale, for `points`.
+    """The values between two ends, evenly spaced on some scale, for `points`.
 
     Attributes:
       low: the first value.
@@ -56,13 +56,13 @@ class Range:
         else:
             short, least = 1 - self.low, 1 - self.high
             values = 1 - short * (least / short) ** fraction
-        # The ends themselves, whatever the logarithms have rounded.
+        # Return the ends exactly, without rounding by the logarithms.
         values = np.where(fraction == 0, self.low, values)
         values = np.where(fraction == 1, self.high, values)
         return values.view(ShortOfOne) if self.scale == "log_one_minus" else values
 
     def grid(self, num: int) -> np.ndarray:
-        """So many values, from end to end."""
+        """`num` values, from end to end."""
         return self.at(np.linspace(0, 1, num))
 
 
@@ -71,10 +71,10 @@ def log_one_minus(low: float, high: float) -> Range: ...
 @overload
 def log_one_minus(low: float, high: float, num: int) -> np.ndarray: ...
 def log_one_minus(low: float, high: float, num: int | None = None) -> Any:
-    r"""Gammas that are spaced evenly in log(1 - gamma).
+    r"""Gammas spaced evenly in log(1 - gamma).
 
-    An average with decay gamma looks back over about 1/(1 - gamma) steps, so near 1
-    it is the distance from 1 that counts: .9, .99, .999 are a factor of ten apart.
+    An average with decay gamma spans about 1/(1 - gamma) steps, so the distance to 1
+    is what counts: .9, .99 and .999 are a factor of ten apart.
 
     .. math::
         \gamma_i = 1 - (1-low)^{1-i/(num-1)} (1-high)^{i/(num-1)}, \quad
@@ -83,11 +83,10 @@ def log_one_minus(low: float, high: float, num: int | None = None) -> Any:
     Args:
       low: the first gamma, in [0, 1).
       high: the last one, in [0, 1).
-      num: how many, at least 2; None for the range itself, of which `points` draws.
+      num: the number of values, at least 2; None returns a range for `points`.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep`; without
-      `num` a range for `points`.
+      A float64 array of shape [num], an axis of `sweep`; without `num` a range.
 
     Raises:
       TypeError: `num` is not an integer.
@@ -109,7 +108,7 @@ def log(low: float, high: float) -> Range: ...
 @overload
 def log(low: float, high: float, num: int) -> np.ndarray: ...
 def log(low: float, high: float, num: int | None = None) -> Any:
-    r"""Values that are spaced evenly in their logarithm, as learning rates are.
+    r"""Values spaced evenly in their logarithm, such as learning rates.
 
     .. math::
         x_i = low^{1-i/(num-1)} high^{i/(num-1)}, \quad i = 0 \dots num-1
@@ -117,11 +116,10 @@ def log(low: float, high: float, num: int | None = None) -> Any:
     Args:
       low: the first value, above 0 and finite.
       high: the last one, above 0 and finite.
-      num: how many, at least 2; None for the range itself, of which `points` draws.
+      num: the number of values, at least 2; None returns a range for `points`.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep`; without
-      `num` a range for `points`.
+      A float64 array of shape [num], an axis of `sweep`; without `num` a range.
 
     Raises:
       TypeError: `num` is not an integer.
@@ -143,7 +141,7 @@ def linear(low: float, high: float) -> Range: ...
 @overload
 def linear(low: float, high: float, num: int) -> np.ndarray: ...
 def linear(low: float, high: float, num: int | None = None) -> Any:
-    r"""Values that are spaced evenly.
+    r"""Evenly spaced values.
 
     .. math::
         x_i = low + \frac{i}{num-1} (high - low), \quad i = 0 \dots num-1
@@ -151,15 +149,14 @@ def linear(low: float, high: float, num: int | None = None) -> Any:
     Args:
       low: the first value, finite.
       high: the last one, finite.
-      num: how many, at least 2; None for the range itself, of which `points` draws.
+      num: the number of values, at least 2; None returns a range for `points`.
 
     Returns:
-      A float64 array of shape [num], for an axis of `sweep`; without
-      `num` a range for `points`.
+      A float64 array of shape [num], an axis of `sweep`; without `num` a range.
 
     Raises:
       TypeError: `num` is not an integer.
-      ValueError: an argument that is not finite.
+      ValueError: `low` or `high` is not finite, or `num` is below 2.
 
     Example:
       >>> from jax_rmsprop import linear
@@ -189,29 +186,28 @@ def points(
 ) -> Points:
     r"""Points spread over a space of hyperparameters, for `sweep`.
 
-    Where a grid of 8 x 8 tries 8 values of each hyperparameter, 64 points try 64 of
-    each. A point :math:`u` of the unit cube becomes, on each axis, the value that far
-    along its range; of a list of :math:`k` values the one with number
-    :math:`\lfloor k u \rfloor`.
+    A grid of 8 x 8 tries 8 values of each hyperparameter; 64 points try 64 of each.
+    A point :math:`u` of the unit cube becomes, on each axis, the value that far along
+    its range, or value number :math:`\lfloor k u \rfloor` in a list of :math:`k`.
 
-    "sobol" (scrambled, most even for n a power of two) and "random" are nested: the
-    first 64 of 128 points are the 64, so a search that has a store grows by the same
-    call with more points. A Latin hypercube divides each axis into n, so another n is
-    another design.
+    "sobol" (scrambled, most even if n is a power of two) and "random" are nested: the
+    first 64 of 128 points are the same 64, so a search with a store can grow: repeat
+    the call with more points. A Latin hypercube divides each axis into n parts, so
+    another n is another design.
 
     Args:
-      space: for each axis a range (`linear`, `log`, `log_one_minus`, each without its
-        `num`) or a sequence of values, as `sweep` takes it.
-      n: how many points, at least 1.
+      space: for each axis a range (`linear`, `log` or `log_one_minus` without `num`)
+        or a sequence of values, as in `sweep`.
+      n: the number of points, at least 1.
       method: "sobol", "random" or "latin".
-      seed: of the scrambling or drawing, at least 0.
+      seed: seed of the scrambling or sampling, at least 0.
 
     Returns:
-      For each axis n values: float64 of a range, else of the sequence's own kind; a
-      dict that `sweep` knows to be pairs, also with further axes: `points(...) | more`.
+      n values for each axis: float64 for a range, else of the sequence's own type; a
+      dict that `sweep` pairs, also when extended by more axes: `points(...) | more`.
 
     Raises:
-      TypeError: an argument of the wrong kind.
+      TypeError: an argument of the wrong type.
       ValueError: an empty space or axis, or an unknown method.
 
     Example:
@@ -242,7 +238,7 @@ def points(
     else:
         sampler = qmc.Sobol if method == "sobol" else qmc.LatinHypercube
         with warnings.catch_warnings():
-            # That n is no power of two, which the docstring says.
+            # The docstring says that a power of two is most even.
             warnings.filterwarnings("ignore", "The balance properties of Sobol'")
             cube = sampler(len(space), rng=random).random(count)
     pairs = zip(space.items(), cube.T, strict=True)

@@ -23,11 +23,11 @@ class Scores(NamedTuple):
 
     Attributes:
       mean: over the seeds.
-      low: the least of them.
-      high: the greatest of them.
-      seeds: how many there are; 1 if the grid has no such axis.
-      lacking: of how many points some seeds, but not all, have not run.
-      of_others: the mean over the seeds that have.
+      low: the lowest seed.
+      high: the highest seed.
+      seeds: the number of seeds; 1 if the grid has no such axis.
+      lacking: the number of points at which some seeds, but not all, have not run.
+      of_others: the mean over the seeds that have run.
     """
 
     mean: xr.DataArray
@@ -38,32 +38,32 @@ class Scores(NamedTuple):
     of_others: xr.DataArray
 
     def values_at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
-        """Mean, least and greatest at one point."""
+        """Mean, lowest and highest value at one point."""
         mean, low, high = (x.isel(place) for x in (self.mean, self.low, self.high))
         return float(mean), float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The findings of `summary`; printed, a page of text.
+    """The findings of `summary`; prints as a page of text.
 
     Attributes:
-      output: which output was judged.
+      output: the judged output.
       best: the best point, by axis.
-      value: the output there, mean over the seeds.
-      low: the least over the seeds.
-      high: the greatest over the seeds.
-      seeds: how many seeds there are.
+      value: the output at the best point, averaged over the seeds.
+      low: the lowest seed there.
+      high: the highest seed there.
+      seeds: the number of seeds.
       neighbours: for each axis of numbers the points just below and above the best
         one: (axis, its value there, mean, low, high), NaN where a seed diverged.
-      edges: the axes at whose first or last value the best point lies.
-      members: how many there are.
-      diverged: of how many of them the output is not finite.
-      unfinished: how many have not run, or not to the end.
-      maximized: whether more is better.
-      lacking: of how many points some seeds have not run: none of them is the best.
-      promising: the best of those by the seeds that have, if better than the best:
-        the mean, and the point.
+      edges: the axes on which the best point has the first or last value.
+      members: the number of members.
+      diverged: the number of members whose output is not finite.
+      unfinished: the number of members that have not run, or not to the end.
+      maximized: whether higher is better.
+      lacking: the number of points at which some seeds have not run; none is `best`.
+      promising: the best of these points by the seeds that have run, if it beats
+        `best`: the mean, and the point.
     """
 
     output: str
@@ -82,7 +82,7 @@ class Summary:
     promising: tuple[float, dict[str, Any]] | None = None
 
     def __str__(self) -> str:
-        """The best point, its neighbours, and what to mind."""
+        """The best point, its neighbours, and warnings."""
         over = ""
         if self.seeds > 1:
             over = f" ({self.low:.4g} to {self.high:.4g} over {self.seeds} seeds)"
@@ -108,7 +108,7 @@ class Summary:
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
-        """In a notebook."""
+        """Markdown for notebooks."""
         return str(self).replace("\n", "  \n")
 
     def _lacking(self) -> list[str]:
@@ -128,31 +128,31 @@ def summary(
     maximize: bool | None = None,
     seed_dim: str = "seed",
 ) -> Summary:
-    r"""The best point of a sweep, its neighbours, the spread over seeds.
+    r"""The best point of a sweep, its neighbours and its spread over seeds.
 
-    An output :math:`y` is judged by its last value, averaged over the seeds
-    :math:`s = 1 \dots S` of a point :math:`p`; a point where this output of a seed
-    diverged, or has not run, is never the best:
+    Judge an output :math:`y` by its last value, averaged over the seeds
+    :math:`s = 1 \dots S` of a point :math:`p`. A point is never the best if the output
+    of one of its seeds diverged or has not run:
 
     .. math::
         p^* = \arg\min_p \frac{1}{S} \sum_s y_{p,s}
 
     Args:
       curves: what `sweep` returned.
-      output: which output is judged; needed if there are several and none is "loss".
-        It has at most one axis of its own.
-      maximize: whether more is better, as for an accuracy; needed unless the output is
-        called a loss, an error or the like.
-      seed_dim: the axis over which to average, if the grid has it; of points, too.
+      output: the output to judge, with at most one axis of its own; required if there
+        are several and none is "loss".
+      maximize: whether higher is better, as for an accuracy; required unless the output
+        is called a loss, an error or the like.
+      seed_dim: the axis over which to average, if there is one, also among points.
 
     Returns:
-      A `Summary`: a frozen dataclass of the numbers, which prints as a text.
+      A `Summary`: a frozen dataclass of the numbers, which prints as text.
 
     Raises:
       KeyError: there is no such output.
-      TypeError: `curves` is something else, such as the mean of them over the seeds.
-      ValueError: no output was named and it is not clear which, the output has several
-        axes, or no point finished without diverging.
+      TypeError: `curves` is anything else, such as a mean over the seeds.
+      ValueError: `output` or `maximize` is required, the output has several axes of its
+        own, or no point finished without diverging.
 
     Example:
       >>> import jax.numpy as jnp
@@ -225,15 +225,15 @@ def _labels(point: xr.DataArray) -> dict[str, Any]:
 
 
 def to_dataframe(curves: xr.Dataset) -> pd.DataFrame:
-    """A row for each member: its hyperparameters, and the last value of each output.
+    """Make a table of the hyperparameters and last outputs, one row for each member.
 
     Args:
       curves: what `sweep` returned.
 
     Returns:
-      A pandas DataFrame of as many rows as members, in the order of the grid, with a
-      column for each axis, for each output of at most one axis of its own, and for
-      `diverged` and `finished`.
+      A pandas DataFrame with a row for each member, in the order of the grid, and a
+      column for each axis, each output with at most one axis of its own, `diverged`
+      and `finished`.
 
     Raises:
       ModuleNotFoundError: pandas is not installed.
@@ -266,7 +266,7 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
     """Sort the result of `sweep` by the values of its numeric axes.
 
     Raises:
-      TypeError, ValueError: as `checked` does.
+      TypeError, ValueError: as in `checked`.
     """
     curves = checked(curves)
     unsorted = [a for a in _numeric(curves) if (np.diff(curves[a].values) < 0).any()]
@@ -274,15 +274,15 @@ def ordered(curves: xr.Dataset) -> xr.Dataset:
 
 
 def checked(curves: xr.Dataset) -> xr.Dataset:
-    """Check that it is what `sweep` returned, or a selection of it.
+    """Check that a dataset is the result of `sweep`, or a selection of it.
 
     Returns:
-      The same with the dtypes that it had, and "member" as a dimension if one member
-      was selected.
+      The same with its original dtypes, and "member" as a dimension if one member was
+      selected.
 
     Raises:
-      TypeError: something else than a sweep's results.
-      ValueError: an axis has a value twice, as where two sweeps were joined.
+      TypeError: anything but a sweep's results.
+      ValueError: an axis has a duplicate, as when two sweeps were joined.
     """
     wanted = {"finished": bool, "diverged": bool, "diverged_at": int}
     for name in (*wanted, "output"):
@@ -293,7 +293,7 @@ def checked(curves: xr.Dataset) -> xr.Dataset:
             )
     for name, kind in wanted.items():
         found = curves[name]
-        if found.dtype.kind in "Of":  # where() has put NaN in the place of some
+        if found.dtype.kind in "Of":  # where() has put in NaN
             whole = found.notnull()
             known = found.where(whole, -1 if kind is int else False)
             if not bool((known == known.astype(kind)).all()):
@@ -318,7 +318,7 @@ def checked(curves: xr.Dataset) -> xr.Dataset:
 
 
 def _numeric(curves: xr.Dataset) -> list[str]:
-    """The axes of numbers."""
+    """The numeric axes."""
     return [
         str(axis)
         for axis in curves["finished"].dims
@@ -327,12 +327,12 @@ def _numeric(curves: xr.Dataset) -> list[str]:
 
 
 def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:
-    """Of which members this output is not finite, whatever another one is."""
+    """Mask of the members whose `output` diverged."""
     return curves["diverged_at"].sel(output=output, drop=True) >= 0
 
 
 def outputs(curves: xr.Dataset) -> list[str]:
-    """The names of what the training returned."""
+    """The names of the training's outputs."""
     return [str(name) for name in curves["output"].values]
 
 
@@ -341,7 +341,7 @@ def resolve_output(curves: xr.Dataset, output: str | None) -> str:
 
     Raises:
       KeyError: there is no such output.
-      ValueError: none was named, and it is not clear which.
+      ValueError: several outputs, none of them named or called "loss".
     """
     names = outputs(curves)
     if output is None and "loss" in names:
@@ -354,7 +354,7 @@ def resolve_output(curves: xr.Dataset, output: str | None) -> str:
 
 
 def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
-    """The last value: of the last step that was run, then along its leading axis."""
+    """The last value of an output: at the last step run, then of its leading axis."""
     own, values = own_axes(curves, output), curves[output]
     if own[:1] == ["step"] and "steps" in curves:
         last = (curves["steps"] - 1).clip(min=0).astype(int).compute()
@@ -363,7 +363,7 @@ def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
 
 
 def own_axes(curves: xr.Dataset, output: str) -> list[str]:
-    """The axes that an output has beside those of the members."""
+    """The axes of an output that are not axes of the grid."""
     return [str(d) for d in curves[output].dims if d not in curves["finished"].dims]
 
 
@@ -390,7 +390,7 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
         ran = ran.fillna(False).astype(bool)
     some = ran.any(seed_dim) & ~ran.all(seed_dim)
     mean = values.mean(seed_dim, skipna=False)
-    # Where what ran has not diverged.
+    # The mean of the seeds that ran, if none diverged.
     others = values.mean(seed_dim).where(some & (values.notnull() | ~ran).all(seed_dim))
     return Scores(
         mean,
@@ -403,7 +403,7 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
 
 
 def _by_point(values: xr.DataArray, seed_dim: str) -> xr.DataArray:
-    """Members in a row as points and seeds: one point differs in the seed alone."""
+    """Split a list of members into points and seeds."""
     import pandas as pd
     import xarray as xr
 
@@ -423,11 +423,11 @@ def _by_point(values: xr.DataArray, seed_dim: str) -> xr.DataArray:
 
 
 def check_direction(output: Any, maximize: bool | None) -> bool:
-    """Whether more is better.
+    """Whether higher is better.
 
     Raises:
-      TypeError: it is no bool.
-      ValueError: it was not said, and the output's name does not.
+      TypeError: `maximize` is not a bool.
+      ValueError: it is None, and the output's name does not decide.
     """
     if maximize is not None:
         return check_bool("maximize", maximize)
@@ -443,7 +443,7 @@ def check_direction(output: Any, maximize: bool | None) -> bool:
 
 
 def best_index(mean: xr.DataArray, most: bool) -> dict[str, int]:
-    """Find the place of the best value, by dimension.
+    """Find the indices of the best value, by dimension.
 
     Raises:
       ValueError: no value is finite.

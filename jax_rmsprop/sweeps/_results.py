@@ -1,4 +1,4 @@
-"""Where the results of a sweep are kept while it runs: what a store, too, can do."""
+"""Results of a running sweep: their shapes, the interface, and one in memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Block:
     Attributes:
       members: their numbers.
       begin: the number of the first step here.
-      steps: for each member how many steps it has now: fewer than the others, if its
-        judged output is not finite any more.
-      rows: for each output [members, steps here, ...], and `diverged_at`.
-      carry: where they go on from, [members, bytes]; None if nobody will.
+      steps: the number of steps of each member; fewer than the others if its judged
+        output has become infinite or NaN.
+      rows: each output, [members, steps here, ...], and `diverged_at`.
+      carry: their packed carries, [members, bytes]; None if they cannot resume.
     """
 
     members: np.ndarray
@@ -35,25 +35,25 @@ class Block:
 
     @property
     def end(self) -> int:
-        """How many steps those have that have not ended."""
+        """The number of steps of the members that have not ended."""
         outputs = (x for name, x in self.rows.items() if name != "diverged_at")
         return self.begin + next(outputs).shape[1]
 
     def take(self, some: np.ndarray) -> Block:
-        """Some of the members."""
+        """Select some of the members."""
         carry = None if self.carry is None else self.carry[some]
         rows = {name: x[some] for name, x in self.rows.items()}
         return Block(self.members[some], self.begin, self.steps[some], rows, carry)
 
 
 class Shapes(NamedTuple):
-    """What a member's results are.
+    """The shapes of a member's results.
 
     Attributes:
-      outputs: of a step, by name.
-      stepped: whether an output has a dimension of steps; of a plain training, which
-        has one, it has not.
-      steps: how many there are to be.
+      outputs: the outputs of a step, by name.
+      stepped: whether outputs have a dimension of steps; those of a plain training,
+        which has one step, do not.
+      steps: the number of steps to run.
     """
 
     outputs: OutputSpecs
@@ -62,16 +62,16 @@ class Shapes(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The outputs."""
+        """The names of the outputs."""
         return list(self.outputs)
 
     @property
     def judged(self) -> str:
-        """The output that says whether a member needs to go on."""
+        """The output that ends a member when it is not finite."""
         return "loss" if "loss" in self.outputs else self.names[0]
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """The shape of a member and the dtype of each array, `diverged_at` too."""
+        """The shape per member and dtype of each array, including `diverged_at`."""
         step = (self.steps,) if self.stepped else ()
         own = {
             name: ((*step, *x.shape), file_dtype(x.dtype))
@@ -80,7 +80,7 @@ class Shapes(NamedTuple):
         return own | {"diverged_at": ((len(own),), np.dtype("int32"))}
 
     def dimensions(self) -> dict[str, tuple[str, ...]]:
-        """The dimensions of each: the member, the step, the output's own by number."""
+        """The dimensions of each array: member, step, the output's own by number."""
         step = ("step",) if self.stepped else ()
         own = {
             name: ("member", *step, *(f"{name}_dim_{i}" for i in range(len(x.shape))))
@@ -89,7 +89,7 @@ class Shapes(NamedTuple):
         return own | {"diverged_at": ("member", "output"), "steps": ("member",)}
 
     def ended(self, diverged_at: Any) -> Any:
-        """Whose judged output is not finite any more, so that they need not go on."""
+        """Which members have ended, since their judged output is not finite."""
         return diverged_at[:, self.names.index(self.judged)] >= 0
 
 
@@ -97,23 +97,23 @@ class Results(Protocol):
     """The results of the members of a sweep.
 
     Attributes:
-      steps: for each member how many steps it has.
-      keeps_carries: whether members can go on.
+      steps: the number of steps of each member.
+      keeps_carries: whether members can resume.
     """
 
     steps: np.ndarray
     keeps_carries: bool
 
     def append(self, block: Block | None) -> None:
-        """Keep what has been computed, where it is more than there is."""
+        """Store the members of a block that have more steps than stored."""
         ...
 
     def ended(self, members: np.ndarray) -> np.ndarray:
-        """Which of these members, which have begun, need not go on."""
+        """Which of these members, all of them begun, have ended."""
         ...
 
     def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
-        """Where they go on from; None if they have other steps by now."""
+        """The packed carries at this step; None if members are at another by now."""
         ...
 
     def to_dataset(self, memory: int) -> xr.Dataset:
@@ -122,10 +122,10 @@ class Results(Protocol):
 
 
 class InMemory:
-    """Results in memory, in every process."""
+    """Results in memory, the same in every process."""
 
     def __init__(self, members: int, shapes: Shapes, keeps_carries: bool = False):
-        """Make room for all members."""
+        """Allocate arrays for all members."""
         self.steps = np.zeros(members, "int32")
         self.keeps_carries = keeps_carries
         self._shapes, self._carry = shapes, dict[int, np.ndarray]()
@@ -135,7 +135,7 @@ class InMemory:
         }
 
     def append(self, block: Block | None) -> None:
-        """Keep what has been computed."""
+        """Store a block."""
         if block is None:
             return
         self.steps[block.members] = block.steps
@@ -151,11 +151,11 @@ class InMemory:
             self._carry.update(pairs)
 
     def ended(self, members: np.ndarray) -> np.ndarray:
-        """Which of these members need not go on."""
+        """Which of these members have ended."""
         return self._shapes.ended(self._rows["diverged_at"][members])
 
     def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
-        """Where they go on from."""
+        """The packed carries."""
         del steps
         return np.stack([self._carry[i] for i in members.tolist()])
 
@@ -169,20 +169,20 @@ class InMemory:
 
 
 def missing(name: str, dtype: np.dtype) -> Any:
-    """What stands where a step was not run."""
+    """The value of steps that did not run."""
     if name == "diverged_at":
         return -1
     return np.nan if dtype.kind in "fc" else dtype.type(0)
 
 
 def earlier(old: np.ndarray, block: Block) -> np.ndarray:
-    """Where outputs diverged, of what was there before a block, and of the block."""
+    """The first divergence of each output, before a block or in it."""
     new = block.rows["diverged_at"]
     return np.where(old >= 0, old, new) if block.begin else new
 
 
 def outputs_of(block: Block, name: str, stepped: bool) -> np.ndarray:
-    """An output without the steps of members that have ended before."""
+    """An output in which steps after a member's end are missing."""
     rows = block.rows[name]
     if not stepped:
         return rows[:, 0]

@@ -1,4 +1,4 @@
-"""The loop over batches: what is missing, on which device, and how far it is."""
+"""The loop over batches: plan what is missing, run it, show progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jax_rmsprop.sweeps._members import Combination
 from jax_rmsprop.sweeps._results import Block, Results, Shapes, missing
 from jax_rmsprop.sweeps._training import Traced
 
-# Many small blocks are kept at once: those of so long, or so large.
+# Small blocks are collected and stored together, after this time or size.
 SECONDS_BETWEEN_APPENDS = 1.0
 _BYTES_BETWEEN_APPENDS = 10_000_000
 
@@ -39,14 +39,14 @@ class Task:
 
     Attributes:
       group: the number of their program.
-      members: which they are.
-      begin: how many steps they have where they were kept last.
-      end: to which step they are run.
+      members: their numbers.
+      begin: the number of steps at their last save.
+      end: the step up to which they run.
       numbers: their hyperparameters, in the program's order.
-      steps: how many steps each has now.
-      ended: whose judged output is not finite any more.
-      rows: what each step has given since they were kept last.
-      history: what each step has given in this call, if anybody hears of it.
+      steps: the number of steps of each member so far.
+      ended: which members have a judged output that is not finite.
+      rows: the outputs of each step since the last save.
+      history: the outputs of each step of this call, if there is an `on_step`.
     """
 
     group: int
@@ -58,27 +58,27 @@ class Task:
     history: list[Rows] = dataclasses.field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        """All run, and have the steps that they begin with."""
+        """Start all members at `begin`."""
         self.steps = np.full(len(self.members), self.begin, "int32")
         self.ended = np.zeros(len(self.members), bool)
 
     @property
     def step(self) -> int:
-        """How many steps those have that have not ended."""
+        """The number of steps of the members that have not ended."""
         return self.begin + len(self.rows)
 
     def lanes(self, size: int) -> np.ndarray:
-        """Who is in each lane of a batch: the last one again and again."""
+        """The member in each lane of a batch; the last one fills the rest."""
         return np.minimum(np.arange(size), len(self.members) - 1)
 
     def add(self, rows: Rows, judged: str) -> None:
-        """Take what a step has given, for some the last one."""
+        """Add the outputs of a step, and note which members it ends."""
         self.rows.append(rows)
         self.steps[~self.ended] = self.step
         self.ended |= ~finite(rows[judged])
 
     def block(self, stepped: bool, carry: np.ndarray | None = None) -> Block:
-        """What there is since they were kept last."""
+        """The outputs since the last save."""
         rows = {n: np.stack([r[n] for r in self.rows], 1) for n in self.rows[0]}
         first = []
         for values in rows.values():
@@ -101,7 +101,7 @@ def plan(
     end: int,
     size: int,
 ) -> list[Task]:
-    """The batches of those members of a group that need to go on, or to begin."""
+    """Batch the members of a group that have steps left to run."""
     some = some[results.steps[some] < end]
     begun = some[results.steps[some] > 0]
     if len(begun):
@@ -117,38 +117,38 @@ def plan(
 
 
 class Progress:
-    """What a person sees of a sweep, and whether to end it.
+    """Progress bar, counters and the stop flag.
 
     Attributes:
-      stopped: whether to end after the step at hand.
-      computed: members that this call has run.
-      judged: the output that is shown.
-      compile_seconds: spent compiling.
-      run_seconds: spent running batches and keeping their results.
+      stopped: whether to end after the current step.
+      computed: the number of members that this call has run.
+      judged: the name of the output to show.
+      compile_seconds: time spent compiling.
+      run_seconds: time spent running batches and storing their results.
     """
 
     def __init__(self, bar: Any):
-        """Take what shows it (a tqdm)."""
+        """Store the bar (a tqdm)."""
         self.stopped, self.computed, self.judged = False, 0, ""
         self.compile_seconds, self.run_seconds = 0.0, 0.0
         self._bar, self._diverged, self._median = bar, 0, dict[str, str]()
 
     def say(self, what: str) -> None:
-        """Say what goes on."""
+        """Set the bar's description."""
         self._bar.set_description(what)
 
     def compiled(self, size: int, seconds: float) -> None:
-        """Say that a program is compiled."""
+        """Add the seconds of a compilation, and show the batch size."""
         self.compile_seconds += seconds
         self.say(f"{size} at once")
-        self._bar.unpause()  # steps a second are those of the running
+        self._bar.unpause()  # so that its rate leaves out compiling
 
     def there(self, steps: int) -> None:
-        """Count steps that nobody need compute any more."""
+        """Count steps that are already stored."""
         self._bar.update(steps)
 
     def stepped(self, judged: np.ndarray) -> None:
-        """Count a step of some members, and show their median of the judged output."""
+        """Count a step of some members, and show the median of their judged output."""
         self._bar.update(len(judged))
         values = np.asarray(judged, float) if judged.dtype.kind != "c" else abs(judged)
         values = values.reshape(len(values), -1)[:, -1]
@@ -158,7 +158,7 @@ class Progress:
         self._show()
 
     def done(self, members: int, diverged: int) -> None:
-        """Count members that have been computed, and how many of them diverged."""
+        """Count computed members, and those of them that diverged."""
         self.computed += members
         self._diverged += diverged
         self._show()
@@ -169,25 +169,25 @@ class Progress:
 
 
 class Programs:
-    """The compiled programs of a sweep, of which the last one used stays."""
+    """Compile the programs of a sweep, and cache the last one."""
 
     def __init__(self, traced: Callable[[int], Traced], mesh: Mesh, progress: Progress):
-        """Take what traces the training of a group."""
+        """Store the function that traces a group's training, and the mesh."""
         self._traced, self._mesh, self._progress = traced, mesh, progress
         self._last: tuple[Any, Any] = None, None
 
     def devices(self, group: int) -> int:
-        """How many devices run a group's members at once.
+        """The number of devices that run a group's members.
 
-        Who calls back to this process, or places arrays by itself, has one.
+        It is 1 if the training calls back to this process or has a mesh of its own.
         """
         traced = self._traced(group)
         return 1 if traced.calls_back or traced.has_mesh else self._mesh.size
 
     def get(self, group: int, size: int, members: int) -> CompiledBatch:
-        """The program of a group for a batch size, and at most so many members.
+        """The program of a group for a batch size, with at most `members` members.
 
-        Who calls back is not computed again to fill a batch up.
+        A training that calls back is not run for padding.
         """
         traced, mesh = self._traced(group), self._mesh
         if traced.calls_back:
@@ -195,7 +195,7 @@ class Programs:
         if self.devices(group) < mesh.size:
             mesh = Mesh(mesh.local_mesh.devices.flat[:1], mesh.axis_names)
         if self._last[0] != (group, size):
-            self._last = None, None  # its arrays make room
+            self._last = None, None  # free its arrays
             self._progress.say(f"compiling for {size} at once")
             program = CompiledBatch(traced, mesh, size)
             self._progress.compiled(size, program.seconds)
@@ -204,7 +204,7 @@ class Programs:
 
 
 class Runner:
-    """Runs tasks on the devices of a mesh, and keeps what they give."""
+    """Runs tasks on the devices of a mesh, and stores their results."""
 
     def __init__(
         self,
@@ -217,28 +217,28 @@ class Runner:
         save_every: float,
         on_step: Callable[[Task], None] | None,
     ):
-        """Take the programs, where the results go, and who hears of each step."""
+        """Store the programs, the results to fill, and the callback of each step."""
         self._results, self._groups, self._shapes = results, groups, shapes
         self._programs, self._progress, self._size = programs, progress, size
         self._save_every, self._on_step = save_every, on_step
         self._saves = shapes.stepped and results.keeps_carries
         self._blocks, self._bytes, self._kept = list[Block](), 0, time.perf_counter()
         self._raised = list[tuple[Task, str]]()
-        # The step that was begun last: of which tasks, by which program, its outputs.
+        # The last dispatched step: its tasks, its program, its outputs.
         self._pending: tuple[list[Task], CompiledBatch, list[Any]] | None = None
 
     def run(self, tasks: list[Task]) -> None:
         """Run the tasks.
 
         Raises:
-          RuntimeError: what runs raised an error, for all members.
+          RuntimeError: the training raised an error, for all members.
         """
         self._tasks, began = tasks, time.perf_counter()
         compiled = self._progress.compile_seconds
         try:
             self._run_all()
         except BaseException:
-            # What one of several processes would say now is no answer to the others.
+            # A broadcast from here would not match those of the other processes.
             if jax.process_count() == 1:
                 self._flush()
             raise
@@ -267,11 +267,11 @@ class Runner:
     def _run(self, batch: list[Task], program: CompiledBatch) -> None:
         begin, end, stepped = batch[0].begin, batch[0].end, self._shapes.stepped
         packed = [self._results.carry(t.members, begin) for t in batch if begin]
-        if any(each is None for each in packed):  # others have gone on with them
+        if any(each is None for each in packed):  # others have continued them
             self._tasks[:0] = [t for task in batch for t in self._planned(task)]
             return
 
-        # Devices without a task of their own do the last one once more.
+        # Devices without a task repeat the last one.
         def together(arrays: Sequence[Any]) -> np.ndarray:
             each = [
                 x[t.lanes(program.size)] for x, t in zip(arrays, batch, strict=True)
@@ -301,7 +301,7 @@ class Runner:
             self._split(batch, in_one_line(error))
 
     def _settle(self) -> None:
-        """Take the outputs of the step that was begun last."""
+        """Wait for the outputs of the last dispatched step."""
         if self._pending is None:
             return
         (batch, program, outputs), self._pending = self._pending, None
@@ -317,8 +317,8 @@ class Runner:
                 self._collect(task.block(False))
 
     def _hear(self, task: Task, rows: Rows) -> None:
-        """Take a step of a task, and tell of it."""
-        if task.ended.all():  # it was begun before that was known
+        """Add a step to a task, and report it."""
+        if task.ended.all():  # dispatched before that was known
             return
         task.add(rows, self._shapes.judged)
         self._progress.stepped(rows[self._shapes.judged])
@@ -327,14 +327,14 @@ class Runner:
             self._on_step(task)
 
     def _collect(self, block: Block) -> None:
-        """Keep what is whole, by itself or with others."""
+        """Collect the block of a finished task, to store it with others."""
         lost = (block.rows["diverged_at"] >= 0).any(-1)
         self._progress.done(len(block.members), int(lost.sum()))
         self._blocks.append(block)
         self._bytes += sum(x.nbytes for x in block.rows.values())
 
     def _keep(self, batch: list[Task], program: CompiledBatch, carry: Any) -> None:
-        """Keep the steps of a batch together with where it goes on from."""
+        """Store the steps of a batch together with its carries."""
         packed = pack(carry) if self._saves else None
         for task, part in _parts(batch, program):
             self._keep_task(task, None if packed is None else packed[part])
@@ -348,13 +348,13 @@ class Runner:
                 self._progress.done(len(task.members), int(task.ended.sum()))
 
     def _due(self, seconds: float) -> bool:
-        """Whether it is time to keep what there is."""
+        """Whether it is time to store the collected blocks."""
         due = time.perf_counter() - self._kept >= seconds
         due |= self._bytes >= _BYTES_BETWEEN_APPENDS
         return bool(broadcast_from_process_0(due))
 
     def _flush(self) -> np.ndarray:
-        """Keep what there is; return which members others have run meanwhile."""
+        """Store the collected blocks; return the members that others ran meanwhile."""
         blocks, self._blocks = self._blocks, []
         before = self._results.steps.copy()
         try:
@@ -372,16 +372,16 @@ class Runner:
         return np.flatnonzero(new)
 
     def _split(self, batch: list[Task], message: str) -> None:
-        """Run the two halves of a batch by themselves, to find who has raised."""
+        """Replace the tasks of a batch by their halves, to find the failing member."""
         self._tasks[:0] = [
             half for task in batch for half in self._halves(task, message)
         ]
 
     def _halves(self, task: Task, message: str) -> list[Task]:
-        """Two halves of a task that has raised; none of a single member, which did.
+        """Halve a task that raised; a single member is noted as raising instead.
 
         Raises:
-          RuntimeError: it is no member that has raised.
+          RuntimeError: the cause is not a member.
         """
         if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" in message:
             raise RuntimeError(f"`train` raised {message[:300]}")
@@ -392,13 +392,13 @@ class Runner:
         return [t for half in halves for t in self._planned(task, half)]
 
     def _planned(self, task: Task, some: np.ndarray | None = None) -> list[Task]:
-        """A task's members, from where they are now."""
+        """New tasks for a task's members, from their current steps."""
         some = task.members if some is None else some
         group = self._groups[task.group]
         return plan(self._results, task.group, group, some, task.end, len(some))
 
     def _flag(self) -> None:
-        """Keep those that have raised as diverged, so that they are not run again."""
+        """Store members that raised as diverged, so that they do not run again."""
         if not self._raised:
             return
         (first, message), others = self._raised[0], len(self._raised) - 1
@@ -425,7 +425,7 @@ class Runner:
 
 
 def joined(blocks: Sequence[Block]) -> Block | None:
-    """Blocks that begin and end alike as one."""
+    """Join blocks of the same steps into one."""
     if not blocks:
         return None
     members, steps = (
@@ -438,7 +438,7 @@ def joined(blocks: Sequence[Block]) -> Block | None:
 
 
 def _parts(batch: list[Task], program: CompiledBatch) -> list[tuple[Task, slice]]:
-    """Each task, and where its members are among those of all devices."""
+    """Each task, with the slice of its members among those of all devices."""
     return [
         (task, slice(i * program.size, i * program.size + len(task.members)))
         for i, task in enumerate(batch)
@@ -446,7 +446,7 @@ def _parts(batch: list[Task], program: CompiledBatch) -> list[tuple[Task, slice]
 
 
 def _take(tasks: list[Task], devices: int) -> list[Task]:
-    """Take the next tasks that run side by side, at most one for each device."""
+    """Pop the next tasks to run side by side, at most one for each device."""
 
     def kind(task: Task) -> tuple[int, int, int]:
         return task.group, task.begin, task.end
@@ -458,9 +458,9 @@ def _take(tasks: list[Task], devices: int) -> list[Task]:
 
 
 def _beside_others(tasks: list[Task], steps: np.ndarray) -> list[Task]:
-    """What is left where others compute the same: in an order of its own.
+    """The remaining tasks in random order, since other calls compute the same sweep.
 
-    By chance two processes rarely take the same batch, and need not talk.
+    So two calls rarely take the same batch, without communicating.
     """
     seed = int(broadcast_from_process_0(np.random.default_rng().integers(2**31)))
     left = [t for t in tasks if (steps[t.members] < t.end).any()]
@@ -470,17 +470,17 @@ def _beside_others(tasks: list[Task], steps: np.ndarray) -> list[Task]:
 
 
 def finite(values: np.ndarray, axes: int = 1) -> np.ndarray:
-    """Whether all is finite, for each index of the leading axes."""
+    """Whether all values are finite, for each index of the leading axes."""
     return np.asarray(np.isfinite(values.reshape(*values.shape[:axes], -1)).all(-1))
 
 
 @contextlib.contextmanager
 def finish_batch_on_sigint(progress: Progress) -> Generator[None]:
-    """Let the first Ctrl-C within it end the sweep after the batch at hand.
+    """Make the first Ctrl-C end the sweep after the current batch.
 
-    Not where others would wait for this process: there it just ends. Nor where a parent
-    has switched the signal off, as a shell does for what it starts in the background;
-    nor where the handler is not Python's, which could not be put back.
+    Exceptions: several processes, since the others would wait for this one; a signal
+    that the parent ignores, as a shell does for background jobs; and a handler that is
+    not Python's, which could not be restored.
     """
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -490,7 +490,7 @@ def finish_batch_on_sigint(progress: Progress) -> Generator[None]:
 
     def stop(*_: Any) -> None:
         progress.stopped = True
-        signal.signal(signal.SIGINT, before)  # the second one ends it at once
+        signal.signal(signal.SIGINT, before)  # the second one raises immediately
 
     signal.signal(signal.SIGINT, stop)
     try:

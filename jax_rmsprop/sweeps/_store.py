@@ -1,17 +1,16 @@
-"""Keep the members of a sweep in a store that grows.
+"""Store the members of a sweep in a table that only grows.
 
 A store is one zarr group, an ordinary xarray Dataset. Along "member" it has a column
 for each hyperparameter and one of `steps`, in chunks of many members, and the outputs
-and `diverged_at` in chunks of a batch, or of some if they are small. A member of a
-training that can go on has two carries in `carry_BYTES`, and in `carried` the steps
-that they are of and their bytes: one is written while the other one counts.
+and `diverged_at` in chunks of one batch, or of several small ones. A member of a
+resumable training has two carries in `carry_BYTES`, and in `carried` their steps and
+their bytes: one is written while the other is valid.
 
-Only `steps` says what is there. Whoever adds something locks the folder, writes rows
-and carries, then the other columns and, last, the chunk of `steps`, which is one file
-that is replaced: rows and carry are there together, or not at all. A member stays in
-its row, and what is there of it is never written over by less; what was killed while it
-wrote is written over, or lies there as rows of no steps. Each chunk has its CRC-32C, by
-which whoever reads it finds damage.
+`steps` alone says what is stored. A writer locks the folder, writes rows and carries,
+then the other columns and, last, the chunk of `steps`, one file that is replaced: rows
+and carry appear together or not at all. A member stays in its row, and fewer steps
+never overwrite more; rows left by a killed writer have no steps or are overwritten.
+Readers find damage by the CRC-32C of each chunk.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
     import zarr
 
 FORMAT = 1
-# The members of a chunk of a column; about the bytes of one of an output of steps, and
-# of one of some batches, which is read and written again when a batch is added to it.
+# Members in a chunk of a column; about the bytes of a chunk of an output with steps,
+# and of a chunk of several batches, which is rewritten when a batch is added to it.
 _COLUMN_CHUNK = 65_536
 _OUTPUT_CHUNK = 1_000_000
 _BATCHES_CHUNK = 262_144
@@ -69,26 +68,26 @@ class Damaged(Exception):
 
 
 class ZarrStore:
-    """A zarr store, of which some members are asked for.
+    """The requested members of a zarr store.
 
     Attributes:
-      at: where it is.
-      steps: for each member that is asked for how many steps it has.
+      at: the store's location.
+      steps: the number of steps of each requested member.
     """
 
     keeps_carries = True
 
     def __init__(self, at: Location, members: Members, shapes: Shapes):
-        """Look for the members.
+        """Look up the members.
 
         Raises:
-          OSError: it cannot be read.
+          OSError: the store cannot be read.
         """
         self.at, self._members, self._shapes = at, members, shapes
         group: Any = open_group(at)
         self._size: int = group.attrs["sweep"]["batch_size"]
-        self._rows: int = group["diverged_at"].chunks[0]  # of a chunk
-        # Which member each row is: -1 of one that is not asked for, -2 if unknown yet.
+        self._rows: int = group["diverged_at"].chunks[0]  # in a chunk
+        # The member of each row: -1 if it is not requested, -2 if not yet looked up.
         self._member_of = np.zeros(0, int)
         self._look()
 
@@ -112,7 +111,7 @@ class ZarrStore:
                     name: np.asarray(group[name][part])[rows - part.start]
                     for name in self._members.columns
                 }
-            except ValueError:  # it is damaged, and all that it names is lost
+            except ValueError:  # it is damaged, and its members are lost
                 steps[part] = 0
                 for name in ("steps", *self._members.columns) if mend else ():
                     group[name][part] = group[name].fill_value
@@ -124,7 +123,7 @@ class ZarrStore:
         self.steps = np.append(steps, np.int32(0))[self._row]
 
     def append(self, block: Block | None) -> None:
-        """Find what others have added, and add what is more than there is.
+        """Find rows that others have added, then add steps that are not stored yet.
 
         Raises:
           OSError: it cannot be written; what is there stays.
@@ -200,10 +199,10 @@ class ZarrStore:
         return is_new
 
     def ended(self, members: np.ndarray) -> np.ndarray:
-        """Which of these members, which have begun, need not go on.
+        """Which of these members, all of them begun, have ended.
 
         Raises:
-          Damaged: what says so cannot be read.
+          Damaged: `diverged_at` cannot be read.
         """
         group: Any = open_group(self.at)
         first = self._read(group, "diverged_at", self._row[members])
@@ -212,13 +211,13 @@ class ZarrStore:
         return self._shapes.ended(first)
 
     def carry(self, members: np.ndarray, steps: int) -> np.ndarray | None:
-        """Where they go on from; None if they have other steps by now.
+        """The packed carries at this step; None if members are at another by now.
 
         Raises:
-          Damaged: it cannot be read.
+          Damaged: they cannot be read.
           ValueError: the carries have been dropped.
         """
-        with locked(self.at):  # nobody writes there meanwhile
+        with locked(self.at):  # nobody writes meanwhile
             found = self.carry_of(members, steps)
         if found is None:
             self.refresh()
@@ -230,7 +229,7 @@ class ZarrStore:
         return found
 
     def carry_of(self, members: np.ndarray, steps: int) -> np.ndarray | None:
-        """The carries after so many steps, [members, bytes]; None if one is not."""
+        """The carries after `steps` steps, [members, bytes]; None if one is missing."""
         group: Any = open_group(self.at)
         row = self._row[members]
         if (row < 0).any() or "carried" not in group:
@@ -298,7 +297,7 @@ class ZarrStore:
     def to_dataset(self, memory: int) -> xr.Dataset:
         """All that were asked for, in their order.
 
-        In memory, where they take no more than that many bytes; else dask's arrays.
+        Arrays are in memory if they take at most `memory` bytes, else dask's.
 
         Raises:
           Damaged: chunks cannot be read.
@@ -372,17 +371,17 @@ def _merged(old: Any, new: Any, at: Location, name: str = "") -> Any:
 def create(
     at: Location, header: Mapping[str, Any], kinds: Mapping[str, str], shapes: Shapes
 ) -> None:
-    """Make a store without members; what another has made meanwhile stays.
+    """Create a store without members, unless another call has just created it.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the store cannot be written.
     """
     header = {**header, "id": uuid.uuid4().hex}
     with explain_oserror(at):
         folder = at.folder
         if folder is None:
             return _create(at, header, kinds, shapes)
-        # Made beside its place and moved there, so that it is whole or not at all.
+        # Created beside the folder and renamed, so that creation is atomic.
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.parent / f".{folder.name}.{header['id']}.partial"
         _create(Location(str(beside), str(beside)), header, kinds, shapes)
@@ -447,10 +446,10 @@ def _codecs() -> list[Any]:
 
 
 def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
-    """Read what a store's attributes say of its sweep; None if there is no store yet.
+    """Read the sweep's attributes of a store; None if there is no store yet.
 
     Raises:
-      ValueError: something else is there, or what another version has written.
+      ValueError: the path holds something else, or another version's store.
       OSError: it cannot be read.
     """
     from zarr.errors import ContainsArrayError, GroupNotFoundError
@@ -469,7 +468,7 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
         if path is None or not path.exists():
             return None
         if again and (path / "zarr.json").exists():
-            return read_header(at, again=False)  # it was made a moment ago
+            return read_header(at, again=False)  # it has just been created
         for found in path.iterdir():
             raise ValueError(
                 f"`store` must be a sweep's or a new path, but {path} has {found.name}"
@@ -488,15 +487,15 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
             f"`store` {at.name} has the format {header.get('format')}, and this "
             f"version of jax_rmsprop that of {FORMAT}; xarray.open_zarr reads it"
         )
-    # Where nothing can be moved into its place, what was killed is begun anew.
+    # Without an atomic rename, a creation that was killed is repeated.
     return header if "output" in group and "steps" in group else None
 
 
 def open_header(at: Location) -> dict[str, Any]:
-    """Read the header of a store that is there.
+    """Read the header of an existing store.
 
     Raises:
-      ValueError: it is not.
+      ValueError: there is none.
     """
     header, folder = read_header(at), at.folder
     if header is not None:
@@ -509,14 +508,14 @@ def open_header(at: Location) -> dict[str, Any]:
 
 
 def open_group(at: Location, mode: Any = "r") -> zarr.Group:
-    """The store as it is, whatever its consolidated metadata say."""
+    """Open the group, ignoring its consolidated metadata."""
     import zarr
 
     return zarr.open_group(at.target, mode=mode, use_consolidated=False)
 
 
 def read_steps(group: Any, mend: bool = False) -> np.ndarray:
-    """How many steps each row has; none where a chunk of them is damaged."""
+    """The number of steps of each row; 0 in a damaged chunk."""
     steps, array = np.zeros(group["steps"].shape, "int32"), group["steps"]
     for chunk in range(-(-len(steps) // _COLUMN_CHUNK)):
         part = _chunk(chunk)
@@ -538,7 +537,7 @@ def read_columns(at: Location, names: Iterable[str]) -> Columns:
     there = np.flatnonzero(read_steps(group) > 0)
     found: Columns = {}
     for name in names:
-        try:  # texts as NumPy's usual ones, which those of a file are not
+        try:  # convert zarr's strings to NumPy's usual ones
             found[name] = np.array(np.asarray(group[name][:])[there].tolist())
         except ValueError as error:
             raise OSError(
@@ -574,7 +573,7 @@ def _resize(group: zarr.Group, members: int, steps: int) -> bool:
 
 
 def _span(rows: np.ndarray) -> Any:
-    """The rows as a slice, where they are neighbours."""
+    """The rows, as a slice if they are consecutive."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     return slice(first, last) if (np.diff(rows) == 1).all() else rows
 
@@ -592,14 +591,14 @@ def _take(
 
 
 def _writing_all() -> Any:
-    """Let zarr write a chunk of fillers, too: for it a NaN of any sign is one."""
+    """Let zarr write chunks of fill values: it takes a NaN of any sign for one."""
     import zarr
 
     return zarr.config.set({"array.write_empty_chunks": True})
 
 
 def delete_carries(at: Location) -> None:
-    """Delete what members would go on from."""
+    """Delete the carries."""
     group: Any = open_group(at, "r+")
     with quiet():
         names = [name for name in group.array_keys() if name.startswith("carry_")]
@@ -612,17 +611,17 @@ def delete_carries(at: Location) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Let zarr not warn of what lies in the group's folder and is no part of it."""
-    # What warnings are caught is one for all threads.
+    """Silence zarr's warnings of foreign files in the group's folder."""
+    # Python's warning filters are global to all threads.
     with _publishing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def publish(at: Location) -> None:
-    """Tell readers who ask for consolidated metadata how long the arrays are."""
+    """Write the arrays' lengths to the consolidated metadata, for other readers."""
     import zarr
 
     if getattr(at.target, "supports_consolidated_metadata", True):
-        with quiet():  # nor that such metadata are not yet of the format's text
+        with quiet():  # also the warning that these are not in zarr's specification
             zarr.consolidate_metadata(at.target)

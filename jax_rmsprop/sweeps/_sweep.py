@@ -97,94 +97,92 @@ def sweep(
         y_h = \mathrm{train}(h)
 
     The members run in batches: `jax.vmap` over the members of a batch, a loop over
-    the batches, each device with a batch of its own, all processes of `jax.distributed`
-    or all workers of a dask cluster together. The last batch is filled up, so every
-    batch is the same compiled program: for a given `batch_size` a row has the same bits
-    on one device, on many of its kind, after a resumption, and wherever in a batch it
-    stands; at 1 those of `jax.jit(train)` of the same arrays. Another batch size adds
-    in another order, and a number that is known when it is compiled may be rounded
-    otherwise: rows then differ by rounding error, as the training amplifies it.
+    the batches, one batch on each device; all processes of `jax.distributed` or all
+    workers of a dask cluster share the work. The last batch is padded, so every batch
+    runs the same compiled program: for a given `batch_size` a member has the same bits
+    on one device, on many of its kind, after resuming, and anywhere in a batch; with
+    `batch_size=1` they are those of `jax.jit(train)` on the same arrays. Another batch
+    size adds in another order, and a number known at compile time may be rounded
+    differently: members then differ by rounding error, as the training amplifies it.
 
     Args:
-      train: a pure function of keyword arguments, the axes' names, to a tree of arrays,
-        such as `{"loss": [steps], "accuracy": []}`; traceable, the same shapes for all
-        members. An output is named by its path in the tree, with dots ("eval.loss"); a
-        bare array is "value".
-        A `Training` runs for many steps, from any of which it goes on.
-      axes: for each argument its values. Numbers (float32, int32; 64 bits under x64)
-        arrive traced, as scalars, and share a program; each value once, and all of them
-        different as the program has them. Python's values arrive as they
-        are, one compilation for each combination: bools, strings, functions, None, and
-        numbers in an array of dtype object. Of `log_one_minus` float32 must hold what
-        a value is short of 1, to a thousandth.
-      steps: of a `Training`, to which step each member is run; with a store the same
-        call with more of them goes on from where each is.
+      train: a pure, traceable function of keyword arguments, the axes' names. It
+        returns a tree of arrays, such as `{"loss": [steps], "accuracy": []}`, of the
+        same shapes for all members. An output's name is its path in the tree, with
+        dots ("eval.loss"); a bare array is "value".
+        A `Training` runs for many steps and can resume after any of them.
+      axes: the values of each argument. Numbers (float32, int32; 64 bits under x64)
+        arrive traced, as scalars, and share a program; they must be distinct, also in
+        the program's dtype. Python values arrive as they are, one compilation for each
+        combination: bools, strings, functions, None, and numbers in an array of dtype
+        object. For values of `log_one_minus`, float32 must hold the distance to 1 to
+        within a thousandth.
+      steps: for a `Training`, the step up to which each member runs; with a store, the
+        same call with more steps resumes each member where it is.
       zipped: pair the axes' values, which must be equally many, instead of taking all
-        combinations; None for whether they are `points`.
-      labels: for an axis of Python's values a text for each, by which results and a
-        store know it; else a value is known by what it is.
+        combinations; None pairs `points` and nothing else.
+      labels: for an axis of Python values, a text for each value, which identifies it
+        in results and stores; by default its contents do.
       batch_size: members that a device runs at once, at least 1. "auto" depends on the
-        program and the device: 128 on a CPU, fewer where the arrays of a step would not
+        program and the device: 128 on a CPU, fewer if the arrays of a step would not
         fit its cache (4 with convolutions); elsewhere as many, up to 65,536, as need
         1 GiB of temporary arrays; in either case fewer if the compiler says that they
-        need more memory than there is. It
-        suits hundreds of members; of fewer, the rest of a batch is computed in vain,
-        and a number is better. Of a training that calls back to this process, by
-        `jax.debug.callback` or the like, nothing is computed in vain: there it is 1.
+        need more memory than there is. It suits hundreds of members; with fewer, pass
+        a number, or the padding is wasted work. A training that calls back to this
+        process, by `jax.debug.callback` or the like, is never padded: "auto" is then 1.
       devices: where to run; None for all devices of all processes.
-      store: where the members are kept as zarr when they are done: a folder (for
-        several processes, one that all share), a URL that fsspec knows, such as
-        "s3://bucket/gamma.zarr" with the credentials of the environment, or a store of
-        `zarr.storage`, such as a `FsspecStore` with credentials of its own. It is a
-        table that grows: a call computes those of its members that are not there,
-        whatever ended the last one, adds them, and returns what it asked for, so more
-        seeds, values of any axis or other points are the same call with more of them.
-        It must be the same training, axes, versions, kind of device and batch size
-        ("auto" takes the store's). Any number of calls may use a folder at once, where
-        the file system has locks; elsewhere nothing can be locked, so let one at a time
-        write there. `xarray.open_zarr(store)` reads it without this package: a row for
-        each member, of which those count whose `steps` are more than 0.
-      save_every: after how many seconds a `Training` with a store is kept with what it
-        goes on from; it is kept at the end and at Ctrl-C, too.
+      store: where to save finished members as zarr: a folder (shared, if there are
+        several processes), a URL that fsspec knows, such as "s3://bucket/gamma.zarr"
+        with the credentials of the environment, or a store of `zarr.storage`, such as
+        a `FsspecStore` with its own credentials. A store only grows: a call computes
+        and adds the members it lacks, and returns those asked for. Repeat a call to
+        resume it, however it ended; extend it by more seeds, values of any axis or
+        other points. Training, axes, versions, kind of device and batch size must be
+        the store's ("auto" takes its batch size). Any number of calls may share a
+        folder if its file system has locks; nothing else can be locked, so use one
+        writer at a time there. `xarray.open_zarr(store)` reads it without this package:
+        one row for each member, valid if its `steps` are more than 0.
+      save_every: seconds between saves of a `Training` with a store; each includes the
+        carries to resume from. It is also saved at the end and at Ctrl-C.
       on_step: called in this process after each step of each batch with a Dataset of
-        its members and of the steps that this call has run of them.
+        its members and of the steps that this call has run for them.
       client: a `dask.distributed.Client`: its workers run the batches, and this process
-        writes what comes back. They may join, leave and be killed; each needs the
+        writes their results. Workers may join, leave and be killed; each needs the
         caller's versions and kind of device.
-      wait: with a client, after how many seconds without any worker to end; None for
-        never. After a minute it is said.
-      progress: show members (of a `Training`: their steps) done, time left, the median
-        of the loss, and how many diverged so far, with tqdm.
+      wait: with a client, the seconds without any worker before an error; None for
+        never. After a minute there is a warning.
+      progress: show members done (steps, for a `Training`), time left, the median loss
+        and the number of members that have diverged, with tqdm.
 
     Returns:
-      An `xarray.Dataset`. Its dimensions are the axes, in their order, with the values
-      as given as coordinates ("member" if zipped), then "step" of a `Training`, then an
-      output's own, called "loss_dim_0" and so on. Its variables are the outputs, kept
-      as they came (bfloat16 as float32), and
+      An `xarray.Dataset`. Its dimensions are the axes, in their order, with the given
+      values as coordinates ("member" if zipped), then "step" for a `Training`, then an
+      output's own, called "loss_dim_0" and so on. Its variables are the outputs, in
+      their own dtypes (bfloat16 as float32), and
 
       - `diverged`: whether any number of any output is not finite;
       - `diverged_at` [..., output]: the first such index along the leading axis of the
-        output; -1 where there is none;
-      - `steps`, of a `Training`: how many each member has; what was not run is NaN. A
-        member whose loss (or first output) is not finite any more ends there;
-      - `finished`: False only after Ctrl-C, which ends the sweep when the batch at hand
-        is done (a second one at once, by KeyboardInterrupt); with several processes
-        Ctrl-C always raises. Where a parent has switched the signal off, it stays off.
+        output; -1 if all are finite;
+      - `steps`, for a `Training`: the number of steps of each member; steps that did
+        not run are NaN. A member stops when its loss (or first output) is not finite;
+      - `finished`: False only after Ctrl-C, which ends the sweep after the current
+        batch (a second one raises KeyboardInterrupt immediately); with several
+        processes Ctrl-C always raises. A signal that a parent ignores stays ignored.
 
-      With a `store` that takes more than a quarter of the machine's free memory its
-      arrays are dask's, read from the store where they are needed. Its attributes hold
-      how many members this call has `computed`, the `batch_size`, and `devices`,
-      `compile_seconds` and `run_seconds` of this call.
+      With a `store`, results larger than a quarter of the machine's free memory are
+      dask arrays, read from the store when needed. The attributes are the number of
+      members that this call has `computed`, the `batch_size`, and this call's
+      `devices`, `compile_seconds` and `run_seconds`.
 
     Raises:
-      TypeError: an argument of the wrong kind; a `train` that does not take an axis,
-        cannot be traced or returns something else than arrays.
-      ValueError: an axis that is empty, has NaN, a value twice, or one that 32 bits
-        make another; or whose distance to 1 they do not hold; zipped
-        axes of unequal lengths; a `store` that holds something else, or a worker with
-        other versions, which is said.
-      RuntimeError: `train` raised an error while it was traced, or for every member
-        (one that raises by itself is flagged as diverged); or there was no worker.
+      TypeError: an argument of the wrong type; a `train` that does not take an axis,
+        cannot be traced or returns anything but arrays.
+      ValueError: an axis that is empty or has NaN, a duplicate, a value that 32 bits
+        change or a distance to 1 that they do not hold; zipped axes of unequal lengths;
+        a `store` of something else, or a worker with other versions, which the message
+        names.
+      RuntimeError: `train` raised an error while it was traced, or for every member (a
+        single member that raises is flagged as diverged); or there was no worker.
       OSError: `store` cannot be read, written or locked.
 
     Example:
@@ -219,20 +217,20 @@ def sweep(
     return call.curves(call.every)
 
 
-# What whoever reads a store needs.
+# The modules that reading a store needs.
 _OF_STORES = "dask.array", "filelock", "pandas", "psutil", "xarray", "zarr"
 
 
 @dataclasses.dataclass
 class Call:
-    """A call of `sweep`: its arguments, checked, and what it has found.
+    """A call of `sweep`: its checked arguments, and its state.
 
     Attributes:
-      keeps_carries: whether members go on though there is no store.
+      keeps_carries: whether members can resume without a store.
       points: the axes.
       every: the numbers of all members.
-      number: for each point of the axes, which member it is.
-      shown: what a person sees of it.
+      number: for each point of the axes, the number of its member.
+      shown: its progress.
     """
 
     train: Any
@@ -291,8 +289,8 @@ class Call:
         """Trace, open the store and show a bar, for `run` within it."""
         from tqdm.auto import tqdm
 
-        # It is compiled programs, of which a member that diverges is a result; these
-        # switches are for a training by itself, and so is a mesh around it.
+        # A sweep runs compiled programs, and a diverged member is a result: these
+        # switches, and a mesh around the call, are meant for a single training.
         no_mesh = Mesh(np.empty((), object), ())
         silent = not self.progress or jax.process_index() > 0
         bar = tqdm(unit="step" if self._stepped else "member", disable=silent)
@@ -312,7 +310,7 @@ class Call:
                 yield
 
     def _open(self) -> None:
-        """Trace the first training, and find what is there."""
+        """Trace the first training, and look up the members in the store."""
         at = self._at
         header = None if at is None else read_header(at)
         header = header if broadcast_from_process_0(header is not None) else None
@@ -365,11 +363,10 @@ class Call:
         self._check(0)
 
     def traced(self, number: int) -> Traced:
-        """The training of a combination of Python's values.
+        """The training of a combination of Python values.
 
         Raises:
-          ValueError: it returns something else than the first, or is another one than
-            that of the store.
+          ValueError: its outputs differ from the first one's, or it is not the store's.
         """
         if number not in self._traced:
             combination = self._groups[number]
@@ -394,7 +391,7 @@ class Call:
         return [self.traced(i) for i in range(len(self._groups))]
 
     def _check(self, number: int) -> None:
-        """Check that a program is the store's, and else note it there."""
+        """Check a program against the store's, or add it there."""
         if self._checked is None:
             return
         name, now = self._groups[number].name, fingerprint(self._traced[number])
@@ -418,12 +415,12 @@ class Call:
                 )
 
     def _batch_size(self) -> int:
-        """The batch size that was given, or that of the programs."""
+        """The given batch size, or the programs' default."""
         if self.batch_size != "auto":
             return self.batch_size
         traced, device = self._all_traced(), self._mesh.local_mesh.devices.flat[0]
         if any(each.calls_back for each in traced):
-            return 1  # who calls back is a member, and no filler of a batch
+            return 1  # only members may call back, no padding
         return auto_batch_size(
             traced,
             device.platform,
@@ -435,7 +432,7 @@ class Call:
         """Run these members to a step; what is damaged, or was given up, once more.
 
         Raises:
-          KeyboardInterrupt: before anything ran.
+          KeyboardInterrupt: interrupted before anything ran.
         """
         damaged = None
         for _ in range(4):
@@ -489,7 +486,7 @@ class Call:
         return self._shapes.names
 
     def points_of_members(self, over: str) -> np.ndarray:
-        """For each member the number of its point: who differ in one axis have one."""
+        """Number the members' points; members that differ in `over` alone share one."""
         import pandas as pd
 
         others = [x for name, x in self._columns.items() if name != over]
@@ -498,10 +495,10 @@ class Call:
         return pd.MultiIndex.from_arrays(others).factorize()[0]
 
     def last(self, output: str, step: int) -> np.ndarray:
-        """The value of an output at a step, of each member; NaN where it has ended.
+        """The value of an output at a step, for each member; NaN if it has ended.
 
         Raises:
-          ValueError: it is more than a number a step.
+          ValueError: the output has more than one number a step.
         """
         values = self._rows[output]
         if values.ndim > 2:
@@ -511,7 +508,7 @@ class Call:
         return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
 
     def _heard(self, task: Task) -> None:
-        """Tell the caller of the steps of a batch."""
+        """Call `on_step` with the steps of a batch."""
         import xarray as xr
 
         dims, count = self._shapes.dimensions(), len(task.history)
@@ -527,7 +524,7 @@ class Call:
         self.on_step(xr.Dataset({n: (dims[n], x) for n, x in rows.items()}, coords))
 
     def curves(self, some: np.ndarray, rung: np.ndarray | None = None) -> xr.Dataset:
-        """The results along the axes; those of `some` should be finished."""
+        """The results along the axes; warn if some of `some` are not finished."""
         curves = _to_grid(self._rows, self.number, self.points, self._shapes)
         if rung is not None:
             found = rung[self.number].reshape(self.points.shape)
@@ -557,23 +554,23 @@ def _check_seconds(name: str, value: Any) -> None:
 
 
 def free_memory() -> int:
-    """Bytes that this machine has to give."""
+    """The bytes of free memory of this machine."""
     import psutil
 
     return psutil.virtual_memory().available
 
 
 def load_sweep(store: StoreLike) -> xr.Dataset:
-    """Open what `sweep` wrote to a store, without the training, finished or not.
+    """Load a sweep from its store, finished or not, without the training.
 
     Args:
-      store: as it was given to `sweep`.
+      store: as given to `sweep`.
 
     Returns:
-      The Dataset that `sweep` would return for all values that are there, sorted along
+      The Dataset that `sweep` would return for all values in the store, sorted along
       each axis, without the attributes of a call; `finished` is False for combinations
-      that nobody has computed. Along "member", sorted by the axes, if any points have
-      been zipped, or if most combinations are not there.
+      that have not been computed. If any points were zipped, or most combinations are
+      missing, the dimension is "member", sorted by the axes.
 
     Raises:
       ValueError: the store holds something else, or no finished members.
@@ -603,7 +600,7 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
         raise ValueError(f"`store` {at.name} has no finished members")
     columns = {name: np.array(table[name].tolist()) for name in names}
     values = {name: np.unique(column) for name, column in columns.items()}
-    # A table whose product would be mostly holes stays a table.
+    # If most combinations are missing, the table stays a table.
     size = np.prod([len(x) for x in values.values()], dtype=float)
     zipped = bool(header["zipped"]) or size > 4 * len(table)
     axes = {
@@ -618,15 +615,15 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
 
 
 def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
-    """The carry of one member of a `Training`, to evaluate it or go on with by oneself.
+    """Load the carry of one member of a `Training`, to evaluate or continue it by hand.
 
     Args:
-      training: the `Training` that was given to `sweep`.
-      store: as it was given to `sweep`.
+      training: the `Training` given to `sweep`.
+      store: as given to `sweep`.
       point: a mapping from each axis to the member's value.
 
     Returns:
-      The carry that its last step in the store returned.
+      The carry after the member's last step in the store.
 
     Raises:
       ValueError: there is no such member, or its carry has been dropped.
@@ -678,11 +675,11 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
 
 
 def drop_carries(store: StoreLike) -> None:
-    """Free the space of what trainings would go on from; curves stay.
+    """Delete the carries of a store to free their space, and keep the curves.
 
     Args:
-      store: as it was given to `sweep`, which then no longer runs its members for
-        more steps.
+      store: as given to `sweep`, which then can no longer run its members for more
+        steps.
 
     Returns:
       None.
@@ -732,10 +729,10 @@ def _shapes_of(at: Location, header: Mapping[str, Any]) -> Shapes:
 def check_same_sweep(
     at: Location, ours: Mapping[str, Any], batch_size: Any, theirs: Mapping[str, Any]
 ) -> None:
-    """Refuse a store of another training.
+    """Raise an error if a store is of another training.
 
     Raises:
-      ValueError: saying the first thing that differs.
+      ValueError: naming the first difference.
     """
 
     def check(now: Any, then: Any, what: str) -> None:
@@ -766,7 +763,7 @@ def check_same_sweep(
 
 
 def _finished(rows: xr.Dataset, shapes: Shapes) -> xr.DataArray:
-    """Which members have all steps, or have ended before."""
+    """Which members have run all steps or ended early."""
     ended = (rows["steps"] > 0) & shapes.ended(rows["diverged_at"])
     return (rows["steps"] >= shapes.steps) | ended
 
@@ -774,7 +771,7 @@ def _finished(rows: xr.Dataset, shapes: Shapes) -> xr.DataArray:
 def _to_grid(
     rows: xr.Dataset, number: np.ndarray, points: Grid, shapes: Shapes
 ) -> xr.Dataset:
-    """The results along the axes of the grid, from those of each member."""
+    """Arrange the results of the members along the axes of the grid."""
     import xarray as xr
 
     if not np.array_equal(number, np.arange(rows.sizes["member"])):
@@ -796,7 +793,7 @@ def _to_grid(
 
 
 def _format_spec(spec: jax.ShapeDtypeStruct | None) -> str:
-    """As "float32[50]"."""
+    """Write a spec as "float32[50]"."""
     if spec is None:
         return "missing"
     return f"{file_dtype(spec.dtype)}[{','.join(map(str, spec.shape))}]"

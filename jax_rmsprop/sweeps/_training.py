@@ -30,21 +30,21 @@ OutputSpecs = dict[str, jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    r"""A training of many steps, which a `sweep` stops, keeps and goes on with.
+    r"""A training of many steps, which `sweep` can stop, save and resume.
 
     .. math::
         c_0 = \mathrm{init}(h), \qquad (c_{t+1}, y_t) = \mathrm{step}(c_t, h)
 
     Attributes:
-      init: from the hyperparameters, keyword arguments, to the carry: parameters, the
-        optimizer's state, random keys, a place in the data; any tree of arrays.
-      step: from the carry, and the hyperparameters by name, to the next carry, which
-        has the same shapes and dtypes, and the outputs, as those of a `train`. What a
-        step is, is yours: an epoch, or a thousand steps of an environment. It should
+      init: maps the hyperparameters, as keyword arguments, to the carry: parameters,
+        optimizer state, random keys, a position in the data; any tree of arrays.
+      step: maps the carry, and the hyperparameters by name, to the next carry, of the
+        same shapes and dtypes, and the outputs, like those of a `train`. You decide
+        what a step is: an epoch, or a thousand steps of an environment. It should
         take some milliseconds or more.
 
     Raises:
-      TypeError: one of them is no function.
+      TypeError: one of them is not a function.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -68,7 +68,7 @@ class Training:
     step: Callable[..., Any]
 
     def __post_init__(self) -> None:
-        """Check them."""
+        """Check that both are functions."""
         for name, function in vars(self).items():
             if not callable(function):
                 raise TypeError(
@@ -78,16 +78,16 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A training of one member, as JAX sees it; a plain one has no carry and one step.
+    """The jaxprs of one member's training; a plain one has no carry and one step.
 
-    Random keys, in a carry or closed over, are the numbers in them outside of it.
+    Outside the jaxprs, random keys in a carry or closed over are their key data.
 
     Attributes:
-      init: the jaxpr from the numeric hyperparameters, by name in sorted order, to the
+      init: the jaxpr from the numeric hyperparameters, sorted by name, to the
         leaves of the carry.
       step: from those leaves and the hyperparameters to the leaves and the outputs.
       carry: the structure of the carry.
-      impls: of each leaf the generator, if it is keys.
+      impls: for each leaf of random keys, their generator; else None.
       outputs: the outputs' shapes and dtypes, by name.
     """
 
@@ -99,7 +99,7 @@ class Traced:
 
     @functools.cached_property
     def consts(self) -> list[Any]:
-        """The arrays that both close over."""
+        """The arrays that `init` and `step` close over."""
         return [without_key(x) for x in (*self.init.consts, *self.step.consts)]
 
     @property
@@ -108,29 +108,29 @@ class Traced:
         return list(self.init.out_avals)
 
     def begin(self, consts: list[Any], *numbers: Any) -> list[Any]:
-        """The first carry, as a function of the arrays, too."""
+        """The first carry, as a function of the closed-over arrays and the numbers."""
         return _with_consts(self.init, consts[: len(self.init.consts)])(*numbers)
 
     def advance(
         self, consts: list[Any], carry: list[Any], *numbers: Any
     ) -> tuple[list[Any], list[Any]]:
-        """The next carry, and the outputs of a step."""
+        """The next carry and the outputs of a step."""
         step = _with_consts(self.step, consts[len(self.init.consts) :])
         found = step(*carry, *numbers)
         return found[: len(carry)], found[len(carry) :]
 
     def tree(self, carry: list[Any]) -> Any:
-        """The carry as the training has it."""
+        """The carry as the training's own tree."""
         return jax.tree.unflatten(self.carry, map(with_key, carry, self.impls))
 
     @functools.cached_property
     def calls_back(self) -> bool:
-        """Whether it calls functions of this process."""
+        """Whether it calls back to this process."""
         return any(True for _ in _callbacks(self, returning=False))
 
     @functools.cached_property
     def has_mesh(self) -> bool:
-        """Whether it places arrays by itself."""
+        """Whether it places arrays on a mesh of its own."""
         names = {"sharding_constraint", "shard_map", "device_put", "reshard"}
         return any(
             equation.primitive.name in names and "mesh" in str(equation.params).lower()
@@ -140,7 +140,7 @@ class Traced:
 
 
 def _with_consts(closed: Any, consts: list[Any]) -> Callable[..., Any]:
-    """A jaxpr that closes over other arrays, which may be traced."""
+    """A jaxpr with its closed-over arrays replaced; they may be traced."""
     own = list(map(with_key, consts, map(key_impl, closed.consts)))
     return jax.extend.core.jaxpr_as_fun(closed.replace(consts=own))
 
@@ -153,12 +153,12 @@ def trace(
     """Trace a training for one member.
 
     Args:
-      train: a function of keyword arguments, or a `Training` of two such.
-      python: those that are known while it is traced.
-      numbers: the dtypes of those that are not.
+      train: a function of keyword arguments, or a `Training` of two such functions.
+      python: the arguments that are known at trace time.
+      numbers: the dtypes of the traced arguments.
 
     Raises:
-      TypeError: it cannot be traced or returns something else than arrays.
+      TypeError: it cannot be traced or returns anything but arrays.
       RuntimeError: it raises an error of its own.
     """
     arguments = {name: jax.ShapeDtypeStruct((), numbers[name]) for name in numbers}
@@ -203,7 +203,7 @@ def trace(
 
 
 def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) -> Any:
-    """What a person's function returns; what it raises is one line."""
+    """Call a user's function; reduce an error it raises to one line."""
     try:
         return function(*carry, **point)
     except Exception as error:
@@ -234,7 +234,7 @@ def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) 
 
 
 def _dtype(x: Any) -> Any:
-    """The dtype of a number that is traced; of anything else one that is none."""
+    """The dtype of a tracer; object for anything else."""
     return x.dtype if isinstance(x, jax.core.Tracer) else np.dtype(object)
 
 
@@ -242,7 +242,7 @@ def _same_carry(before: Any, after: Any) -> list[Any]:
     """The leaves of the carry that a step returns.
 
     Raises:
-      TypeError: naming what is another than in the carry that it got.
+      TypeError: naming the first leaf that differs from the carry it got.
     """
     old, tree = jax.tree_util.tree_flatten_with_path(before)
     try:
@@ -263,7 +263,7 @@ def _same_carry(before: Any, after: Any) -> list[Any]:
 
 
 def check_signature(train: Any, names: tuple[str, ...]) -> None:
-    """Check that a training can be called with the axes' names, and with nothing else.
+    """Check that a training takes the axes' names and needs no other argument.
 
     Raises:
       TypeError: naming the axis that it does not take, or the argument it lacks.
@@ -286,10 +286,10 @@ def _check_call(
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # a builtin or the like has none; calling it will tell
+        return  # a builtin or the like has none; the call itself raises
     try:
-        signature.bind_partial(*carry, **dict.fromkeys(names))  # what it does not take
-        signature.bind(*carry, **dict.fromkeys(names))  # what it lacks
+        signature.bind_partial(*carry, **dict.fromkeys(names))  # unknown arguments
+        signature.bind(*carry, **dict.fromkeys(names))  # missing arguments
     except TypeError as error:
         after = " after the carry" if carry else ""
         raise TypeError(
@@ -301,14 +301,13 @@ def _check_call(
 def fingerprint(traced: Traced) -> str:
     """Fingerprint a training by its programs, the arrays and the callbacks in them.
 
-    A program is the one that is compiled, as StableHLO: a jaxpr prints a set in the
-    order of this process' hashes, and of an array its shape. The arrays that the
-    training closes over are the program's arguments and are hashed beside it, also
-    those that JAX may come to take out of it at a greater depth. A callback counts if
-    it returns something.
+    Programs are hashed as StableHLO, as they are compiled: a jaxpr prints sets in the
+    order of this process' hashes, and only the shape of an array. The arrays that the
+    training closes over are the program's arguments and are hashed separately, also
+    those in nested jaxprs. A callback counts if it returns something.
 
     Raises:
-      TypeError: such a callback cannot be told apart from another.
+      TypeError: such a callback cannot be identified.
     """
     digest = hashlib.sha256()
     numbers = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.init.in_avals]
@@ -334,7 +333,7 @@ def fingerprint(traced: Traced) -> str:
 
 
 def _callbacks(traced: Traced, returning: bool = True) -> Generator[Any]:
-    """The functions of this process that it calls."""
+    """The functions of this process that a training calls back."""
     for inner in inner_jaxprs((traced.init, traced.step)):
         for equation in inner.eqns:
             function = equation.params.get("callback")
@@ -343,7 +342,7 @@ def _callbacks(traced: Traced, returning: bool = True) -> Generator[Any]:
 
 
 def inner_jaxprs(value: Any) -> Generator[Any]:
-    """A jaxpr and all those within it, whatever class they are of."""
+    """A jaxpr and all jaxprs nested in it, of any class."""
     if hasattr(value, "eqns"):
         yield value
         for equation in value.eqns:
@@ -354,7 +353,7 @@ def inner_jaxprs(value: Any) -> Generator[Any]:
 
 
 def _arrays(jaxpr: Any) -> Generator[Any]:
-    """The arrays that a jaxpr closes over, and those among its equations' operands."""
+    """The arrays that a jaxpr closes over or has as operands of its equations."""
     yield from getattr(jaxpr, "consts", ())
     for equation in jaxpr.eqns:
         for operand in equation.invars:
@@ -364,7 +363,7 @@ def _arrays(jaxpr: Any) -> Generator[Any]:
 
 
 def name_outputs(tree: Any, called: str) -> dict[str, Any]:
-    """The leaves by their paths; a bare array is called "value"."""
+    """The leaves by path; the name of a bare array is "value"."""
     leaves: dict[str, Any] = {}
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     for path, leaf in found:
@@ -396,7 +395,8 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
 def user_frame(error: BaseException, function: Any) -> str:
     """The last line of the caller's own code that an error passed through.
 
-    Of the file of their function, if it passed there; else of no file of JAX's or ours.
+    It is in the function's file, if the error passed there; else in the last file that
+    is neither JAX's nor ours.
     """
     library = str(Path(jax.__file__).parent)
     frames = [
