@@ -53,7 +53,7 @@ class _Doctests:
 
 
 def pytest_configure(config):
-    """Look through the cache once, in the process that starts the others."""
+    """Clean the cache once, in the process that starts the others."""
     config.pluginmanager.register(_Doctests())
     if not hasattr(config, "workerinput"):
         cache.clean(os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -160,7 +160,7 @@ class InMemory:
         return np.stack([self._carry[i] for i in members.tolist()])
 
     def to_dataset(self, memory: int) -> xr.Dataset:
-        """All members, in memory as they are."""
+        """All members."""
         del memory
         import xarray as xr
 

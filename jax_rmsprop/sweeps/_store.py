@@ -48,7 +48,7 @@ FORMAT = 1
 _COLUMN_CHUNK = 65_536
 _OUTPUT_CHUNK = 1_000_000
 _BATCHES_CHUNK = 262_144
-# Of a chunk of carries, and of what is read at once by dask.
+# Bytes of a chunk of carries, and of one read by dask.
 _CARRY_CHUNK = 4_000_000
 _BYTES_AT_ONCE = 16_000_000
 _publishing = threading.Lock()
@@ -58,11 +58,11 @@ class Damaged(Exception):
     """Chunks that cannot be read.
 
     Attributes:
-      rows: whose members are to be computed again.
+      rows: those whose members must be recomputed.
     """
 
     def __init__(self, rows: np.ndarray):
-        """For these rows."""
+        """Store the rows."""
         super().__init__(rows)
         self.rows = rows
 
@@ -92,7 +92,7 @@ class ZarrStore:
         self._look()
 
     def refresh(self) -> None:
-        """Find what others have added, as the first process does."""
+        """Find rows that others have added, consistently in all processes."""
         self._look()
         found = broadcast_from_process_0(np.stack([self.steps, self._row]))
         self.steps, self._row = found[0].astype("int32"), np.asarray(found[1])
@@ -126,23 +126,23 @@ class ZarrStore:
         """Find rows that others have added, then add steps that are not stored yet.
 
         Raises:
-          OSError: it cannot be written; what is there stays.
+          OSError: the store cannot be written; its contents stay.
         """
         if jax.process_index() == 0 and block is not None:
             with locked(self.at), explain_oserror(self.at), _writing_all():
                 for _ in range(2):
                     self._look(mend=True)
-                    # Not where another call has given damaged rows up meanwhile.
+                    # Except rows that another call has given up as damaged.
                     there = self.steps[block.members]
                     whole = there >= np.minimum(block.begin, block.steps)
                     more = whole & (block.steps > there)
                     if not more.any() or self._add(block.take(more)):
                         break
-        broadcast_from_process_0(0)  # the first process has written
+        broadcast_from_process_0(0)  # wait until the first process has written
         self.refresh()
 
     def _add(self, block: Block) -> bool:
-        """Write a block; false if it met what is damaged, which is mended now."""
+        """Write a block; return False if a damaged chunk had to be emptied first."""
         group: Any = open_group(self.at, "r+")
         row, first = self._row[block.members], len(self._row_steps)
         new = row < 0
@@ -172,9 +172,9 @@ class ZarrStore:
     def _write_carry(
         self, group: Any, row: np.ndarray, block: Block, carry: np.ndarray
     ) -> bool:
-        """Write where a block goes on from, in place of the carry before the last.
+        """Write a block's carry in place of the last but one.
 
-        Returns whether there was no such carry before.
+        Returns whether the array of carries is new.
         """
         name, bytes_each = f"carry_{carry.shape[1]}", carry.shape[1]
         if is_new := name not in group:
@@ -206,7 +206,7 @@ class ZarrStore:
         """
         group: Any = open_group(self.at)
         first = self._read(group, "diverged_at", self._row[members])
-        # What was killed before it said how many steps there are does not count.
+        # A writer may have been killed before it published these steps.
         first = np.where(first < self.steps[members][:, None], first, -1)
         return self._shapes.ended(first)
 
@@ -254,7 +254,7 @@ class ZarrStore:
     def _unreadable(
         self, group: Any, row: np.ndarray
     ) -> Generator[tuple[Any, Any, np.ndarray]]:
-        """The chunks with these rows that cannot be read: array, place, all rows."""
+        """Yield the unreadable chunks of these rows: array, index, all rows."""
         with quiet():
             arrays = [array for _, array in group.arrays()]
         for array in arrays:
@@ -272,7 +272,7 @@ class ZarrStore:
                     yield array, at, np.arange(array.shape[axis])[part]
 
     def _mend(self, group: Any, row: np.ndarray) -> None:
-        """Empty the chunks that cannot be read, whose members are lost."""
+        """Empty the unreadable chunks of these rows; their members are lost."""
         steps = read_steps(group, mend=True)
         for array, at, rows in self._unreadable(group, row):
             rows = rows[rows < len(steps)]
@@ -281,7 +281,7 @@ class ZarrStore:
             array[at] = array.fill_value
 
     def add_to_header(self, **more: Any) -> None:
-        """Add what is new to some parts of the header.
+        """Add entries to the header.
 
         Raises:
           ValueError: another call has meanwhile given a name to something else.
@@ -332,7 +332,7 @@ class ZarrStore:
                     part = (there, *some)
                     rows[part] = self._read(group, name, own, after=some)
             library: Any = dask.array if lazy else np
-            # What was killed before it said how many steps there are does not count.
+            # A writer may have been killed before it published its steps.
             have = np.minimum(self.steps, self._shapes.steps)
             have = library.asarray(have).reshape(-1, *(1,) * (rows.ndim - 1))
             step = 0
@@ -347,7 +347,7 @@ class ZarrStore:
         return xr.Dataset(found, coords={"output": self._shapes.names})
 
     def give_up(self, rows: np.ndarray) -> None:
-        """Let what is damaged be computed again."""
+        """Mark the members of damaged chunks as not computed."""
         if jax.process_index() == 0:
             with locked(self.at), explain_oserror(self.at):
                 self._mend(open_group(self.at, "r+"), rows)
@@ -356,7 +356,7 @@ class ZarrStore:
 
 
 def _merged(old: Any, new: Any, at: Location, name: str = "") -> Any:
-    """A header with what is new in it."""
+    """Merge new entries into a header."""
     if isinstance(new, Mapping):
         old = old or {}
         return {**old, **{n: _merged(old.get(n), x, at, n) for n, x in new.items()}}
@@ -552,10 +552,9 @@ def _chunk(number: int) -> slice:
 
 
 def _resize(group: zarr.Group, members: int, steps: int) -> bool:
-    """Give every array these members, those that others have added, too.
+    """Resize every array, also those that others have added, to these lengths.
 
-    What one that was killed has made longer, before it said so, is cut again. Returns
-    whether any array has another length now.
+    This cuts arrays that a killed writer has lengthened. Returns whether any changed.
     """
     with quiet():
         arrays = [array for _, array in group.arrays()]
@@ -581,10 +580,10 @@ def _span(rows: np.ndarray) -> Any:
 def _take(
     array: Any, rows: np.ndarray, before: tuple[Any, ...] = (), after: Any = ()
 ) -> np.ndarray:
-    """Some rows of an array; with what lies between them, if that is little."""
+    """Read some rows of an array, in one slice if few rows lie between them."""
     first, last = int(rows.min()), int(rows.max())
     if last - first < 4 * len(rows) + array.chunks[len(before)]:
-        with contextlib.suppress(ValueError):  # what is damaged may lie between them
+        with contextlib.suppress(ValueError):  # a row between them may be damaged
             part = slice(first, last + 1)
             return np.asarray(array[(*before, part, *after)])[rows - first]
     return np.asarray(array.oindex[(*before, rows, *after)])

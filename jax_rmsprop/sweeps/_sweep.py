@@ -429,7 +429,7 @@ class Call:
         )
 
     def run(self, some: np.ndarray, end: int) -> None:
-        """Run these members to a step; what is damaged, or was given up, once more.
+        """Run these members up to a step; rerun those that are damaged or given up.
 
         Raises:
           KeyboardInterrupt: interrupted before anything ran.
@@ -438,7 +438,7 @@ class Call:
         for _ in range(4):
             try:
                 if self._run(some, end) and not self.shown.stopped:
-                    continue  # is there any more to do?
+                    continue  # check whether more remains to be run
                 if self.shown.stopped and not self.results.steps.any():
                     raise KeyboardInterrupt
                 self._rows = self.results.to_dataset(free_memory() // 4)
@@ -451,7 +451,7 @@ class Call:
         ) from damaged
 
     def _run(self, some: np.ndarray, end: int) -> bool:
-        """Run what these members need; whether they needed any."""
+        """Run what these members lack; return whether they lacked anything."""
         results, tasks = self.results, list[Task]()
         for i, group in enumerate(self._groups):
             own = np.intersect1d(group.members, some)
@@ -477,7 +477,7 @@ class Call:
             runner.run(tasks)
             self._device_count = len(runner.devices)
         if self._checked is not None and not self.shown.stopped:
-            self._all_traced()  # also of what needed no run: is it the store's?
+            self._all_traced()  # check programs that did not run against the store
         return needed
 
     @property
