@@ -1,4 +1,4 @@
-"""RMSProp's equations, on one array; everything is element by element.
+"""RMSProp's equations on one array, element by element.
 
 With g the gradient, x the parameter, eta the learning rate, gamma the decay of the
 moving average nu of the gradient's square, and b the momentum's buffer:
@@ -45,13 +45,13 @@ from jax_rmsprop._arithmetic import (
 
 
 class Decay(NamedTuple):
-    """An average's decay: scalars of the average's dtype.
+    """An average's decay, as scalars of the average's dtype.
 
     Attributes:
       gamma: the weight of the old value.
-      old_is_heavier: whether that is at least the weight of the new one.
-      step: the weight of the lighter of the two, 1 - gamma, or -gamma, whose sign is
-        that of the step toward the old value.
+      old_is_heavier: whether gamma is at least the weight of the new value.
+      step: the weight of the lighter value: 1 - gamma, or -gamma for a step back toward
+        the old value.
     """
 
     gamma: jax.Array
@@ -60,7 +60,7 @@ class Decay(NamedTuple):
 
 
 def decay(gamma: jax.Array, one_minus_gamma: jax.Array) -> Decay:
-    """The decay from both weights: 1 - gamma of a float32 may have no digit right."""
+    """Build the decay from both weights, since 1 - gamma in float32 is inexact."""
     old_is_heavier = gamma >= 0.5
     step = lax.select(old_is_heavier, one_minus_gamma, -gamma)
     return Decay(gamma, old_is_heavier, step)
@@ -72,15 +72,15 @@ def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
         gamma * old + (1 - gamma) * new  =  old + (1 - gamma) * (new - old)
                                          =  new - gamma * (new - old)
 
-    So written it has no bias, although gamma and 1 - gamma are rounded apart, and loses
-    neither of the two beside the other.
+    In this form it has no bias, although gamma and 1 - gamma are rounded separately, and
+    the lighter term is not lost beside the heavier one.
     """
     anchor = lax.select(decay.old_is_heavier, old, new)
     return anchor + decay.step * (new - old)
 
 
 def mean_square(nu: jax.Array, g: jax.Array, decay: Decay) -> jax.Array:
-    """The new nu, (2); no part of g beyond `largest` counts."""
+    """The new nu, (2), of g clipped to `largest`."""
     return average(nu, bounded_square(g), decay)
 
 

@@ -54,14 +54,14 @@ class RMSPropState(NamedTuple):
         (); else None.
     """
 
-    count: Any  # a tuple has a method of that name, with which an Array does not agree
+    count: Any  # tuple.count is a method, which type checkers refuse to override
     nu: optax.Updates
     mu: optax.Updates | None
     momentum: optax.Updates | None
     weight: jax.Array | None
 
 
-# Compiled by itself, a thousand leaves of one shape are traced once.
+# A jit of its own, so that a thousand leaves of one shape are traced once.
 @functools.partial(jax.jit, static_argnums=0)
 def step(
     options: Options,

@@ -25,8 +25,8 @@ def test_average(gamma, rng):
     old, new = old.astype("float32"), new.astype("float32")
     found = jax.jit(_equations.average)(old, new, decay(gamma))
     expected = gamma * old.astype(float) + (1 - gamma) * new.astype(float)
-    # The step is from the heavier: that one may be lost where it is multiplied by less
-    # than a rounding of the other, and so no sum of both would have it either.
+    # The average starts from the value with the larger weight, so its error is relative
+    # to that value, even if its product with the weight is small beside the other term.
     heavier = np.where(gamma >= 0.5, old, new)
     error = np.abs(found - expected)
     assert (error <= tolerance("float32", 4) * np.maximum(expected, heavier)).all()
