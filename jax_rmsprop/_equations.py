@@ -72,8 +72,8 @@ def average(old: jax.Array, new: jax.Array, decay: Decay) -> jax.Array:
         gamma * old + (1 - gamma) * new  =  old + (1 - gamma) * (new - old)
                                          =  new - gamma * (new - old)
 
-    In this form it has no bias, although gamma and 1 - gamma are rounded separately, and
-    the lighter term is not lost beside the heavier one.
+    In this form it is unbiased, although gamma and 1 - gamma are rounded separately,
+    and the lighter term is not lost beside the heavier one.
     """
     anchor = lax.select(decay.old_is_heavier, old, new)
     return anchor + decay.step * (new - old)
