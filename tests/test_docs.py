@@ -39,11 +39,15 @@ def blocks(page, language, following=None):
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?%?(?![\w.]*\d)")
 
 
+REL = 0.02 if jax.__version_info__[:2] == (0, 10) else 0.1
+
+
 def assert_prints(printed, shown, where):
     """The same words, and the same numbers up to rounding.
 
     A training amplifies the rounding of its sums, whose order depends on JAX and the
-    processor: 2% for decimals and percentages. Counts must be equal.
+    processor: decimals and percentages may differ by 2%, by 10% with a JAX other than
+    the one that printed the pages. Counts must be equal.
     """
     words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", x)) for x in (printed, shown)]
     assert words[0].strip() == words[1].strip(), where
