@@ -53,7 +53,7 @@ def assert_prints(printed, shown, where):
     assert words[0].strip() == words[1].strip(), where
     found = (NUMBER.findall(x.replace(",", "")) for x in (printed, shown))
     for got, said in zip(*found, strict=True):
-        near = {"rel": 0, "abs": 0} if said.isdigit() else {"rel": 0.02, "abs": 1e-6}
+        near = {"rel": 0, "abs": 0} if said.isdigit() else {"rel": REL, "abs": 1e-6}
         got, said = (float(x.rstrip("%")) for x in (got, said))
         assert got == pytest.approx(said, **near), where
 
