@@ -39,21 +39,18 @@ def blocks(page, language, following=None):
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?%?(?![\w.]*\d)")
 
 
-REL = 0.02 if jax.__version_info__[:2] == (0, 10) else 0.1
-
-
 def assert_prints(printed, shown, where):
     """The same words, and the same numbers up to rounding.
 
     A training amplifies the rounding of its sums, whose order depends on JAX and the
-    processor: decimals and percentages may differ by 2%, by 10% with a JAX other than
-    the one that printed the pages. Counts must be equal.
+    processor: decimals and percentages may differ by a tenth (5% were seen between two
+    versions of JAX). Counts must be equal.
     """
     words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", x)) for x in (printed, shown)]
     assert words[0].strip() == words[1].strip(), where
     found = (NUMBER.findall(x.replace(",", "")) for x in (printed, shown))
     for got, said in zip(*found, strict=True):
-        near = {"rel": 0, "abs": 0} if said.isdigit() else {"rel": REL, "abs": 1e-6}
+        near = {"rel": 0, "abs": 0} if said.isdigit() else {"rel": 0.1, "abs": 1e-6}
         got, said = (float(x.rstrip("%")) for x in (got, said))
         assert got == pytest.approx(said, **near), where
 
