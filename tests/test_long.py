@@ -23,7 +23,7 @@ from jax_rmsprop import (
     sweep,
     to_dataframe,
 )
-from jax_rmsprop.sweeps import _batch, _store
+from jax_rmsprop.sweeps import _batch, _members, _store
 from tests.helpers import free_port, require
 from tests.sweeps import (
     bits,
@@ -715,6 +715,21 @@ def test_a_value_is_what_it_is(tmp_path):
     )
     assert not any("0x" in name for name in again.f.values)
     assert set(first.f.values) < set(again.f.values)
+
+
+def test_a_value_is_identified_once(tmp_path, monkeypatch):
+    """However many points have it."""
+    count, identify = [], _members.identify
+
+    def counted(value):
+        count.append(value)
+        return identify(value)
+
+    monkeypatch.setattr(_members, "identify", counted)
+    axes = {"f": [jnp.sin, jnp.cos] * 20, "x": np.arange(40.0)}
+    train = lambda f, x: {"loss": f(x)}  # noqa: E731
+    quiet(train, axes, zipped=True, batch_size=20, store=tmp_path)
+    assert len(count) == 2
 
 
 def test_values_can_be_named(tmp_path):

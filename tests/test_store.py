@@ -185,6 +185,7 @@ def test_another_number_of_devices_goes_on(ctrl_c, tmp_path, together, monkeypat
 def test_who_is_killed_while_arrays_get_longer_has_lost_nothing(tmp_path, array):
     whole = quiet(square, {"x": np.arange(8.0)}, batch_size=4, store=tmp_path)
     zarr.open_group(tmp_path, use_consolidated=False)[array].resize((16,))
+    assert load_sweep(tmp_path).loss.values.tolist() == whole.loss.values.tolist()
     again = quiet(square, {"x": np.arange(8.0)}, store=tmp_path)
     assert again.computed == 0
     assert bits(again) == bits(whole)
