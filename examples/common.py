@@ -6,7 +6,6 @@ Real data, the network that they train, and how their pictures look.
 """
 
 import argparse
-import functools
 import gzip
 import math
 import os
@@ -236,74 +235,29 @@ def regression(seed, data, optimizer, epochs=EPOCHS):
 # The main job, for the examples that train it in other ways.
 
 
-class Problem(NamedTuple):
-    """What to train on what."""
-
-    title: str
-    train: object
-    test: object
-    init: object
-    loss: object
-    batch: int
-    epochs: int
-    judge: str
-    unit: str
-
-
-def problem(data):
-    """The problem of that name."""
-    if data == "airfoil":
-        train = airfoil()
-        init = functools.partial(linear, inputs=train.x.shape[1])
-        return Problem(
-            "airfoil noise, linear regression",
-            train,
-            train,
-            init,
-            squared_loss,
-            10,
-            5,
-            "final loss",
-            "half the mean square",
-        )
-    train, test = digits()
-    init = functools.partial(network, inputs=train.x.shape[1])
-    return Problem(
-        "handwritten digits, one hidden layer",
-        train,
-        test,
-        init,
-        cross_entropy,
-        30,
-        20,
-        "test loss",
-        "nats per example",
-    )
-
-
-def training(problem):
-    """A training as a function of what is swept."""
+def training(epochs):
+    """A network's training on handwritten digits, as a function of what is swept."""
+    data, test = digits()
 
     def train(gamma, learning_rate, seed):
         optimizer = rmsprop(learning_rate, gamma)
-        step = train_step(problem.loss, optimizer)
+        step = train_step(cross_entropy, optimizer)
         key = jax.random.key(seed)
 
         def epoch(carry, number):
-            shuffled = batches(
-                jax.random.fold_in(key, number), problem.train, problem.batch
-            )
+            shuffled = batches(jax.random.fold_in(key, number), data, 30)
             carry, losses = jax.lax.scan(step, carry, shuffled)
             return carry, losses.mean()
 
-        params = problem.init(key)
+        params = network(key, inputs=data.x.shape[1])
         (params, _), losses = jax.lax.scan(
-            epoch, (params, optimizer.init(params)), jnp.arange(problem.epochs)
+            epoch, (params, optimizer.init(params)), jnp.arange(epochs)
         )
-        found = {"train_loss": losses, "loss": problem.loss(params, problem.test)}
-        if problem.loss is cross_entropy:
-            right = logits(params, problem.test.x).argmax(-1) == problem.test.y
-            found["accuracy"] = right.mean()
-        return found
+        right = logits(params, test.x).argmax(-1) == test.y
+        return {
+            "train_loss": losses,
+            "loss": cross_entropy(params, test),
+            "accuracy": right.mean(),
+        }
 
     return train

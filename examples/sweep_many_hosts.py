@@ -33,7 +33,7 @@ if options.processes > 1:
     jax.distributed.initialize(options.address, options.processes, options.process)
 
 import matplotlib.pyplot as plt  # noqa: E402
-from common import problem, save, training  # noqa: E402
+from common import save, training  # noqa: E402
 
 from jax_rmsprop import log_one_minus, plotting, summary, sweep  # noqa: E402
 
@@ -47,8 +47,7 @@ GRID = {
 def main():
     """Sweep on the devices of all processes; the first one reports."""
     # Every process makes the same call, and gets the same Dataset.
-    chosen = problem("digits")._replace(epochs=5)
-    curves = sweep(training(chosen), GRID, store=options.store)
+    curves = sweep(training(epochs=5), GRID, store=options.store)
     if jax.process_index() == 0:
         where = f"{curves.devices} devices of {jax.process_count()} process(es)"
         print(f"\n{curves.diverged.size} trainings on {where}, in {options.store}")

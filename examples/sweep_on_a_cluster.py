@@ -18,7 +18,7 @@ in the folder, and continues with more points.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import arguments, problem, save, training
+from common import arguments, save, training
 from distributed import Client, LocalCluster
 
 from jax_rmsprop import log, log_one_minus, points, summary, sweep
@@ -59,14 +59,13 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--store", help="a folder to go on from, and to keep it in")
     options = parser.parse_args()
-    chosen = problem("digits")._replace(epochs=options.epochs)
     search = points(SPACE, options.points) | {"seed": [0] * options.points}
     cluster = options.scheduler or LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None
     )
     with Client(cluster) as client:
         curves = sweep(
-            training(chosen),
+            training(options.epochs),
             search,
             zipped=True,
             batch_size=8,
