@@ -356,7 +356,8 @@ def test_python_values_of_every_kind(tmp_path):
 
 
 def test_a_report_is_one_file_with_everything_in_it(curves, tmp_path):
-    path = plotting.report(curves, tmp_path / "sweep.html", "loss")
+    noted = curves.assign_attrs(note="a person's <own>")
+    path = plotting.report(noted, tmp_path / "sweep.html", "loss")
     page = path.read_text()
     assert not re.search(r"<(script|link)[^>]* (src|href)=", page)
     assert "lowest loss: 1.1 (1 to 1.2 over 3 seeds)" in page

@@ -138,21 +138,15 @@ def report(
 
 
 def _summary(found: Summary, curves: xr.Dataset) -> str:
-    """The summary, of which the table is one here, too, and how it was computed."""
-    lines, html = str(found).splitlines(), list[str]()
-    for line in lines:
-        cells = [escape(cell.strip()) for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            html.append(f"{escape(line)}<br>" if line else "")
-        elif not set(line) <= set("|-: "):
-            html.append(f"<tr><td>{'</td><td>'.join(cells)}</td></tr>")
-    made = [f"{name} {value:,}" for name, value in curves.attrs.items()]
+    """The summary with its table, and how it was computed."""
+    above, rows, below = found.parts()
+    made = [f"{name} {value}" for name, value in curves.attrs.items()]
     made = [*made, f"jax {jax.__version__}", f"{datetime.now():%Y-%m-%d %H:%M}"]
-    first = next(i for i, line in enumerate(html) if line.startswith("<tr>"))
-    rows = [line for line in html if line.startswith("<tr>")]
-    after = html[first + len(rows) :]
-    table = f"<table>{''.join(rows)}</table>"
-    return "".join([*html[:first], table, *after, f"<p>{escape(', '.join(made))}</p>"])
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
+    lines = [f"{escape(line)}<br>" for line in above]
+    ends = [f"<p>{escape(line)}</p>" for line in (*below, ", ".join(made))]
+    return "".join([*lines, f"<table>{table}</table>", *ends])
 
 
 def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) -> Any:

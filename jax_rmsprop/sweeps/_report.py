@@ -83,6 +83,16 @@ class Summary:
 
     def __str__(self) -> str:
         """The best point, its neighbours, and warnings."""
+        above, rows, below = self.parts()
+        lines = [*above, "", _markdown.table(rows, numbers=True)]
+        return "\n".join([*lines, "", *below] if below else lines)
+
+    def _repr_markdown_(self) -> str:
+        """Markdown for notebooks."""
+        return str(self).replace("\n", "  \n")
+
+    def parts(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """The lines above the table, its rows, and the lines below."""
         over = ""
         if self.seeds > 1:
             over = f" ({self.low:.4g} to {self.high:.4g} over {self.seeds} seeds)"
@@ -93,23 +103,16 @@ class Summary:
             rows.append([f"{axis} {label:.6g}", *cells])
         if self.seeds == 1:
             rows = [row[:2] for row in rows]
-        lines = [
+        above = [
             f"{self.members:,} members, {self.diverged:,} diverged"
             + (f", {self.unfinished:,} not run" if self.unfinished else ""),
             f"{'highest' if self.maximized else 'lowest'} {self.output}: "
             f"{self.value:.4g}{over}",
             f"at {_point(self.best)}",
             *self._lacking(),
-            "",
-            _markdown.table(rows, numbers=True),
         ]
-        if self.edges:
-            lines += ["", f"at the end of its axis: {', '.join(self.edges)}"]
-        return "\n".join(lines)
-
-    def _repr_markdown_(self) -> str:
-        """Markdown for notebooks."""
-        return str(self).replace("\n", "  \n")
+        edges = ", ".join(self.edges)
+        return above, rows, [f"at the end of its axis: {edges}"] if edges else []
 
     def _lacking(self) -> list[str]:
         if not self.lacking:
