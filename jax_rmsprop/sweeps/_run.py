@@ -281,8 +281,10 @@ class Runner:
         each = zip(*(task.numbers for task in batch), strict=True)
         numbers = [program.place(together(x)) for x in each]
         try:
-            resumed = program.resume(together(packed)) if begin else None
-            carry = program.begin(numbers) if resumed is None else resumed
+            if begin:
+                carry = program.resume(together(packed))
+            else:
+                carry = program.begin(numbers)
             for _ in range(begin, end):
                 carry, outputs = program.step(carry, numbers)
                 self._settle()

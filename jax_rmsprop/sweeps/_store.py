@@ -94,6 +94,10 @@ class ZarrStore:
     def refresh(self) -> None:
         """Find rows that others have added, consistently in all processes."""
         self._look()
+        self.agree()
+
+    def agree(self) -> None:
+        """Take the first process' view of the rows in all processes."""
         found = broadcast_from_process_0(np.stack([self.steps, self._row]))
         self.steps, self._row = found[0].astype("int32"), np.asarray(found[1])
 
@@ -295,9 +299,9 @@ class ZarrStore:
         broadcast_from_process_0(0)
 
     def to_dataset(self, memory: int) -> xr.Dataset:
-        """All that were asked for, in their order.
+        """The requested members, in their order.
 
-        Arrays are in memory if they take at most `memory` bytes, else dask's.
+        NumPy arrays if they take at most `memory` bytes, else dask arrays.
 
         Raises:
           Damaged: chunks cannot be read.
@@ -306,45 +310,48 @@ class ZarrStore:
         import xarray as xr
 
         group: Any = open_group(self.at)
-        arrays, dims = self._shapes.arrays(), self._shapes.dimensions()
+        shapes, there = self._shapes, self._row >= 0
+        arrays, dims = shapes.arrays(), shapes.dimensions()
         bytes_each = sum(x.itemsize * int(np.prod(s)) for s, x in arrays.values())
-        there, found = self._row >= 0, {}
-        own = self._row[there]
-        lazy = bytes_each * len(there) > memory and len(own)
+        lazy = bytes_each * len(there) > memory and bool(there.any())
+        library: Any = dask.array if lazy else np
+        have = np.minimum(self.steps, shapes.steps)
+        found: dict[str, Any] = {"steps": ("member", have)}
         for name, (shape, dtype) in arrays.items():
-            fill, steps = missing(name, dtype), shape[:1]
-            if not self._shapes.stepped or name not in self._shapes.outputs:
-                steps = ()
-            now = min(group[name].shape[1], *steps) if steps else 0
-            some = (slice(now),) if steps else ()
+            stepped = shapes.stepped and name in shapes.outputs
+            steps, fill = shape[:1] if stepped else (), missing(name, dtype)
+            stored = tuple(slice(min(n, group[name].shape[1])) for n in steps)
             if lazy:
                 at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
-                chunks: Any = self._rows * at_once, *group[name].shape[1:]
-                rows: Any = dask.array.from_array(group[name], chunks=chunks)
-                rows = rows[(np.where(there, self._row, own[0]), *some)]
-                if steps:
-                    wide = [(0, 0)] * rows.ndim
-                    wide[1] = 0, steps[0] - now
-                    rows = dask.array.pad(rows, wide, constant_values=fill)
+                rows = self._lazy(group[name], at_once, stored)
             else:
                 rows = np.full((len(there), *shape), fill, dtype)
-                if len(own):
-                    part = (there, *some)
-                    rows[part] = self._read(group, name, own, after=some)
-            library: Any = dask.array if lazy else np
+                if there.any():
+                    own = self._row[there]
+                    rows[(there, *stored)] = self._read(group, name, own, after=stored)
+            if lazy and steps:
+                short = (0, steps[0] - rows.shape[1])
+                wide = [(0, 0), short, *[(0, 0)] * (rows.ndim - 2)]
+                rows = dask.array.pad(rows, wide, constant_values=fill)
             # A writer may have been killed before it published its steps.
-            have = np.minimum(self.steps, self._shapes.steps)
-            have = library.asarray(have).reshape(-1, *(1,) * (rows.ndim - 1))
-            step = 0
+            at: Any = 0
             if steps:
-                step = library.arange(steps[0]).reshape(-1, *(1,) * (rows.ndim - 2))
-            elif name == "diverged_at" and self._shapes.stepped:
-                step = rows
-            if (self.steps < self._shapes.steps).any() or name == "diverged_at":
-                rows = library.where(step < have, rows, fill)
+                at = library.arange(steps[0]).reshape(-1, *(1,) * (rows.ndim - 2))
+            elif name == "diverged_at" and shapes.stepped:
+                at = rows
+            if (self.steps < shapes.steps).any() or name == "diverged_at":
+                each = library.asarray(have).reshape(-1, *(1,) * (rows.ndim - 1))
+                rows = library.where(at < each, rows, fill)
             found[name] = dims[name], rows
-        found["steps"] = "member", np.minimum(self.steps, self._shapes.steps)
-        return xr.Dataset(found, coords={"output": self._shapes.names})
+        return xr.Dataset(found, coords={"output": shapes.names})
+
+    def _lazy(self, array: Any, at_once: int, stored: tuple[Any, ...]) -> Any:
+        """The requested rows of an array as a dask array; any row if one is missing."""
+        import dask.array
+
+        chunks: Any = self._rows * at_once, *array.shape[1:]
+        row = np.where(self._row >= 0, self._row, self._row.max())
+        return dask.array.from_array(array, chunks=chunks)[(row, *stored)]
 
     def give_up(self, rows: np.ndarray) -> None:
         """Mark the members of damaged chunks as not computed."""

@@ -355,7 +355,7 @@ class Call:
         check_same_sweep(at, ours, self.batch_size, header)
         self.size = header["batch_size"]
         self.results = ZarrStore(at, members, self._shapes)
-        self.results.refresh()
+        self.results.agree()
         more = {n: x for n, x in values.items() if x != header["values"].get(n)}
         if more or (self.points.zipped and not header["zipped"]):
             self.results.add_to_header(values=values, zipped=self.points.zipped)
