@@ -3,9 +3,9 @@
     make mutants                            all, into tests/mutants.md; half an hour
     python -m tests.mutants _equations      one module, to the terminal
 
-Each change is made in memory and tested by the tests of its module, in a process forked
-from one that has done its imports. A change that no test notices survives: it needs a
-test, or one of the reasons below.
+Each change is made in memory and tested by the tests that run its line, in a process
+forked from one that has done its imports. A change that no test notices survives: it
+needs a test, or one of the reasons below.
 """
 # ruff: noqa: E501 - a change is named in one line
 
@@ -23,9 +23,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import coverage
+import pytest
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 240  # a change that makes a test hang is noticed, too
+SECONDS = 600  # a change that makes a test hang is noticed, too
 PROCESSES = os.cpu_count() or 1
 
 STEP = ["equations", "transform", "optimizer", "validate", "faults", "interface"]
@@ -142,8 +147,26 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             pass
 
 
-def sites(node: ast.AST, where: str = "") -> Iterator[tuple[ast.AST, str, object, str]]:
-    """Every node that can be changed: its parent, field, index and location."""
+class Site(NamedTuple):
+    """A node that can be changed.
+
+    Attributes:
+      parent: the node that holds it.
+      field: in this field.
+      index: at this index, if the field is a list.
+      where: the function or class around it.
+      lines: the lines of its statement; None if that has a body.
+    """
+
+    parent: ast.AST
+    field: str
+    index: int | None
+    where: str
+    lines: tuple[int, int] | None
+
+
+def sites(node: ast.AST, where: str = "", lines=None) -> Iterator[Site]:
+    """Every node that can be changed."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         where = f"{where}.{node.name}".lstrip(".")
     for field, value in ast.iter_fields(node):
@@ -157,14 +180,32 @@ def sites(node: ast.AST, where: str = "") -> Iterator[tuple[ast.AST, str, object
             continue
         for index, child in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(child, ast.AST):
-                yield node, field, index if isinstance(value, list) else None, where
-                yield from sites(child, where)
+                its = lines
+                if its is None and hasattr(child, "lineno"):
+                    its = None if hasattr(child, "body") else span(child)
+                yield Site(
+                    node, field, index if isinstance(value, list) else None, where, its
+                )
+                yield from sites(child, where, its)
 
 
-def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """Each changed source, with a description of the change."""
+def span(node: ast.AST) -> tuple[int, int]:
+    """The first and the last line."""
+    return node.lineno, node.end_lineno
+
+
+class Mutant(NamedTuple):
+    """A change, in words, the lines around it, and the changed source."""
+
+    words: str
+    lines: tuple[int, int] | None
+    source: str
+
+
+def mutants(source: str) -> Iterator[Mutant]:
+    """Every change of a module."""
     tree = ast.parse(source)
-    for parent, field, index, where in list(sites(tree)):
+    for parent, field, index, where, lines in list(sites(tree)):
         value = getattr(parent, field)
         node = value if index is None else value[index]
         for new in changes(node):
@@ -177,7 +218,8 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
                     getattr(parent, field)[index] = child
 
             put(ast.copy_location(new, node))
-            yield words, ast.unparse(ast.fix_missing_locations(tree))
+            changed = ast.unparse(ast.fix_missing_locations(tree))
+            yield Mutant(words, lines, changed)
             put(node)
 
 
@@ -208,24 +250,45 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-class Quickest:
-    """Plugin that runs the tests of a file from the fastest to the slowest."""
+class Observe:
+    """Plugin that records, for each test, its seconds and the lines that it runs.
 
-    def __init__(self, file: Path):
-        """Read the times of an unchanged run from a file, or write them to it."""
-        self.file = file
-        self.known = json.loads(file.read_text()) if file.exists() else None
-        self.seconds = dict[str, float]()
+    What a fixture runs counts for every test that uses it, and a test that starts other
+    processes might run any line.
+    """
 
-    def pytest_collection_modifyitems(self, items):
-        """Sort the tests by time."""
-        if self.known is not None:
-            files = list(dict.fromkeys(item.path for item in items))
+    def __init__(self, path: Path, file: Path):
+        """Watch the module at `path`, and write to `file`."""
+        self.coverage = coverage.Coverage(
+            data_file=None, config_file=False, include=[str(path)]
+        )
+        self.path, self.file, self.now = str(path), file, ""
+        self.seconds, self.fixtures = dict[str, float](), dict[str, list[str]]()
 
-            def cost(item):
-                return files.index(item.path), self.known.get(item.nodeid, 0)
+    def pytest_sessionstart(self):
+        """Begin before the module is imported."""
+        self.coverage.start()
 
-            items.sort(key=cost)
+    def pytest_collection_finish(self, session):
+        """Know which tests use which fixtures."""
+        for item in session.items:
+            self.fixtures[item.nodeid] = list(getattr(item, "fixturenames", []))
+
+    def pytest_runtest_logstart(self, nodeid):
+        """Lines are this test's now."""
+        self.now = nodeid
+        self.coverage.switch_context(nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        """Lines are this fixture's until it is there."""
+        before, self.now = self.now, fixturedef.argname
+        self.coverage.switch_context(self.now)
+        try:
+            return (yield)
+        finally:
+            self.now = before
+            self.coverage.switch_context(before)
 
     def pytest_runtest_logreport(self, report):
         """Record the time of setup and call."""
@@ -233,12 +296,44 @@ class Quickest:
         self.seconds[report.nodeid] = seconds + report.duration
 
     def pytest_sessionfinish(self):
-        """Write the times."""
-        if self.known is None:
-            self.file.write_text(json.dumps(self.seconds))
+        """Write what was seen."""
+        self.coverage.stop()
+        by_line = self.coverage.get_data().contexts_by_lineno(self.path)
+        tests = {}
+        for test, fixtures in self.fixtures.items():
+            own = {test, *fixtures}
+            lines = [line for line, contexts in by_line.items() if own & {*contexts}]
+            everything = "start" in fixtures
+            tests[test] = self.seconds[test], None if everything else lines
+        self.file.write_text(json.dumps(tests))
 
 
-def run_tests(loader: Loader, tests: list[str], times: Path) -> None:
+class Choose:
+    """Plugin that runs the tests that run some lines, the fastest first."""
+
+    def __init__(self, file: Path, lines: tuple[int, int] | None):
+        """Read what was observed."""
+        self.seen, self.lines = json.loads(file.read_text()), lines
+
+    def pytest_collection_modifyitems(self, items):
+        """Leave the others out; the files stay together, but for slow tests."""
+        files = list(dict.fromkeys(item.path for item in items))
+
+        def concerns(item):
+            _, lines = self.seen.get(item.nodeid, (0, None))
+            if lines is None or self.lines is None:
+                return True
+            first, last = self.lines
+            return any(first <= line <= last for line in lines)
+
+        def cost(item):
+            seconds, _ = self.seen.get(item.nodeid, (0, None))
+            return seconds > 1.5, files.index(item.path), seconds
+
+        items[:] = sorted(filter(concerns, items), key=cost)
+
+
+def run_tests(loader: Loader, tests: list[str], plugin: Observe | Choose) -> None:
     """Run the tests in this process, and exit with 0 if none fails."""
     signal.alarm(SECONDS)
     null = os.open(os.devnull, os.O_RDWR)
@@ -246,52 +341,55 @@ def run_tests(loader: Loader, tests: list[str], times: Path) -> None:
         os.dup2(null, stream)
     sys.meta_path.insert(0, loader)
     os.environ.update({"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"})
-    import pytest
-
     files = [f"tests/test_{name}.py" for name in tests]
     options = ["-x", "-q", "-p", "no:cacheprovider"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    os._exit(int(pytest.main([*options, *files], [Quickest(times)])))
+    code = int(pytest.main([*options, *files], [plugin]))
+    nothing_to_run = code == pytest.ExitCode.NO_TESTS_COLLECTED
+    os._exit(0 if nothing_to_run else code)
 
 
 def survivors(module: str) -> tuple[int, list[str]]:
     """The number of changes of a module, and the survivors."""
     path = ROOT / "jax_rmsprop" / f"{module.replace('.', '/')}.py"
-    every = [("no change", path.read_text()), *mutants(path.read_text())]
-    waiting, running, alive = list(every), dict[int, str](), list[str]()
-    done, times = 0, Path(tempfile.mkdtemp()) / "times.json"
-    while waiting or running:
-        # The first run has no change, and times the tests.
-        while waiting and len(running) < (PROCESSES if done else 1):
-            words, source = waiting.pop(0)
-            loader = Loader(f"jax_rmsprop.{module}", path, source)
-            child = os.fork()
-            if child == 0:
-                run_tests(loader, MODULES[module], times)
-            running[child] = words
-        child, status = os.wait()
-        words, done = running.pop(child), done + 1
-        if status == 0:
-            alive.append(words)
-        print(
-            f"{module} {done}/{len(every)}, {len(alive)} alive",
-            end="\r",
-            file=sys.stderr,
-        )
-    print(file=sys.stderr)
-    if "no change" not in alive:
+    source = path.read_text()
+    every = list(mutants(source))
+    seen = Path(tempfile.mkdtemp()) / "seen.json"
+
+    def start(changed: str, plugin: type, *arguments: object) -> int:
+        child = os.fork()
+        if child == 0:
+            loader = Loader(f"jax_rmsprop.{module}", path, changed)
+            run_tests(loader, MODULES[module], plugin(*arguments))
+        return child
+
+    start(source, Observe, path, seen)
+    if os.wait()[1]:
         raise SystemExit(f"the tests of {module} fail as it is")
-    alive.remove("no change")
-    return len(every) - 1, sorted(alive, key=[words for words, _ in every].index)
+    waiting, running, alive = list(every), dict[int, str](), list[str]()
+    with tqdm(total=len(every), desc=module) as bar:
+        while waiting or running:
+            while waiting and len(running) < PROCESSES:
+                words, lines, changed = waiting.pop(0)
+                running[start(changed, Choose, seen, lines)] = words
+            child, status = os.wait()
+            words = running.pop(child)
+            if status == 0:
+                alive.append(words)
+                bar.write(f"not noticed: {words}")
+            bar.update()
+    return len(every), sorted(alive, key=[each.words for each in every].index)
 
 
 def main() -> None:
     """Mutate the modules of the command line, or all."""
     os.chdir(ROOT)
     # Import the tests' dependencies before forking; none of them starts JAX.
-    for name in ("jax.numpy", "optax", "chex", "hypothesis.extra.numpy", "pytest"):
-        importlib.import_module(name)
     for name in (
+        "jax.numpy",
+        "optax",
+        "chex",
+        "hypothesis.extra.numpy",
         "equinox",
         "flax",
         "xarray",
