@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import json
 import os
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +14,7 @@ from docutils import nodes
 from docutils.nodes import SkipNode as _SKIP
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.ext.intersphinx import InventoryAdapter
 
 ROOT = Path(__file__).parents[1]
 # The gallery's helpers, and the scripts that the examples share.
@@ -39,21 +42,21 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "**/sg_execution_times.rst", "sg_execution_times.rst"]
 default_role = "py:obj"  # a name in backticks is a link where it has a page
 
-# Lists of what others' pages describe, fetched by `make inventories` and kept here, so
-# that a build asks nobody.
+# Lists of what others' pages describe, kept here so that a build asks nobody; `make
+# inventories` fetches them.
 INVENTORIES = {
     "jax": "https://docs.jax.dev/en/latest/",
     "optax": "https://optax.readthedocs.io/en/latest/",
     "xarray": "https://docs.xarray.dev/en/stable/",
 }
 intersphinx_mapping = {
-    name: (address, str(path))
+    name: (address, str(ROOT / "docs" / "inventories" / f"{name}.inv"))
     for name, address in INVENTORIES.items()
-    if (path := ROOT / "docs" / "inventories" / f"{name}.inv").exists()
 }
 
 html_theme = "furo"
@@ -63,8 +66,10 @@ html_baseurl = PROJECT["urls"]["Documentation"]
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["gamma.js"]
+html_js_files = ["gamma.js", "versions.js"]
 html_math_renderer = "mathml"
+ogp_site_url = html_baseurl
+ogp_social_cards = {"line_color": "#0072B2"}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -83,8 +88,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "tutorials",
     "filename_pattern": gallery.to_run(),
     "within_subsection_order": "gallery.in_order",
-    "image_scrapers": ("matplotlib", "gallery.picture"),
-    "reset_argv": "gallery.arguments",
     "reset_modules": (),  # matplotlib's style is `common`'s, which is imported once
     "download_all_examples": False,
     "ignore_pattern": gallery.not_shown(),
@@ -157,6 +160,7 @@ def edit_link(app, page, template, context, doctree):
         context["theme_source_edit_link"] = None
 
 
+COLAB = "https://colab.research.google.com/github"
 MODULES = "conventions", "migrate", "plotting", "quantization"
 # What a text calls each public name: `rmsprop`, `conventions.pytorch`, `heatmap`. Of a
 # convention only the table of them says less, since a library is called `keras`, too.
@@ -174,7 +178,12 @@ def link_names(app, doctree, page):
         inside = nodes.reference, nodes.title
         if isinstance(node.parent, inside) or isinstance(node.parent.parent, inside):
             continue
-        name = node.astext().split("(")[0].removeprefix("jax_rmsprop.")
+        name = node.astext().split("(")[0]
+        if others := described_elsewhere(app.env, name):
+            node.replace_self(link := nodes.reference("", "", refuri=others))
+            link += node
+            continue
+        name = name.removeprefix("jax_rmsprop.")
         if page == "reference/conventions":
             name = f"conventions.{name}" if f"conventions.{name}" in PAGE_OF else name
         target = f"reference/generated/{PAGE_OF.get(name)}"
@@ -184,6 +193,25 @@ def link_names(app, doctree, page):
         link = nodes.reference("", "", internal=True, refuri=address)
         node.replace_self(link)
         link += node
+
+
+def described_elsewhere(env, name):
+    """The address of a name of JAX, Optax or xarray; None if it has no page."""
+    known = InventoryAdapter(env).main_inventory
+    kinds = [kind for kind in known if kind.startswith("py:") and name in known[kind]]
+    return known[kinds[0]][name].uri if kinds else None
+
+
+def open_in_colab(app, doctree):
+    """Below a tutorial's title, where it opens as a notebook."""
+    folder, _, name = app.env.docname.rpartition("/")
+    if folder != "tutorials" or gallery.TUTORIALS.get(name) is None:
+        return
+    repository = PROJECT["urls"]["Source"].removeprefix("https://github.com/")
+    address = f"{COLAB}/{repository}/blob/gh-pages/notebooks/{name}.ipynb"
+    link = nodes.reference("", "Open in Colab", refuri=address, classes=["colab"])
+    title = next(iter(doctree.findall(nodes.title)))
+    title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link))
 
 
 # What the textbook's RMSProp has, and what of its options `rmsprop` takes by default.
@@ -216,6 +244,12 @@ def write_for_machines(app, exception):
         title = app.env.titles[page].astext()
         lines.append(f"- [{title}]({html_baseurl}{page}.md)")
     Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n")
+    notebooks = Path(app.outdir, "notebooks")  # each at an address that stays
+    notebooks.mkdir(exist_ok=True)
+    for path in Path(app.srcdir, "tutorials").glob("*.ipynb"):
+        shutil.copy(path, notebooks)
+    known = {"here": version, "root": "", "names": [version]}
+    Path(app.outdir, "versions.json").write_text(json.dumps(known))
 
 
 def setup(app):
@@ -224,6 +258,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", as_rst, priority=400)
     app.connect("builder-inited", gallery.complete_notebooks, priority=900)
     app.connect("builder-inited", gallery.group_cards, priority=900)
+    app.connect("doctree-read", open_in_colab)
     app.connect("doctree-resolved", mark_differences)
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", edit_link)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-WRITTEN = EXAMPLES / "gallery.png"  # not tracked
 
 # The groups of the site and their order, each tutorial with what it needs beside the
 # package; None for a script that waits for another process.
@@ -54,24 +53,6 @@ def to_run():
 def in_order(path):
     """Where a tutorial stands; a file that is none comes last."""
     return [*TUTORIALS, Path(path).stem].index(Path(path).stem)
-
-
-def arguments(conf, script):
-    """With what a script is run: one that is cells takes none."""
-    path = Path(script["src_file"])
-    return ["--output", WRITTEN.name] if "arguments(" in path.read_text() else []
-
-
-def picture(block, variables, conf):
-    """What a script wrote where `--output` says, described by the script's title."""
-    from sphinx_gallery.scrapers import figure_rst
-
-    if not WRITTEN.exists():
-        return ""
-    path = next(variables["image_path_iterator"])
-    WRITTEN.rename(path)
-    doc = ast.get_docstring(ast.parse(Path(variables["src_file"]).read_text()))
-    return figure_rst([path], conf["src_dir"], doc.splitlines()[0])
 
 
 def group_cards(app):

@@ -5,11 +5,9 @@ What the examples share
 Real data, the network that they train, and how their pictures look.
 """
 
-import argparse
 import gzip
 import math
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,34 +43,6 @@ class Data(NamedTuple):
 
     x: jax.Array
     y: jax.Array
-
-
-class _Parser(argparse.ArgumentParser):
-    """In a notebook the arguments are its kernel's; there, an example takes none."""
-
-    def parse_args(self, args=None, namespace=None):
-        if args is None and "ipykernel" in sys.modules:
-            args = []
-        return super().parse_args(args, namespace)
-
-
-def arguments(description, picture):
-    """A parser with the option that every example has."""
-    parser = _Parser(description=description.strip().partition("\n")[0])
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(picture),
-        help="where to write the picture (default: %(default)s)",
-    )
-    return parser
-
-
-def save(figure, path):
-    """Write a picture and say where."""
-    figure.savefig(path)
-    plt.close(figure)
-    print(f"picture: {path}")
 
 
 def airfoil():

@@ -3,23 +3,25 @@ A sweep on many hosts (jax.distributed)
 =======================================
 
 Every machine runs this script, and all of them share one sweep.
-
-To try it on one machine, start two processes with two CPU devices each::
-
-    python examples/sweep_many_hosts.py --processes 2 --process 0 &
-    python examples/sweep_many_hosts.py --processes 2 --process 1
-
-On a cluster pass the address of the first machine and a folder that all machines share.
-If JAX knows the launcher (Slurm, Open MPI, TPU pods), ``jax.distributed.initialize()``
-needs no arguments. If a process is killed, start all of them again: finished members
-are in the folder.
 """
+
+# %%
+# Start
+# -----
+#
+# To try it on one machine, start two processes with two CPU devices each::
+#
+#     python examples/sweep_many_hosts.py --processes 2 --process 0 &
+#     python examples/sweep_many_hosts.py --processes 2 --process 1
+#
+# On a cluster pass the address of the first machine. If JAX knows the launcher (Slurm,
+# Open MPI, TPU pods), ``jax.distributed.initialize()`` needs no arguments. It comes
+# before anything else that uses JAX, which fixes its devices at the first use.
 
 import argparse
 
 import jax
 
-# Before anything else uses JAX, which then fixes its devices.
 parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
 parser.add_argument("--address", default="127.0.0.1:9876", help="of process 0")
 parser.add_argument("--processes", type=int, default=1, help="number of processes")
@@ -32,8 +34,16 @@ jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 if options.processes > 1:
     jax.distributed.initialize(options.address, options.processes, options.process)
 
+# %%
+# The sweep
+# ---------
+#
+# Every process makes the same call and gets the same Dataset. The devices of all
+# processes run one batch together; each needs to see the folder of the store. If a
+# process is killed, start all of them again: what is finished is in the folder.
+
 import matplotlib.pyplot as plt  # noqa: E402
-from common import save, training  # noqa: E402
+from common import training  # noqa: E402
 
 from jax_rmsprop import log_one_minus, plotting, summary, sweep  # noqa: E402
 
@@ -42,21 +52,24 @@ GRID = {
     "learning_rate": [0.001, 0.003, 0.01, 0.03, 0.1],
     "seed": range(2),
 }
+curves = sweep(training(epochs=5), GRID, store=options.store)
 
+# %%
+# One process reports
+# -------------------
+#
+# Two processes with two devices each print ``90 trainings on 4 devices of 2
+# process(es)``. The numbers are those of one process, bit for bit, at the same batch
+# size.
 
-def main():
-    """Sweep on the devices of all processes; the first one reports."""
-    # Every process makes the same call, and gets the same Dataset.
-    curves = sweep(training(epochs=5), GRID, store=options.store)
-    if jax.process_index() == 0:
-        where = f"{curves.devices} devices of {jax.process_count()} process(es)"
-        print(f"\n{curves.diverged.size} trainings on {where}, in {options.store}")
-        print(summary(curves))
-        figure, ax = plt.subplots(figsize=(7, 5))
-        curves.loss.attrs.update(long_name="test loss", units="nats per example")
-        plotting.heatmap(curves, ax=ax)
-        save(figure, options.output)
+if jax.process_index() == 0:
+    where = f"{curves.devices} devices of {jax.process_count()} process(es)"
+    print(f"\n{curves.diverged.size} trainings on {where}, in {options.store}")
+    print(summary(curves))
+    figure, axes = plt.subplots(figsize=(7, 5))
+    curves.loss.attrs.update(long_name="test loss", units="nats per example")
+    plotting.heatmap(curves, ax=axes)
+    figure.savefig(options.output)
 
-
-if __name__ == "__main__":
-    main()
+# %%
+# What to do next: :doc:`../how-to/slurm` has the job script of such a sweep.

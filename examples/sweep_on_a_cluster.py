@@ -2,82 +2,86 @@
 A sweep on a dask cluster
 =========================
 
-Sixty-four points, trained by the workers of a dask cluster.
-
-Without arguments the script starts two workers on this machine. On a cluster, start a
-scheduler and workers (dask-jobqueue, dask-kubernetes and the clouds' packages do that)
-and pass the scheduler's address::
-
-    dask scheduler
-    dask worker tcp://scheduler:8786 --nthreads 1    # on each machine
-    python examples/sweep_on_a_cluster.py --scheduler tcp://scheduler:8786
-
-Workers may join, leave and be killed. With ``--store`` the search resumes from what is
-in the folder, and continues with more points.
+Sixty-four points, trained by the workers of a dask cluster, which may join, leave and
+be killed.
 """
+
+# %%
+# What is swept
+# -------------
+#
+# The same network and digits as in :doc:`gamma_sweep`, at 64 points of a Sobol sequence
+# in place of a grid: ``points`` spreads any power of two of them evenly.
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import arguments, save, training
+from common import training
 from distributed import Client, LocalCluster
 
 from jax_rmsprop import log, log_one_minus, points, summary, sweep
 
 SPACE = {"gamma": log_one_minus(0.5, 0.9999), "learning_rate": log(0.001, 0.3)}
+search = points(SPACE, 64) | {"seed": [0] * 64}
+
+# %%
+# The cluster
+# -----------
+#
+# Here it is two workers on this machine. On a cluster, start a scheduler and workers
+# (dask-jobqueue, dask-kubernetes and the clouds' packages do that) and give its address
+# to ``Client``::
+#
+#     dask scheduler
+#     dask worker tcp://scheduler:8786 --nthreads 1    # on each machine
+#
+# A worker needs this package and JAX, in the versions that you have. It compiles the
+# program once and returns rows of results; the caller alone writes the store, so
+# workers need no common file system. A worker that is lost costs the batches it had.
 
 
-def draw(curves, path):
-    """The loss at each point; crosses where it diverged."""
-    figure, ax = plt.subplots(figsize=(6, 5))
-    loss = curves.loss.values
-    good = ~curves.diverged.values
-    short, rate = 1 - curves.gamma.values, curves.learning_rate.values
-    dots = ax.scatter(
-        short[good], rate[good], c=loss[good], norm="log", cmap="viridis_r", s=60
-    )
-    if not good.all():
-        ax.plot(short[~good], rate[~good], "kx", label="diverged")
-        ax.legend()
-    best = np.where(good, loss, np.inf).argmin()
-    ax.plot(short[best], rate[best], "o", mfc="none", mec="tab:red", ms=14)
-    ax.set(xscale="log", yscale="log", ylabel="learning rate")
-    ax.set(title=f"{len(loss)} points, the best one in the circle")
-    ax.set_xlabel("gamma")
-    ticks = [0.5, 0.9, 0.99, 0.999, 0.9999]
-    ax.set_xticks([1 - x for x in ticks], [f"{x:g}" for x in ticks])
-    ax.set_xticks([], minor=True)
-    ax.invert_xaxis()
-    figure.colorbar(dots, label="test loss (nats per example)")
-    save(figure, path)
-
-
-def main():
-    """Search on the workers, and draw what they found."""
-    parser = arguments(__doc__, "sweep_on_a_cluster.png")
-    parser.add_argument("--scheduler", help="its address; else two workers here")
-    parser.add_argument("--points", type=int, default=64, help="a power of two is even")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--store", help="a folder to go on from, and to keep it in")
-    options = parser.parse_args()
-    search = points(SPACE, options.points) | {"seed": [0] * options.points}
-    cluster = options.scheduler or LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None
-    )
-    with Client(cluster) as client:
-        curves = sweep(
-            training(options.epochs),
-            search,
-            zipped=True,
-            batch_size=8,
-            store=options.store,
-            client=client,
+def run():
+    """Run all points on the workers."""
+    # A script that starts processes must not start them when it is imported.
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        return sweep(
+            training(epochs=5), search, zipped=True, batch_size=8, client=client
         )
-    if not options.scheduler:
-        cluster.close()
-    print(f"{curves.computed} trainings on {curves.devices} devices of the cluster")
-    print(summary(curves))
-    draw(curves, options.output)
 
 
 if __name__ == "__main__":
-    main()
+    curves = run()
+    print(f"{curves.computed} trainings on {curves.devices} devices of the cluster")
+    print(summary(curves))
+
+# %%
+# With ``store="found.zarr"`` the same call resumes after an interruption, and a call
+# with 128 points runs only those that are new, since a Sobol sequence continues.
+#
+# What was found
+# --------------
+#
+# One dot a point. Good gammas and rates lie on a band from the upper left to the lower
+# right: a longer window makes the first steps larger, so it wants a smaller rate.
+
+if __name__ == "__main__":
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    loss = np.where(curves.diverged, np.nan, curves.loss)
+    short = 1 - curves.gamma.values
+    dots = axes.scatter(
+        short, curves.learning_rate, c=loss, norm="log", cmap="viridis_r", s=60
+    )
+    best = np.nanargmin(loss)
+    rate = curves.learning_rate[best]
+    axes.plot(short[best], rate, "o", mfc="none", mec="tab:red", ms=14)
+    axes.set(xscale="log", yscale="log", xlabel="gamma", ylabel="learning rate")
+    axes.set_title(f"{len(loss)} points, the best one in the circle")
+    ticks = [0.5, 0.9, 0.99, 0.999, 0.9999]
+    axes.set_xticks([1 - x for x in ticks], [f"{x:g}" for x in ticks])
+    axes.set_xticks([], minor=True)
+    axes.invert_xaxis()
+    figure.colorbar(dots, label="test loss, nats per example")
+
+# %%
+# What to do next: :doc:`sweep_many_hosts` for machines that JAX itself connects, or
+# :doc:`../how-to/slurm` for a job that is killed at its time limit.

@@ -93,14 +93,14 @@ def diagnose(
     states = [(keystr(path), x) for path, x in paths if _is_ours(x)]
     if not inside:
         raise ValueError(
-            "`optimizer` must have an RMSProp of this package in it, got "
-            f"{_validate.short_repr(type(optimizer).__name__)}; of optax.inject_"
+            "`optimizer` must contain an RMSProp of this package, got "
+            f"{_validate.short_repr(type(optimizer).__name__)}; with optax.inject_"
             "hyperparams pass the optimizer that it makes, and `state.inner_state`"
         )
     if len(inside) != len(states):
         raise ValueError(
-            f"`state` must be the optimizer's: that has {len(inside)} RMSProps in it, "
-            f"this {len(states)} of their states"
+            f"`state` must be the optimizer's: it has {len(states)} states of RMSProp, "
+            f"and the optimizer has {len(inside)} RMSProps"
         )
     found = {
         path: _diagnosed(*settings, x, gradient)

@@ -219,6 +219,6 @@ def _masked(mask: Any, params: optax.Params) -> Any:
         )
     except ValueError:
         raise ValueError(
-            "`mask` must be a tree of bools like the parameters, or like the upper "
-            f"part of them, got {short_repr(jax.tree.structure(mask))}"
+            "`mask` must be a tree of bools like the parameters, or a prefix of their "
+            f"tree, got {short_repr(jax.tree.structure(mask))}"
         ) from None

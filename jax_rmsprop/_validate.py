@@ -102,8 +102,8 @@ class Scheduled:
             if not isinstance(count, jax.core.Tracer):
                 raise
             raise TypeError(
-                f"`{self.name}` must be a schedule of JAX operations where it is "
-                f"compiled, but it asks for the step's value ({type(error).__name__})"
+                f"`{self.name}` must be a schedule of JAX operations inside a jit, but "
+                f"it needs the step's value ({type(error).__name__})"
             ) from None
         is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
         if is_array and value.shape == () and _is_real(value.dtype):
@@ -289,7 +289,7 @@ def match_parameters(updates: Any, params: Any) -> list[Any]:
         parameters = tree.flatten_up_to(params)
     except ValueError as error:
         raise ValueError(
-            "`params` must have the tree of the updates, but "
+            "`params` must have the structure of the updates, but "
             + str(error).splitlines()[0][:200]
         ) from None
     pairs = [(p, g, x) for (p, g), x in zip(leaves, parameters, strict=True)]
@@ -356,7 +356,7 @@ def check_gradient(updates: Any, nu: Any, mu: Any, momentum: Any) -> None:
             f"the gradient {what}"
         )
     raise ValueError(
-        "the gradient does not match the optimizer state: the leaves agree, the "
+        "the gradient does not match the optimizer state: the leaves agree, but the "
         f"containers do not; the gradient is {trees[0]}, the state is {trees[1]}"
     )
 

@@ -329,7 +329,7 @@ def test_bad_clients(client, monkeypatch):
     )
     raises(
         ValueError,
-        "`devices` must be None with a `client`, whose own are used",
+        "`devices` must be None with a `client`, whose workers decide",
         square,
         grid,
         client=client,

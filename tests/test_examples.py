@@ -3,7 +3,6 @@
 import importlib
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -29,22 +28,6 @@ def look_at(picture):
     pixels = matplotlib.image.imread(picture)
     assert min(pixels.shape[:2]) > 400
     assert pixels[..., :3].std() > 0.05
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a script, check its picture, and return what it printed."""
-
-    def run(name, *arguments):
-        picture = tmp_path / f"{name}.png"
-        script = EXAMPLES / f"{name}.py"
-        argv = [str(script), "--output", str(picture), *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
-        runpy.run_path(str(script), run_name="__main__")
-        look_at(picture)
-        return capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture
@@ -179,35 +162,25 @@ def test_does_it_converge(cells):
 
 
 @pytest.mark.slow
-def test_dqn(monkeypatch, capsys, tmp_path):
+def test_dqn(cells):
     """Nature's recipe on a sum is DQN Zoo's on a mean; on a mean it barely learns."""
     require("gymnax")
-    example = importlib.import_module("dqn")
-    few = ["nature_dqn", "nature_dqn on a mean", "dqn_zoo"]
-    monkeypatch.setattr(example, "RECIPES", {n: example.RECIPES[n] for n in few})
-    monkeypatch.setattr(example, "VARIANTS", {})
-    monkeypatch.setattr(example, "RATES", [2.5e-4])
-    picture = str(tmp_path / "dqn.png")
-    monkeypatch.setattr(
-        sys, "argv", ["dqn.py", "--steps", "20000", "--output", picture]
-    )
-    example.main()
-    printed = capsys.readouterr().out
-    rows = {line[:22].strip(): line[22:] for line in printed.splitlines()}
+    fewer = {
+        "THOUSANDS = 100": "THOUSANDS = 20",
+        "RATES, SEEDS = [2.5e-4, 1e-3, 1e-2]": "RATES, SEEDS = [2.5e-4]",
+        "list(RECIPES | VARIANTS), ": "list(RECIPES := dict([*RECIPES.items()][:3])), ",
+        "\ngrid = ": "\nVARIANTS = {}\ngrid = ",
+        "thousands % 50": "thousands % 10",
+    }
+    printed, pictures = cells("dqn", fewer)
+    assert pictures == 2
+    assert "dqn_zoo, 10,000 steps" in printed
+    rows = dict(re.findall(r"(?m)^(\S.{21})( +\d+ \(.*)$", printed))
+    rows = {name.strip(): row for name, row in rows.items()}
     assert rows["nature_dqn"] == rows["dqn_zoo"]
-    first = {name: float(row.split()[0]) for name, row in rows.items() if name in few}
+    first = {name: float(row.split()[0]) for name, row in rows.items()}
     assert first["nature_dqn on a mean"] < first["nature_dqn"] / 2
     assert first["nature_dqn"] > 100
-    look_at(picture)
-
-
-def test_dqn_without_gymnax(monkeypatch):
-    example = importlib.import_module("dqn")
-    monkeypatch.setattr(example, "gymnax", None)
-    monkeypatch.setattr(example, "missing", "six", raising=False)
-    monkeypatch.setattr(sys, "argv", ["dqn.py"])
-    with pytest.raises(SystemExit, match="six is not installed; run `pip install gym"):
-        example.main()
 
 
 @pytest.mark.slow
@@ -341,11 +314,12 @@ def test_sweep_many_hosts(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_on_a_cluster(run, tmp_path):
+def test_sweep_on_a_cluster(cells):
     pytest.importorskip("distributed")
-    words = ["--epochs", "1", "--store", str(tmp_path / "a.zarr"), "--points", "16"]
-    printed = run("sweep_on_a_cluster", *words)
-    assert "16 trainings on" in printed
+    fewer = {"SPACE, 64": "SPACE, 16", "[0] * 64": "[0] * 16", "epochs=5": "epochs=1"}
+    printed, pictures = cells("sweep_on_a_cluster", fewer)
+    assert pictures == 1
+    assert "16 trainings on 2 devices" in printed
     assert "16 members, 0 diverged" in printed
 
 

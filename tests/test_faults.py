@@ -276,7 +276,7 @@ class Family(NamedTuple):
 
 def test_parameters_with_the_names_of_fields():
     x = Family(jnp.ones((64, 64)), jnp.ones((64, 64)))
-    with pytest.raises(ValueError, match="^`codecs` has 'mu', of which the state has"):
+    with pytest.raises(ValueError, match="^`codecs` names 'mu', but the state"):
         quantize_state(rmsprop(0.1), {"mu": int8()}).init(x)
     for codecs in ({"mu": bfloat16()}, {"nu": uint8()}):
         optimizer = quantize_state(rmsprop(0.1, centered=True), codecs)

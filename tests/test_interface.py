@@ -596,7 +596,7 @@ def test_schedules_of_plain_python():
             jax.jit(optimizer.update)(x, state)
         message = str(caught.value).split("\n----")[0]
         assert message.startswith(
-            "`learning_rate` must be a schedule of JAX operations where it is compiled,"
+            "`learning_rate` must be a schedule of JAX operations inside a jit,"
         )
         assert "\n" not in message.strip()
 

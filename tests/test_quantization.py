@@ -664,7 +664,7 @@ def test_every_platform_finds_the_largest_codes(platform, rng):
         (
             lambda: quantize_state(rmsprop(0.1), {"mu": bfloat16()}).init(jnp.ones(2)),
             ValueError,
-            "`codecs` has 'mu', of which the state has no array; it has count, nu",
+            "`codecs` names 'mu', but the state's fields are count, nu",
         ),
         (
             lambda: quantize_state(rmsprop(0.1, momentum=0.9), {"momentum": uint8()}),

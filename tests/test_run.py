@@ -45,7 +45,7 @@ def test_ctrl_c_ends_with_what_is_finished(
     before = signal.getsignal(signal.SIGINT)
     interrupt_after(monkeypatch, 2)
     one = jax.devices()[:1]
-    again = ", and the same call computes them" if kept else ""
+    again = "; repeat the call to compute them" if kept else ""
     with pytest.warns(UserWarning, match="interrupted") as caught:
         curves = quiet(network, GRID, batch_size=8, store=store, devices=one)
     assert str(caught[0].message) == (

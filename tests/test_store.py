@@ -154,7 +154,9 @@ def test_two_functions_of_one_name_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_store.ZarrStore, "add_to_header", after_another)
     mine = lambda x: 3 * x  # noqa: E731
-    with pytest.raises(ValueError, match="for something else, which another call has"):
+    with pytest.raises(
+        ValueError, match="for something else, which another call added"
+    ):
         go(mine)
     assert go(mine).loss.item() == 3
 
@@ -276,7 +278,7 @@ def test_a_store_that_is_another_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     raises(
         ValueError,
-        f"`store` must be a sweep's or a new path, but {tmp_path} has thesis.tex",
+        f"`store` must be a sweep or a new path, but {tmp_path} has thesis.tex",
         square,
         {"x": [1]},
         store=tmp_path,
@@ -284,7 +286,7 @@ def test_a_store_that_is_another_folder(tmp_path):
     zarr.create_group(tmp_path / "group")
     raises(
         ValueError,
-        f"`store` must be a sweep's, but {tmp_path / 'group'} is of something else",
+        f"`store` must be a sweep, but {tmp_path / 'group'} is something else",
         square,
         {"x": [1]},
         store=tmp_path / "group",

@@ -134,7 +134,7 @@ MISMATCHES = [
     ),
     (
         {"w": jnp.ones(2), "b": jnp.ones(3), "c": ()},
-        f"{START}: the leaves agree, the containers do not; the gradient is "
+        f"{START}: the leaves agree, but the containers do not; the gradient is "
         "PyTreeDef({'b': *, 'c': (), 'w': *}), the state is "
         "PyTreeDef({'b': *, 'w': *})",
     ),

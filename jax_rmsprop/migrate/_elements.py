@@ -58,16 +58,16 @@ class LayoutIndex:
         )
         if not np.array_equal(np.sort(flat), numbers):
             raise ValueError(
-                "`layout` must give each element of `params` once and unchanged, it "
-                f"does not for {self._first_bad_leaf(flat)}"
+                "`layout` must return each element of `params` once and unchanged, but "
+                f"{self._first_bad_leaf(flat)}"
             )
 
     def _first_bad_leaf(self, flat: np.ndarray) -> str:
         for path, numbers in self._leaves(np.arange(self._size)).items():
             found = flat[np.isin(flat, numbers)]
             if not np.array_equal(np.sort(found), numbers.ravel()):
-                return jax.tree_util.keystr(path) or "the root"
-        return "what it adds to them"
+                return f"not those of {jax.tree_util.keystr(path) or 'the root'}"
+        return "adds some of its own"
 
     @property
     def names(self) -> list[str]:
@@ -99,12 +99,12 @@ class LayoutIndex:
         for name, array in arrays.items():
             if name not in self._places:
                 raise ValueError(
-                    f"`layout` has no {name!r}, the checkpoint has ({field})"
+                    f"`layout` has no {name!r}, but the checkpoint has ({field})"
                 )
             if array.shape != self._places[name].shape:
                 raise ValueError(
                     f"{field} of {name!r} has shape {array.shape} in the checkpoint, "
-                    f"{self._places[name].shape} by `layout`"
+                    f"but {self._places[name].shape} in `layout`"
                 )
         ours: Ours = {}
         for alike in _by_kind(arrays):

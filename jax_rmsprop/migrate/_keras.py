@@ -126,12 +126,12 @@ def _field(variable: Any, known: Known) -> tuple[str, str]:
     """The field and path of a variable: the next ones of its name."""
     if variable.name not in known:
         raise ValueError(
-            f"the checkpoint has an unknown variable {variable.name!r}; by `layout` "
-            f"it may have {', '.join(known)}"
+            f"the checkpoint has an unknown variable {variable.name!r}; `layout` knows "
+            f"{', '.join(known)}"
         )
     if not known[variable.name]:
         raise ValueError(
-            f"the checkpoint has more variables {variable.name!r} than `layout`; of "
-            "those of one path name the next 'path#2', and so on, in their order"
+            f"the checkpoint has more variables {variable.name!r} than `layout`; name "
+            "the second variable of a path 'path#2', and so on, in their order"
         )
     return known[variable.name].pop(0)

@@ -42,13 +42,13 @@ def from_named(arrays: Mapping[str, Any], params: Any, *, layout: Layout) -> Any
     for name in theirs:
         if name not in index.names:
             raise ValueError(
-                f"`layout` has no {name!r}, `arrays` has; where that is a buffer or "
+                f"`layout` has no {name!r}, but `arrays` has; if it is a buffer or "
                 "the second name of a tied weight, pass dict(model.named_parameters())"
             )
     values = index.ours(theirs, "the parameter")
     for path in index.shapes:
         if path not in values:
             raise ValueError(
-                f"there is no parameter {index.name_of(path, exclude=theirs)!r}"
+                f"`arrays` has no parameter {index.name_of(path, exclude=theirs)!r}"
             )
     return tree_map_with_path(lambda path, old: put_like(old, values[path]), params)

@@ -76,9 +76,7 @@ def from_optax(
             "variance after the first step is zero by construction"
         )
     if corrected and decay is None:
-        raise ValueError(
-            "`decay` must be the average's for one that is bias-corrected, got None"
-        )
+        raise ValueError("`decay` must be given for a bias-corrected average, got None")
     counter = average if corrected else rate
     count = int(counter.count) if _counts(counter) else 0
     if optimizer is None:

@@ -92,7 +92,7 @@ def build_state(
             whole, part = _parameter_path(path, index)
             if whole not in fields[field]:
                 name = index.name_of(whole, exclude=theirs.get(field, {}))
-                raise ValueError(f"the checkpoint has no {words[field]} of {name!r}")
+                raise ValueError(f"the checkpoint has no {words[field]} for {name!r}")
             unused.pop((field, whole), None)
             return put_like(old, part(fields[field][whole]))
 
@@ -117,8 +117,8 @@ def build_state(
     state = tree_map_with_path(visit, template, is_leaf=is_ours)
     for field, path in unused:
         raise ValueError(
-            f"the checkpoint has {words[field]} of {index.name_of(path)!r}, for which "
-            "the optimizer has no place"
+            f"the checkpoint has {words[field]} for {index.name_of(path)!r}, but the "
+            "optimizer keeps none"
         )
     return state
 
@@ -156,7 +156,7 @@ def pop_array(
       ValueError: the state does not have it.
     """
     if name not in theirs[field]:
-        raise ValueError(f"the state has no {words[field]} of {name!r}")
+        raise ValueError(f"the state has no {words[field]} for {name!r}")
     return theirs[field].pop(name)
 
 
@@ -169,8 +169,8 @@ def check_all_used(theirs: dict[str, Theirs], words: Mapping[str, str]) -> None:
     for field, arrays in theirs.items():
         for name in arrays:
             raise ValueError(
-                f"the state has {words[field]} of {name!r}, for which the optimizer "
-                "that is to go on has no place"
+                f"the state has {words[field]} for {name!r}, but the target optimizer "
+                "keeps none"
             )
 
 

@@ -236,7 +236,7 @@ def _from(
         count = max(count, int(entries.pop("step", 0)))
         for entry, value in entries.items():
             if entry not in fields:
-                raise ValueError(f"the checkpoint has an unknown {entry} of {name!r}")
+                raise ValueError(f"the checkpoint has an unknown {entry} for {name!r}")
             theirs[fields[entry]][name] = to_numpy(value)
     if optimizer is None:
         others = {
@@ -255,7 +255,7 @@ def _from(
             raise
         raise ValueError(
             f"{error}; if the optimizer's parameters come in another order, pass "
-            "`names`, mostly [name for name, _ in model.named_parameters()]"
+            "`names`, usually [name for name, _ in model.named_parameters()]"
         ) from None
 
 
@@ -273,8 +273,8 @@ def _check_optimizers_alone(checkpoint: Any) -> None:
         got = f"one with {keys}"
     raise TypeError(
         "`optimizer_state_dict` must have 'state' and 'param_groups', as the "
-        f"optimizer's `state_dict()` has them, got {got}; of a whole checkpoint pass "
-        "that part, such as checkpoint['optimizer'] or ['optimizer_states'][0]"
+        f"optimizer's `state_dict()` has them, got {got}; pass that part of a whole "
+        "checkpoint, such as checkpoint['optimizer'] or ['optimizer_states'][0]"
     )
 
 
@@ -357,14 +357,14 @@ def _to(
             for field, array in arrays.items():
                 if hasattr(tensor, "full_tensor"):
                     raise ValueError(
-                        f"{names[number]!r} is spread over processes (a DTensor): "
-                        "load a state into the optimizer before it is sharded, or "
-                        "with torch.distributed.checkpoint.state_dict"
+                        f"{names[number]!r} is sharded over processes (a DTensor): "
+                        "load the state before the optimizer is sharded, or with "
+                        "torch.distributed.checkpoint.state_dict"
                     )
                 if array.shape != tuple(tensor.shape):
                     raise ValueError(
-                        f"{names[number]!r} has shape {array.shape} by `layout`, "
-                        f"{tuple(tensor.shape)} in the optimizer that is to go on"
+                        f"{names[number]!r} has shape {array.shape} in `layout`, but "
+                        f"{tuple(tensor.shape)} in the target optimizer"
                     )
                 entries[number][kind.entries[field]] = tensor.new_tensor(array)
     check_all_used(theirs, kind.entries)
@@ -394,7 +394,7 @@ def _names(
     for name in names:
         if name not in index.names:
             raise ValueError(
-                f"`layout` has no {name!r}, the optimizer has; it has "
+                f"`layout` has no {name!r}, but the optimizer has; it has "
                 f"{', '.join(index.names)}"
             )
     return dict(zip(numbers, names, strict=True))

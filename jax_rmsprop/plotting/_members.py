@@ -215,8 +215,8 @@ def explained(
     variance = float(ranks.var())
     if not variance > 0:
         raise ValueError(
-            f"`curves` must have members that differ in {output}, got "
-            f"{int(curves['finished'].sum())} that do not"
+            f"`curves` must have members that differ in {output}, but all "
+            f"{int(curves['finished'].sum())} have the same"
         )
     if "member" in ranks.dims:
         return {

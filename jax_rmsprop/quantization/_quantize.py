@@ -267,7 +267,7 @@ def _init(settings: _Settings, /, params: optax.Params) -> QuantizedState:
             either = {"trace", "momentum"} if name in ("trace", "momentum") else {name}
             if not either & fields:
                 raise ValueError(
-                    f"`codecs` has {name!r}, of which the state has no array; it has "
+                    f"`codecs` names {name!r}, but the state's fields are "
                     f"{', '.join(sorted(fields))}"
                 )
     leaves = _full_leaves(codecs, state, params)

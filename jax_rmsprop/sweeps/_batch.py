@@ -95,8 +95,8 @@ class CompiledBatch:
             if isinstance(error, ValueError) and not traced.has_mesh:
                 raise
             raise TypeError(
-                f"`train` cannot run in a batch: {in_one_line(error)}; at "
-                "`batch_size` 1 it need not"
+                f"`train` cannot run in a batch: {in_one_line(error)}; pass "
+                "batch_size=1"
             ) from error
         memory = self._step.memory_analysis()
         self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
@@ -202,7 +202,7 @@ def make_mesh(devices: Any) -> Mesh:
         )
     if all(d.process_index != jax.process_index() for d in devices):
         raise ValueError(
-            "`devices` must have one of this process' own, got "
+            "`devices` must include a device of this process, got "
             f"{list(devices)} in process {jax.process_index()}"
         )
     return Mesh(np.array(devices), ("member",))

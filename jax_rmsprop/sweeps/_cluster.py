@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LARGE_GRAPH = "distributed.admin.large-graph-warning-threshold"
 # Lost workers in a row before giving up, each after as many retries as dask allows.
 _ATTEMPTS = 5
-_KEPT = "what is finished is kept, and the same call goes on from there"
+_KEPT = "finished members are kept; repeat the call to resume"
 # Seconds without a worker before a warning.
 SECONDS_ALONE = 60.0
 
@@ -116,9 +116,9 @@ def check_client(client: Any, devices: Any) -> None:
             f"{type(client).__name__}"
         )
     if devices is not None:
-        raise ValueError("`devices` must be None with a `client`, whose own are used")
+        raise ValueError("`devices` must be None with a `client`, whose workers decide")
     if jax.process_count() > 1:
-        raise ValueError("`client` must be None where jax.distributed is in use")
+        raise ValueError("`client` must be None if jax.distributed is in use")
 
 
 class ClusterRunner(Runner):
@@ -258,7 +258,7 @@ class _Alone:
         if alone >= SECONDS_ALONE:
             self._progress.say(f"no worker for {alone:.0f} s")
             if not self._said:
-                warnings.warn(f"{none}; the sweep waits for some", stacklevel=2)
+                warnings.warn(f"{none}; the sweep waits for one", stacklevel=2)
             self._said = True
 
 
@@ -274,7 +274,7 @@ def _check_lost(future: Any, attempts: int) -> None:
             what = f"{type(error).__name__}: {in_one_line(error)}"
             raise RuntimeError(f"a worker raised {what}; {_KEPT}") from None
     if attempts >= _ATTEMPTS:
-        what = "the workers died again and again while they computed"
+        what = f"lost the worker of a task {attempts} times in a row"
         raise RuntimeError(f"{what}; {_KEPT}")
 
 
@@ -380,7 +380,7 @@ def check_worker(versions: Mapping[str, Any]) -> None:
         if ours.get(name) != wanted:
             raise WrongWorker(
                 f"`client` has a worker {_address()} with {name} {ours.get(name)}, but "
-                f"the caller has {wanted}; what is finished is kept"
+                f"the caller has {wanted}; finished members are kept"
             )
 
 

@@ -85,7 +85,7 @@ def successive_halving(
     if type(keep) not in (int, float) or not 0 < keep < 1:
         raise ValueError(f"`keep` must be above 0 and below 1, got {short_repr(keep)}")
     if not isinstance(over, str):
-        raise TypeError(f"`over` must be an axis' name, got {short_repr(over)}")
+        raise TypeError(f"`over` must be the name of an axis, got {short_repr(over)}")
     sign = -1 if check_direction(by, maximize) else 1
     call = Call(training, axes, steps=ends[-1], keeps_carries=True, **options)
     with call.running():

@@ -95,7 +95,7 @@ def _inside(value: Any) -> list[Any]:
         n: getattr(value, n) for n in slots if n[:2] != "__" and hasattr(value, n)
     }
     if not parts and type(value).__repr__ is object.__repr__:
-        raise TypeError(f"a {type(value).__name__} says nothing of itself")
+        raise TypeError(f"a {type(value).__name__} has no content to identify it by")
     return [parts]
 
 

@@ -56,7 +56,7 @@ def locate(store: Any) -> Location:
         return _remote(store)
     if isinstance(store, zarr.abc.store.Store):
         if not store.supports_deletes:  # such as a zip file
-            raise ValueError(f"`store` must be a folder or the like, got {store}")
+            raise ValueError(f"`store` must be able to delete files, got {store}")
         return Location(str(store), store)
     raise TypeError(
         f"`store` must be a path, a URL or a zarr store, got {short_repr(store)}"
@@ -130,9 +130,9 @@ def locked(at: Location) -> Generator[None]:
     except (OSError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or in_one_line(error)
         raise OSError(
-            f"`store` {at.name} cannot be locked: {why}; use a folder of a file system "
-            "with locks, or a URL such as file-like stores have ('s3://...'), and let "
-            "one call at a time write there"
+            f"`store` {at.name} cannot be locked: {why}; use a folder on a file "
+            "system with locks, or a URL such as 's3://...', and let one call write at "
+            "a time"
         ) from error
     try:
         yield
@@ -154,7 +154,7 @@ def explain_oserror(at: Location, *others: type[Exception]) -> Generator[None]:
         if at.folder is not None and not isinstance(error, OSError):
             raise
         why = getattr(error, "strerror", None) or in_one_line(error)
-        message = f"`store` {at.name} cannot be written: {why}; what it has stays there"
+        message = f"`store` {at.name} cannot be written: {why}; its contents are kept"
         number = getattr(error, "errno", None)
         raise OSError(*([message] if number is None else [number, message])) from error
 

@@ -252,7 +252,7 @@ def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
     for name, values in grid.items():
         if not (isinstance(name, str) and name.isidentifier()) or name in RESERVED:
             raise ValueError(
-                "an axis' name must be an argument's name, and none of "
+                "an axis must have the name of an argument, other than "
                 f"{', '.join(sorted(RESERVED))}; got {name!r}"
             )
         axes[name] = _axis(name, values, zipped, (labels or {}).get(name))
@@ -275,8 +275,8 @@ def check_distinct(points: Grid) -> None:
         unique, count = np.unique(axis.labels, return_counts=True)
         if not points.zipped and (count > 1).any():
             raise ValueError(
-                f"`{name}` must have each value once, but {unique[count > 1][0]} is "
-                f"there {count.max()} times"
+                f"`{name}` must not contain duplicates, but {unique[count > 1][0]} "
+                f"appears {count.max()} times"
             )
 
 
@@ -288,12 +288,12 @@ RESERVED = frozenset(
 
 def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if isinstance(values, jax.core.Tracer):
-        raise TypeError(f"`{name}` must be known when the sweep is made, got a tracer")
+        raise TypeError(f"`{name}` must be concrete values, got a tracer")
     if isinstance(values, Range):
         ends = f"{values.scale}({values.low:g}, {values.high:g}"
         raise TypeError(
             f"`{name}` must be a sequence of values, got {ends}); say how many, "
-            f"{ends}, 5), or draw some with points(space, n)"
+            f"{ends}, 5), or draw them with points(space, n)"
         )
     short_of_1 = isinstance(values, ShortOfOne)
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
@@ -302,7 +302,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if is_array and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"`{name}` must be numbers or Python values, got random keys; sweep over "
-            "seeds, and make the key of each with jax.random.key"
+            "seeds, and make a key of each with jax.random.key"
         )
     if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
         raise TypeError(
@@ -326,7 +326,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
                 f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
-                f"and {b} are the same there"
+                f"and {b} round to the same number"
             )
         return Axis(labels, numbers)
     every = np.asarray(values).tolist() if is_array else list(values)
@@ -356,20 +356,21 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
         return numbers
     gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
     if gone.any():
-        raise ValueError(f"`{name}` must fit {dtype}, where {labels[gone][0]} is 0")
+        raise ValueError(
+            f"`{name}` must fit {dtype}, but {labels[gone][0]} underflows to 0"
+        )
     short = 1 - labels.astype("float64")
     lost = (short > 0) & (abs(1 - numbers.astype("float64") - short) > 1e-3 * short)
     if short_of_1 and lost.any():
         raise ValueError(
-            f"`{name}` must have values whose distance to 1 {dtype} holds, but of "
-            f"{labels[lost][0]} it is off by more than a thousandth; set "
-            "jax_enable_x64, or make it an axis of Python values (an array of "
-            "dtype object)"
+            f"`{name}` must be as far from 1 in {dtype} as it says, but 1 - "
+            f"{labels[lost][0]} is off by more than a thousandth; set jax_enable_x64, "
+            "or make it an axis of Python values (an array of dtype object)"
         )
     one = (labels < 1) & (numbers == 1)
     if one.any():
         warnings.warn(
-            f"`{name}` {labels[one][0]} is exactly 1 as {dtype}", stacklevel=5
+            f"`{name}` {labels[one][0]} rounds to exactly 1 in {dtype}", stacklevel=5
         )
     return numbers
 
@@ -383,7 +384,7 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
         valid = all(isinstance(text, str) for text in texts)
         if not valid or len({*texts}) < len(texts) or len(texts) != len(unique):
             raise ValueError(
-                f"`labels` must have a text for each value of `{name}`, no two alike, "
+                f"`labels` must have a text for each value of `{name}`, all different, "
                 f"got {short_repr(names)}"
             )
     elif all(isinstance(value, bool) for value in values):

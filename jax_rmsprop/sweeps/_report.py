@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Scores(NamedTuple):
     """An output's last value at each point of the grid, over the seeds.
 
-    NaN where a seed diverged or has not run.
+    NaN where a seed diverged or is not finished.
 
     Attributes:
       mean: over the seeds.
@@ -28,6 +28,7 @@ class Scores(NamedTuple):
       seeds: the number of seeds; 1 if the grid has no such axis.
       lacking: the number of points at which some seeds, but not all, have not run.
       of_others: the mean over the seeds that have run.
+      finished: whether all seeds are.
     """
 
     mean: xr.DataArray
@@ -36,6 +37,7 @@ class Scores(NamedTuple):
     seeds: int
     lacking: int
     of_others: xr.DataArray
+    finished: xr.DataArray
 
     def values_at(self, place: Mapping[str, int]) -> tuple[float, float, float]:
         """Mean, lowest and highest value at one point."""
@@ -55,11 +57,13 @@ class Summary:
       high: the highest seed there.
       seeds: the number of seeds.
       neighbours: for each axis of numbers the points just below and above the best
-        one: (axis, its value there, mean, low, high), NaN where a seed diverged.
+        one: (axis, its value there, mean, low, high), NaN where a seed diverged, None
+        where one is not finished.
       edges: the axes on which the best point has the first or last value.
       members: the number of members.
       diverged: the number of members whose output is not finite.
-      unfinished: the number of members that have not run, or not to the end.
+      unfinished: the number of members that did not run to the end, whether they were
+        interrupted or stopped by `successive_halving`.
       maximized: whether higher is better.
       lacking: the number of points at which some seeds have not run; none is `best`.
       promising: the best of these points by the seeds that have run, if it beats
@@ -72,7 +76,7 @@ class Summary:
     low: float
     high: float
     seeds: int
-    neighbours: list[tuple[str, float, float, float, float]]
+    neighbours: list[tuple[str, float, float | None, float | None, float | None]]
     edges: list[str]
     members: int
     diverged: int
@@ -99,13 +103,13 @@ class Summary:
         rows = [["", self.output, "lowest seed", "highest seed"]]
         rows.append(["best", *(f"{x:.4g}" for x in (self.value, self.low, self.high))])
         for axis, label, *values in self.neighbours:
-            cells = ["diverged" if np.isnan(x) else f"{x:.4g}" for x in values]
+            cells = ["not finished" if x is None else _cell(x) for x in values]
             rows.append([f"{axis} {label:.6g}", *cells])
         if self.seeds == 1:
             rows = [row[:2] for row in rows]
         above = [
             f"{self.members:,} members, {self.diverged:,} diverged"
-            + (f", {self.unfinished:,} not run" if self.unfinished else ""),
+            + (f", {self.unfinished:,} not finished" if self.unfinished else ""),
             f"{'highest' if self.maximized else 'lowest'} {self.output}: "
             f"{self.value:.4g}{over}",
             f"at {_point(self.best)}",
@@ -135,7 +139,7 @@ def summary(
 
     Judge an output :math:`y` by its last value, averaged over the seeds
     :math:`s = 1 \dots S` of a point :math:`p`. A point is never the best if the output
-    of one of its seeds diverged or has not run:
+    of one of its seeds diverged or is not finished:
 
     .. math::
         p^* = \arg\min_p \frac{1}{S} \sum_s y_{p,s}
@@ -192,7 +196,7 @@ def summary(
         best = float(found.mean.isel(place))
         if value > best if most else value < best:
             promising = value, _labels(found.of_others.isel(other))
-    neighbours: list[tuple[str, float, float, float, float]] = []
+    neighbours: list[Any] = []
     edges: list[str] = []
     for axis, i in place.items():
         labels = curves[axis].values if axis in curves.coords else np.array([])
@@ -202,8 +206,11 @@ def summary(
             edges.append(axis)
         for j in (i - 1, i + 1):
             if 0 <= j < len(labels):
-                mean, low, high = found.values_at(place | {axis: j})
-                neighbours.append((axis, float(labels[j]), mean, low, high))
+                there = place | {axis: j}
+                values = found.values_at(there)
+                if not bool(found.finished.isel(there)):
+                    values = None, None, None
+                neighbours.append((axis, float(labels[j]), *values))
     value, low, high = found.values_at(place)
     return Summary(
         output,
@@ -302,7 +309,7 @@ def checked(curves: xr.Dataset) -> xr.Dataset:
             if not bool((known == known.astype(kind)).all()):
                 raise TypeError(
                     "`curves` must be what `sweep` returned, but its "
-                    f"{name!r} is {found.dtype}; `seed_dim` averages the seeds here"
+                    f"{name!r} is {found.dtype}; `seed_dim` averages the seeds instead"
                 )
             curves = curves.assign({name: known.astype(kind)})
     if not curves["finished"].dims:
@@ -314,7 +321,7 @@ def checked(curves: xr.Dataset) -> xr.Dataset:
         labels, count = np.unique(curves[axis].values, return_counts=True)
         if (count > 1).any():
             raise ValueError(
-                f"`curves` must have each value of an axis once, but {axis} has "
+                f"`curves` must have no duplicates on an axis, but {axis} has "
                 f"{labels[count > 1][0]} more than once"
             )
     return curves
@@ -387,7 +394,7 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
     values = values.astype(float).where(good).compute()
     of_points = seed_dim in values.coords and values[seed_dim].dims == ("member",)
     if seed_dim not in values.dims and not of_points:
-        return Scores(values, values, values, 1, 0, values)
+        return Scores(values, values, values, 1, 0, values, ran)
     if seed_dim not in values.dims:
         values, ran = _by_point(values, seed_dim), _by_point(ran, seed_dim)
         ran = ran.fillna(False).astype(bool)
@@ -402,6 +409,7 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
         values.sizes[seed_dim],
         int(some.sum()),
         others,
+        ran.all(seed_dim),
     )
 
 
@@ -453,9 +461,13 @@ def best_index(mean: xr.DataArray, most: bool) -> dict[str, int]:
     """
     values = -mean if most else mean
     if not bool(np.isfinite(values).any()):
-        raise ValueError("every point has a seed that diverged or has not run")
+        raise ValueError("no point has finished without a seed that diverged")
     place = np.unravel_index(int(np.nanargmin(values.values)), values.shape)
     return {str(d): int(i) for d, i in zip(values.dims, place, strict=True)}
+
+
+def _cell(x: float) -> str:
+    return "diverged" if np.isnan(x) else f"{x:.4g}"
 
 
 def _point(point: dict[str, Any]) -> str:

@@ -227,8 +227,8 @@ class ZarrStore:
             self.refresh()
             if (self.steps[members] == steps).all():
                 raise ValueError(
-                    f"`store` {self.at.name} has no carries any more, from which its "
-                    "members would go on; ask for no more steps than they have"
+                    f"`store` {self.at.name} has no carries any more, so its members "
+                    "cannot resume; ask for no more steps than they have"
                 )
         return found
 
@@ -370,7 +370,7 @@ def _merged(old: Any, new: Any, at: Location, name: str = "") -> Any:
     if isinstance(new, str) and old not in (None, new):
         raise ValueError(
             f"`store` {at.name} has {name!r} for something else, which another call "
-            "has added meanwhile; call again"
+            "added meanwhile; repeat this call"
         )
     return new
 
@@ -466,7 +466,7 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
         raise ValueError(
             f"`store` must be a folder or a new path, got the file {at.name}"
         )
-    other = f"`store` must be a sweep's, but {at.name} is of something else"
+    other = f"`store` must be a sweep, but {at.name} is something else"
     try:
         group = open_group(at)
     except ContainsArrayError as error:
@@ -478,7 +478,7 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
             return read_header(at, again=False)  # it has just been created
         for found in path.iterdir():
             raise ValueError(
-                f"`store` must be a sweep's or a new path, but {path} has {found.name}"
+                f"`store` must be a sweep or a new path, but {path} has {found.name}"
             ) from None
         return None
     except Exception as error:
@@ -491,8 +491,8 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
         raise ValueError(other)
     if header.get("format") != FORMAT:
         raise ValueError(
-            f"`store` {at.name} has the format {header.get('format')}, and this "
-            f"version of jax_rmsprop that of {FORMAT}; xarray.open_zarr reads it"
+            f"`store` {at.name} has format {header.get('format')}, but this version "
+            f"of jax_rmsprop has format {FORMAT}; xarray.open_zarr can read it"
         )
     # Without an atomic rename, a creation that was killed is repeated.
     return header if "output" in group and "steps" in group else None

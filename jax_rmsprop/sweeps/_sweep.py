@@ -411,7 +411,7 @@ class Call:
         for name in self._shapes.outputs:
             if name in taken:
                 raise ValueError(
-                    f"`train` must not call an output {name!r}: it is taken"
+                    f"`train` must not return an output {name!r}: the name is taken"
                 )
 
     def _batch_size(self) -> int:
@@ -447,7 +447,7 @@ class Call:
                 damaged = error
                 self.results.give_up(damaged.rows)
         raise OSError(
-            f"`store` {self.results.at.name} is damaged again and again"
+            f"`store` {self.results.at.name} was damaged again after each repair"
         ) from damaged
 
     def _run(self, some: np.ndarray, end: int) -> bool:
@@ -531,7 +531,7 @@ class Call:
             curves["rung"] = (self.points.dims, found)
         lacking = int((~_finished(self._rows, self._shapes).values[some]).sum())
         if lacking:
-            again = "" if self._at is None else ", and the same call computes them"
+            again = "" if self._at is None else "; repeat the call to compute them"
             warnings.warn(
                 f"interrupted: {len(some) - lacking} of {len(some)} members are "
                 f"finished; those where `finished` is False are missing{again}",
@@ -667,8 +667,8 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
         packed = found.carry_of(np.zeros(1, int), int(found.steps[0]))
     if packed is None:
         raise ValueError(
-            f"`store` {at.name} has no carry of {short_repr(dict(point))}: it was not "
-            "run, or its carry has been dropped"
+            f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not "
+            "run, or its carry was dropped"
         )
     leaves = unpack(packed, traced.carry_specs)
     return traced.tree([jnp.asarray(x)[0] for x in leaves])
@@ -710,7 +710,7 @@ def _explain_damage(at: Location) -> Generator[None]:
     except Damaged as damaged:
         raise OSError(
             f"`store` {at.name} is damaged: {len(damaged.rows)} members cannot be "
-            "read; `sweep` computes them again"
+            "read; repeat the call of `sweep` to compute them again"
         ) from damaged
 
 
