@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "examples")]
 
 import gallery  # noqa: E402
+import publish  # noqa: E402
 
 import jax_rmsprop  # noqa: E402
 
@@ -62,7 +63,7 @@ intersphinx_mapping = {
 html_theme = "furo"
 html_theme_options = {"source_edit_link": "docs/{filename}"}  # completed by `edit_link`
 html_title = f"jax_rmsprop {version}"
-html_baseurl = PROJECT["urls"]["Documentation"]
+html_baseurl = publish.ADDRESS
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -10,7 +10,11 @@ has a `versions.json`, from which `versions.js` draws the list and the banner.
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+ADDRESS = tomllib.loads(PYPROJECT.read_text())["project"]["urls"]["Documentation"]
 
 
 def publish(built, site, name):

@@ -4,6 +4,7 @@
 Playwright finds; without one, only the links are looked at.
 """
 
+import contextlib
 import functools
 import http.server
 import os
@@ -14,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+import publish
 import pytest
 
 SITE = Path(__file__).parent / "_build" / "html"
@@ -91,20 +93,27 @@ def test_links_and_pictures(path):
         assert not re.fullmatch(r"\S+\.(png|svg)", description), description
 
 
-@pytest.fixture(scope="module")
-def address():
-    """A server of the site, on this machine alone."""
+@contextlib.contextmanager
+def served(folder):
+    """A server of a folder, on this machine alone; its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
-    handler = functools.partial(Quiet, directory=str(SITE))
+    handler = functools.partial(Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The site's address."""
+    with served(SITE) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +296,49 @@ def test_pages_are_there_for_machines():
     listed = (SITE / "llms.txt").read_text()
     assert "how-to/your_model.md" in listed
     assert (SITE / "how-to" / "your_model.md").read_text().startswith("# Sweep your")
+    index = (SITE / "index.html").read_text()
+    card = re.search(r'property="og:image" content="([^"]*)"', index)[1]
+    assert (SITE / card.removeprefix(publish.ADDRESS)).exists()
+
+
+def test_names_of_others_are_links():
+    text = (SITE / "explanation" / "optax.html").read_text()
+    assert "optax.readthedocs.io/en/latest/api/generated/optax.rmsprop.html" in text
+    text = (SITE / "how-to" / "sweep.html").read_text()
+    assert "docs.jax.dev/en/latest/_autosummary/jax.vmap.html" in text
+
+
+def test_a_tutorial_opens_in_colab():
+    links = page(SITE / "tutorials" / "textbook.html").links
+    (colab,) = [link for link in links if link.startswith("https://colab.")]
+    assert colab.endswith("/blob/gh-pages/notebooks/textbook.ipynb")
+    assert (SITE / "notebooks" / "textbook.ipynb").exists()
+
+
+def test_versions_are_listed_and_old_ones_say_so(browser, tmp_path):
+    def ignore(folder, names):
+        return [n for n in names if n.startswith(("_images", "_downloads", "_sources"))]
+
+    small = tmp_path / "built"
+    shutil.copytree(SITE, small, ignore=ignore)
+    for version in ("0.9.0", "0.10.0", "dev"):
+        publish.publish(small, tmp_path / "site", version)
+    tab = browser.new_page()
+    with served(tmp_path / "site") as address:
+        tab.goto(f"{address}0.9.0/how-to/sweep.html")
+        banner = tab.locator(".version-banner")
+        text = "This is version 0.9.0. The newest release is 0.10.0."
+        assert re.sub(r"\s+", " ", banner.inner_text()) == text
+        names = tab.locator(".versions option").all_inner_texts()
+        assert names == ["0.10.0", "0.9.0", "dev"]
+        banner.locator("a").click()
+        tab.wait_for_url(f"{address}index.html")
+        tab.locator(".versions").wait_for()
+        assert not tab.locator(".version-banner").count()
+        tab.locator(".versions select").select_option("dev")
+        tab.wait_for_url(f"{address}dev/index.html")
+        assert "the development version" in tab.locator(".version-banner").inner_text()
+    tab.close()
 
 
 def test_gamma_is_a_slider(looked_at):

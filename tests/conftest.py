@@ -35,8 +35,9 @@ hypothesis.settings.load_profile("quick")
 
 # Processes. A worker caches what it compiles, which would grow to several GB.
 
-# The real libraries alone take more than one, if all are installed.
-MOST_BYTES = (4 if os.environ.get("REQUIRE_FRAMEWORKS") else 2) * 2**30
+# The imports of the real libraries alone take 1.2 GB.
+MOST_BYTES = 2 * 2**30
+_ALMOST_MOST_BYTES = 1.65 * 2**30
 _ENOUGH_BYTES = 3 * 2**28
 
 
@@ -63,7 +64,18 @@ def pytest_configure(config):
 def _forget_programs():
     """After a module, clear JAX's caches if they are large."""
     yield
-    if psutil.Process().memory_info().rss > _ENOUGH_BYTES:
+    _forget_above(_ENOUGH_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def _forget_in_time():
+    """After a test, clear them if they are close to the limit."""
+    yield
+    _forget_above(_ALMOST_MOST_BYTES)
+
+
+def _forget_above(limit):
+    if psutil.Process().memory_info().rss > limit:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":  # glibc keeps freed memory, fragmented
