@@ -35,7 +35,7 @@ PROCESSES = os.cpu_count() or 1
 
 STEP = ["equations", "transform", "optimizer", "validate", "faults", "interface"]
 CODECS = ["quantization", "stochastic_rounding"]
-STORE = ["store", "stores", "location", "run", "long"]
+STORE = ["rows", "store", "stores", "location", "run", "long"]
 # The modules, and the tests that should notice.
 MODULES = {
     "_arithmetic": STEP,
@@ -328,7 +328,7 @@ class Choose:
 
         def cost(item):
             seconds, _ = self.seen.get(item.nodeid, (0, None))
-            return seconds > 1.5, files.index(item.path), seconds
+            return seconds > 6, files.index(item.path), seconds
 
         items[:] = sorted(filter(concerns, items), key=cost)
 

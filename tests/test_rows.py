@@ -1,0 +1,218 @@
+"""A store holds what arrays in memory would, whichever blocks come in which order.
+
+A member's numbers and its end are functions of the member, as in a training, so what a
+store must hold follows from how many steps each member has.
+"""
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from jax_rmsprop.sweeps import _store
+from jax_rmsprop.sweeps._location import locate
+from jax_rmsprop.sweeps._members import parse_grid
+from jax_rmsprop.sweeps._results import Block, InMemory, Shapes
+from jax_rmsprop.sweeps._store import ZarrStore, create, delete_carries
+
+OUTPUTS = {
+    "y": jax.ShapeDtypeStruct((2,), np.int32),
+    "loss": jax.ShapeDtypeStruct((), np.float32),
+}
+MEMBERS, BATCH = 30, 3
+
+
+@pytest.fixture(autouse=True)
+def few_rows_in_a_chunk(monkeypatch):
+    for name, size in {
+        "_COLUMN_CHUNK": 4,  # rows; the others are bytes
+        "_OUTPUT_CHUNK": 50,
+        "_BATCHES_CHUNK": 64,
+        "_CARRY_CHUNK": 14,
+        "_BYTES_AT_ONCE": 400,
+    }.items():
+        monkeypatch.setattr(_store, name, size)
+
+
+def end(member, steps):
+    """The number of steps that a member runs: every fifth diverges."""
+    return np.where(member % 5 == 2, np.minimum(steps, 1 + member // 5), steps)
+
+
+def loss(member, step):
+    """NaN at the last step of those that diverge, of either sign."""
+    value = (member + step / 8).astype("float32")
+    return np.where(end(member, step + 2) <= step, np.float32("-nan"), value)
+
+
+def carry(member, step):
+    """Seven bytes."""
+    return (member[:, None] * 7 + step * 3 + np.arange(7)).astype("uint8")
+
+
+def block(member, begin, until, stepped):
+    """What a runner hands over: these members' steps from `begin` to `until`."""
+    at = begin + np.arange(until - begin)
+    losses = loss(member[:, None], at if stepped else at + 9)
+    bad = np.isnan(losses)
+    first = np.where(bad.any(1), begin + bad.argmax(1), -1)
+    y = np.stack([member[:, None] * at, member[:, None] - at], -1).astype("int32")
+    rows = {
+        "y": y,
+        "loss": losses,
+        "diverged_at": np.stack([np.full(len(first), -1), first], -1).astype("int32"),
+    }
+    steps = end(member, until) if stepped else np.ones(len(member))
+    kept = carry(member, until) if stepped else None
+    return Block(member, begin, steps.astype("int32"), rows, kept)
+
+
+def expected(member, have, shapes):
+    """A whole training's results, in memory, as far as each member has got."""
+    memory = InMemory(MEMBERS, shapes)
+    for i, steps in zip(member, have, strict=True):
+        if steps:
+            some = block(np.array([i]), 0, int(steps), shapes.stepped)
+            memory.append(some)
+    return memory.to_dataset(0).isel(member=member)
+
+
+class Views:
+    """Callers that share a store and ask for other members, from other numbers."""
+
+    def __init__(self, at, steps, stepped):
+        self.shapes = Shapes(OUTPUTS, stepped, steps)
+        self.all = [np.arange(20), np.arange(MEMBERS - 1, 9, -1), np.array([25, 3])]
+        grids = [
+            parse_grid({"x": m / 2, "name": [f"no {i}" for i in m]}, True)
+            for m in self.all
+        ]
+        if at.folder is None or not at.folder.exists():
+            header = {"batch_size": BATCH, "format": 1}
+            create(at, header, grids[0].kinds, self.shapes)
+        self.stores = [ZarrStore(at, g.members()[0], self.shapes) for g in grids]
+
+    def append(self, which, own, begin, until):
+        """Append a block of members by their numbers in this view."""
+        member = self.all[which][own]
+        some = block(member, begin, until, self.shapes.stepped)
+        some.members = own
+        self.stores[which].append(some)
+        return member
+
+    def check(self, have, lazily=True):
+        """Each view has what was appended, in memory and lazily."""
+        for member, store in zip(self.all, self.stores, strict=True):
+            store.refresh()
+            np.testing.assert_array_equal(store.steps, have[member])
+            wanted = expected(
+                member, np.minimum(have[member], self.shapes.steps), self.shapes
+            )
+            for memory in (10**9, 0) if lazily else (10**9,):
+                found = store.to_dataset(memory)
+                in_memory = memory > 0 or not have[member].any()
+                assert isinstance(found.loss.data, np.ndarray) == in_memory
+                for name in ("steps", "y", "loss", "diverged_at"):
+                    np.testing.assert_array_equal(found[name], wanted[name], name)
+                    assert found[name].dtype == wanted[name].dtype
+            begun = np.flatnonzero(have[member] > 0)
+            if len(begun):
+                last = have[member] - 1 if self.shapes.stepped else 9
+                ended = np.isnan(loss(member, last))[begun]
+                np.testing.assert_array_equal(store.ended(begun), ended)
+
+
+def test_blocks_of_steps_in_any_order(tmp_path, rng):
+    at, have, steps = locate(tmp_path / "a.zarr"), np.zeros(MEMBERS, int), 4
+    views = Views(at, steps, True)
+    views.check(have)
+    for turn in range(24):
+        if turn in (8, 16):  # others open it meanwhile: for more steps, for fewer
+            steps = {8: 7, 16: 5}[turn]
+            views = Views(at, steps, True)
+        which = rng.integers(3)
+        member = views.all[which]
+        own = np.flatnonzero(rng.random(len(member)) < rng.choice([0.2, 0.6]))
+        if not len(own):
+            continue
+        # Mostly from where one of them is.
+        begin = int(rng.choice([*have[member[own]], rng.integers(steps)]))
+        begin = min(begin, steps - 1)
+        until = int(rng.integers(begin, steps)) + 1
+        if turn % 3:  # the others know of it only when they look
+            views.stores[which].refresh()
+        done = views.append(which, own, begin, until)
+        # Steps are added to what is there, and fewer never replace more.
+        new = end(done, until)
+        fits = have[done] >= np.minimum(begin, new)
+        have[done] = np.where(fits, np.maximum(have[done], new), have[done])
+        views.check(have, lazily=turn % 6 == 0)
+        found = views.stores[which].carry_of(own, until)
+        # Those whose last carry but one it is can resume, too.
+        assert found is not None or (have[done] != until).any()
+        if found is not None:
+            np.testing.assert_array_equal(found, carry(done, until))
+    assert (have > 0).sum() > 20
+    assert have.max() == 7
+    # Anyone reads as many rows as there are, and the members' names with them.
+    plain = xr.open_zarr(at.folder).load()
+    there = plain.steps.values > 0
+    found = dict(zip(plain.x.values[there] * 2, plain.steps.values[there], strict=True))
+    assert found == {i: n for i, n in enumerate(have) if n}
+    names = [f"no {i:.0f}" for i in plain.x.values[there] * 2]
+    assert plain.name.values[there].tolist() == names
+    # Rows come in whole batches; a carry is kept twice.
+    assert len(there) % BATCH == 0
+    assert there.sum() <= len(there)
+    group = _store.open_group(at)
+    assert group["carry_7"].shape == (2, len(there), 7)
+    delete_carries(at)
+    assert views.stores[0].carry_of(np.arange(2), 1) is None
+    views.check(have)
+
+
+def test_blocks_of_a_plain_training(tmp_path, rng):
+    at, have = locate(tmp_path / "a.zarr"), np.zeros(MEMBERS, int)
+    views = Views(at, 1, False)
+    for _ in range(8):
+        which = rng.integers(3)
+        own = np.flatnonzero(rng.random(len(views.all[which])) < 0.3)
+        if len(own):
+            have[views.append(which, own, 0, 1)] = 1
+        views.check(have)
+    assert have.any()
+    assert "carried" not in _store.open_group(at)
+
+
+def test_only_members_at_one_step_resume(tmp_path):
+    views = Views(locate(tmp_path / "a.zarr"), 4, True)
+    store, own = views.stores[0], np.array([0, 1, 3])
+    views.append(0, own, 0, 2)
+    views.append(0, own[:1], 2, 4)
+    assert store.carry_of(own, 2) is not None  # the last but one is kept
+    assert store.carry_of(own, 4) is None
+    assert store.carry_of(np.array([4]), 2) is None  # it has not run
+    assert store.carry(own, 2) is not None
+    delete_carries(store.at)
+    with pytest.raises(ValueError, match="has no carries any more"):
+        store.carry(own[1:], 2)
+    assert store.carry(own, 2) is None  # one of them is elsewhere by now
+
+
+def test_chunks(tmp_path):
+    """Their sizes in bytes decide how many rows and steps share one."""
+    at = locate(tmp_path / "a.zarr")
+    Views(at, 40, True)
+    chunks = {name: array.chunks for name, array in _store.open_group(at).arrays()}
+    assert chunks["loss"] == (BATCH, 50 // (BATCH * 4))
+    assert chunks["y"] == (BATCH, 50 // (BATCH * 8), 2)
+    assert chunks["steps"] == chunks["x"] == chunks["name"] == (4,)
+    assert chunks["carried"] == (4, 3)
+    assert chunks["diverged_at"] == (BATCH, 2)
+    plain = locate(tmp_path / "b.zarr")
+    Views(plain, 1, False)
+    chunks = {name: array.chunks for name, array in _store.open_group(plain).arrays()}
+    # Of the largest output, 8 bytes a member, two batches fit 64 bytes.
+    assert chunks["loss"] == (2 * BATCH,)
+    assert chunks["y"] == (2 * BATCH, 2)
+    assert chunks["diverged_at"] == (2 * BATCH, 2)
