@@ -255,7 +255,7 @@ def test_a_cluster_without_workers_says_so():
     alone = _cluster._Alone(Empty(), 30.0, bar)
     alone._seen -= 61
     alone._looked -= 61
-    with pytest.raises(RuntimeError, match="^`client` has had no worker for 61 s; wh"):
+    with pytest.raises(RuntimeError, match="^`client` has had no worker for 61 s; fin"):
         alone.look()
 
 

@@ -628,7 +628,7 @@ def test_a_file_system_whose_locks_are_none(how, tmp_path, monkeypatch):
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(OSError, match="^.*`store` .* cannot be locked: ") as caught:
         run(tmp_path / "a.zarr")
-    assert "let one call at a time write" in str(caught.value)
+    assert "let one call write at a time" in str(caught.value)
 
 
 def test_the_versions_that_count(tmp_path):
@@ -640,7 +640,7 @@ def test_the_versions_that_count(tmp_path):
     header = group.attrs["sweep"]
     assert set(header["versions"]) == {"jax", "jaxlib", "device"}
     group.update_attributes({"sweep": header | {"format": 2}})
-    with pytest.raises(ValueError, match="has the format 2, and this version of"):
+    with pytest.raises(ValueError, match="has format 2, but this version of"):
         load_sweep(tmp_path)
 
 
@@ -746,7 +746,7 @@ def test_values_can_be_named(tmp_path):
     assert quiet(train, other, labels={"f": ["wide"]}, store=tmp_path).computed == 0
     for labels, message in (
         ({"g": ["a"]}, "`labels` must name axes, but there is no 'g'"),
-        ({"f": ["a"]}, r"`labels` must have a text for each value of `f`, no two"),
+        ({"f": ["a"]}, r"`labels` must have a text for each value of `f`, all"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             quiet(train, axes, labels=labels)
