@@ -301,7 +301,7 @@ class Observe:
         by_line = self.coverage.get_data().contexts_by_lineno(self.path)
         tests = {}
         for test, fixtures in self.fixtures.items():
-            own = {test, *fixtures}
+            own = {"", test, *fixtures}  # "" is the module's import
             lines = [line for line, contexts in by_line.items() if own & {*contexts}]
             everything = "start" in fixtures
             tests[test] = self.seconds[test], None if everything else lines
