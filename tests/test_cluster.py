@@ -299,7 +299,7 @@ def test_a_worker_of_another_jax(tmp_path):
     finally:
         cluster.close()
     assert str(no.value).endswith(
-        f" with jax 0.0.1, but the caller has {jax.__version__}; what is finished is "
+        f" with jax 0.0.1, but the caller has {jax.__version__}; finished members are "
         "kept"
     )
 

@@ -314,7 +314,7 @@ def test_a_full_disk(tmp_path, start):
     store = tmp_path / "sweep.zarr"
     failed = result(*start(store, 20_000, target=run_with_limit))
     assert failed.startswith(
-        f"`store` {store} cannot be written: File too large; what it has stays"
+        f"`store` {store} cannot be written: File too large; its contents are kept"
     )
     assert int(load_sweep(store).finished.sum()) == 8
     # Batches that fit are intact.
