@@ -216,3 +216,40 @@ def test_chunks(tmp_path):
     assert chunks["loss"] == (2 * BATCH,)
     assert chunks["y"] == (2 * BATCH, 2)
     assert chunks["diverged_at"] == (2 * BATCH, 2)
+
+
+def test_who_looks_while_another_writes(tmp_path, monkeypatch):
+    """Rows that have no steps yet are looked up again later."""
+    views, resize = Views(locate(tmp_path / "a.zarr"), 4, True), _store._resize
+
+    def looked_at(*arguments):
+        found = resize(*arguments)
+        views.stores[1].refresh()
+        return found
+
+    monkeypatch.setattr(_store, "_resize", looked_at)
+    have = np.zeros(MEMBERS, int)
+    have[views.append(0, np.arange(14, 18), 0, 2)] = 2
+    views.check(np.minimum(have, end(np.arange(MEMBERS), have)))
+
+
+@pytest.mark.parametrize("column", ["steps", "x"])
+def test_reading_writes_nothing(tmp_path, column):
+    """Also where there is damage, which a writer mends."""
+    at = locate(tmp_path / "a.zarr")
+    Views(at, 4, True).append(0, np.arange(9), 0, 2)
+    chunk = at.folder / column / "c/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+
+    def content():
+        return {p: p.read_bytes() for p in at.folder.rglob("*") if p.is_file()}
+
+    before = content()
+    views = Views(at, 4, True)
+    have = np.zeros(MEMBERS, int)
+    have[4:9] = end(np.arange(4, 9), 2)  # those of the other chunks
+    views.check(have)
+    assert content() == before
+    views.append(0, np.arange(4), 0, 2)
+    have[:4] = end(np.arange(4), 2)
+    views.check(have)
