@@ -202,12 +202,13 @@ def test_only_members_at_one_step_resume(tmp_path):
 def test_chunks(tmp_path):
     """Their sizes in bytes decide how many rows and steps share one."""
     at = locate(tmp_path / "a.zarr")
-    Views(at, 40, True)
+    Views(at, 40, True).append(0, np.arange(2), 0, 1)
     chunks = {name: array.chunks for name, array in _store.open_group(at).arrays()}
     assert chunks["loss"] == (BATCH, 50 // (BATCH * 4))
     assert chunks["y"] == (BATCH, 50 // (BATCH * 8), 2)
     assert chunks["steps"] == chunks["x"] == chunks["name"] == (4,)
     assert chunks["carried"] == (4, 3)
+    assert chunks["carry_7"] == (1, 2, 7)  # as large as fits 14 bytes
     assert chunks["diverged_at"] == (BATCH, 2)
     plain = locate(tmp_path / "b.zarr")
     Views(plain, 1, False)
@@ -252,4 +253,53 @@ def test_reading_writes_nothing(tmp_path, column):
     assert content() == before
     views.append(0, np.arange(4), 0, 2)
     have[:4] = end(np.arange(4), 2)
+    views.check(have)
+
+
+@pytest.mark.parametrize("array", ["loss", "diverged_at", "x", "carried", "carry_7"])
+def test_a_writer_mends_what_it_meets(tmp_path, array):
+    """Its own rows are there at once; those of the damaged chunk have to run again."""
+    at, have = locate(tmp_path / "a.zarr"), np.zeros(MEMBERS, int)
+    views = Views(at, 4, True)
+    own = np.array([0, 1, 3, 4, 5, 6, 8, 9, 10])
+    have[views.append(0, own, 0, 2)] = 2
+    # What is being written is longer than what is published.
+    zarr_array = _store.open_group(at, "r+")[array]
+    axis = 1 if array.startswith("carry_") else 0
+    longer = [n + 3 * (i == axis) for i, n in enumerate(zarr_array.shape)]
+    zarr_array.resize(tuple(longer))
+    last = (len(own) - 1) // zarr_array.chunks[axis]
+    place = ["1", str(last)] if axis else [str(last)]  # of the two carries, the second
+    place += ["0"] * (zarr_array.ndim - len(place))
+    part = at.folder.joinpath(array, "c", *place)
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    views = Views(at, 4, True)  # which has to read the columns
+    views.append(0, own[-2:], 0, 4)
+    gone = own[last * zarr_array.chunks[axis] :]
+    have[gone] = 0
+    have[own[-2:]] = end(own[-2:], 4)
+    views.check(have)
+    views.append(0, gone, 0, 4)
+    have[gone] = end(gone, 4)
+    views.check(have)
+    np.testing.assert_array_equal(
+        views.stores[0].carry_of(own[-2:], 4), carry(own[-2:], 4)
+    )
+
+
+def test_damaged_rows_are_given_up(tmp_path):
+    """Also if nobody knows any more how many steps they had."""
+    at, have = locate(tmp_path / "a.zarr"), np.zeros(MEMBERS, int)
+    views = Views(at, 4, True)
+    own = np.array([0, 1, 3, 4, 5, 6])
+    have[views.append(0, own, 0, 2)] = 2
+    store = views.stores[0]
+    for array in ("loss/c/0/0", "steps/c/0"):
+        chunk = at.folder / array
+        chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    with pytest.raises(_store.Damaged) as damaged:
+        store.to_dataset(10**9)
+    np.testing.assert_array_equal(damaged.value.rows, np.arange(4))
+    store.give_up(damaged.value.rows)
+    have[own[:4]] = 0
     views.check(have)
