@@ -45,7 +45,12 @@ def run():
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         return sweep(
-            training(epochs=5), search, zipped=True, batch_size=8, client=client
+            training(epochs=5),
+            search,
+            zipped=True,
+            batch_size=8,
+            client=client,
+            progress=False,
         )
 
 
@@ -80,7 +85,7 @@ if __name__ == "__main__":
     axes.set_xticks([1 - x for x in ticks], [f"{x:g}" for x in ticks])
     axes.set_xticks([], minor=True)
     axes.invert_xaxis()
-    figure.colorbar(dots, label="test loss, nats per example")
+    _ = figure.colorbar(dots, label="test loss, nats per example")
 
 # %%
 # What to do next: :doc:`sweep_many_hosts` for machines that JAX itself connects, or

@@ -67,7 +67,8 @@ for u, colour, label in (
         last = steps[before][-1], -u[before, shown][-1]
         axes.plot(*last, "x", color="black", markersize=9)
         text = f"NaN at step {last[0] + 1}"
-        axes.annotate(text, last, (8, 0), textcoords="offset points", va="center")
+        place = {"textcoords": "offset points", "va": "center", "ha": "right"}
+        axes.annotate(text, last, (-8, 0), **place)  # left of the other curve
 axes.set(
     yscale="symlog",
     xlabel="step",
