@@ -261,8 +261,8 @@ for recipe in RECIPES:
     rate = RATES[-1] if recipe == "pytorch" else RATES[0]
     curve = lengths.sel(recipe=recipe, learning_rate=rate).mean("seed")
     smooth = np.convolve(curve, np.ones(5) / 5, mode="valid")
-    style = "--" if recipe == "dqn_zoo" else "-"  # it covers nature_dqn
-    axes.plot(thousands[4:], smooth, style, label=f"{recipe}, {rate:g}")
+    width = 5 if recipe == "nature_dqn" else 1.5  # dqn_zoo's lies upon it
+    axes.plot(thousands[4:], smooth, linewidth=width, label=f"{recipe}, {rate:g}")
 axes.set(
     xlabel="steps of the environment, thousands",
     ylabel="episode length, mean of 5 seeds",
@@ -281,6 +281,7 @@ for (row, column), value in np.ndenumerate(cells):
     axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=shade)
 axes.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
 axes.set_yticks(range(len(cells)), list(RECIPES | VARIANTS))
+axes.grid(visible=False)
 axes.set(xlabel="learning rate", title="The last tenth of the training")
 _ = figure.colorbar(image, ax=axes, label="episode length, at most 500")
 
