@@ -70,7 +70,10 @@ html_css_files = ["site.css"]
 html_js_files = ["gamma.js", "versions.js"]
 html_math_renderer = "mathml"
 ogp_site_url = html_baseurl
-ogp_social_cards = {"line_color": "#0072B2"}
+ogp_social_cards = {
+    "line_color": "#0072B2",
+    "image_mini": "images/heatmap-light.png",
+}
 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3

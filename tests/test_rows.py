@@ -55,7 +55,8 @@ def block(member, begin, until, stepped):
     at = begin + np.arange(until - begin)
     losses = loss(member[:, None], at if stepped else at + 9)
     bad = np.isnan(losses)
-    first = np.where(bad.any(1), begin + bad.argmax(1), -1)
+    # Of a plain training it is an index of the output's own.
+    first = np.where(bad.any(1), begin + bad.argmax(1) if stepped else 3, -1)
     y = np.stack([member[:, None] * at, member[:, None] - at], -1).astype("int32")
     rows = {
         "y": y,
@@ -116,9 +117,8 @@ class Views:
                     np.testing.assert_array_equal(found[name], wanted[name], name)
                     assert found[name].dtype == wanted[name].dtype
             begun = np.flatnonzero(have[member] > 0)
-            if len(begun):
-                last = have[member] - 1 if self.shapes.stepped else 9
-                ended = np.isnan(loss(member, last))[begun]
+            if len(begun) and self.shapes.stepped:
+                ended = np.isnan(loss(member, have[member] - 1))[begun]
                 np.testing.assert_array_equal(store.ended(begun), ended)
 
 
@@ -217,6 +217,18 @@ def test_chunks(tmp_path):
     assert chunks["loss"] == (2 * BATCH,)
     assert chunks["y"] == (2 * BATCH, 2)
     assert chunks["diverged_at"] == (2 * BATCH, 2)
+
+
+def test_what_is_read_at_once(tmp_path, monkeypatch):
+    """In memory if it fits; else as many chunks together as a number of bytes has."""
+    views, every = Views(locate(tmp_path / "a.zarr"), 1, False), np.arange(20)
+    views.append(0, every, 0, 1)
+    store = views.stores[0]
+    assert isinstance(store.to_dataset(400).loss.data, np.ndarray)
+    found = store.to_dataset(399)  # 20 bytes for each of 20 members are more
+    assert len(found.loss.chunks[0]) == 2  # 3 chunks of 6 members take less than 400
+    monkeypatch.setattr(_store, "_BYTES_AT_ONCE", 1)
+    assert len(store.to_dataset(0).loss.chunks[0]) == 4
 
 
 def test_who_looks_while_another_writes(tmp_path, monkeypatch):
