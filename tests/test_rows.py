@@ -16,7 +16,7 @@ from jax_rmsprop.sweeps._results import Block, InMemory, Shapes
 from jax_rmsprop.sweeps._store import ZarrStore, create, delete_carries
 
 OUTPUTS = {
-    "y": jax.ShapeDtypeStruct((2,), np.int32),
+    "y": jax.ShapeDtypeStruct((5,), np.int32),
     "loss": jax.ShapeDtypeStruct((), np.float32),
 }
 MEMBERS, BATCH = 30, 3
@@ -27,7 +27,7 @@ def few_rows_in_a_chunk(monkeypatch):
     for name, size in {
         "_COLUMN_CHUNK": 4,  # rows; the others are bytes
         "_OUTPUT_CHUNK": 50,
-        "_BATCHES_CHUNK": 64,
+        "_BATCHES_CHUNK": 128,
         "_CARRY_CHUNK": 14,
         "_BYTES_AT_ONCE": 400,
     }.items():
@@ -57,7 +57,7 @@ def block(member, begin, until, stepped):
     bad = np.isnan(losses)
     # Of a plain training it is an index of the output's own.
     first = np.where(bad.any(1), begin + bad.argmax(1) if stepped else 3, -1)
-    y = np.stack([member[:, None] * at, member[:, None] - at], -1).astype("int32")
+    y = np.stack([member[:, None] * at + i for i in range(5)], -1).astype("int32")
     rows = {
         "y": y,
         "loss": losses,
@@ -205,7 +205,7 @@ def test_chunks(tmp_path):
     Views(at, 40, True).append(0, np.arange(2), 0, 1)
     chunks = {name: array.chunks for name, array in _store.open_group(at).arrays()}
     assert chunks["loss"] == (BATCH, 50 // (BATCH * 4))
-    assert chunks["y"] == (BATCH, 50 // (BATCH * 8), 2)
+    assert chunks["y"] == (BATCH, 1, 5)  # which is more than 50 bytes
     assert chunks["steps"] == chunks["x"] == chunks["name"] == (4,)
     assert chunks["carried"] == (4, 3)
     assert chunks["carry_7"] == (1, 2, 7)  # as large as fits 14 bytes
@@ -213,9 +213,9 @@ def test_chunks(tmp_path):
     plain = locate(tmp_path / "b.zarr")
     Views(plain, 1, False)
     chunks = {name: array.chunks for name, array in _store.open_group(plain).arrays()}
-    # Of the largest output, 8 bytes a member, two batches fit 64 bytes.
+    # Of the largest output, 20 bytes a member, two batches fit 128 bytes.
     assert chunks["loss"] == (2 * BATCH,)
-    assert chunks["y"] == (2 * BATCH, 2)
+    assert chunks["y"] == (2 * BATCH, 5)
     assert chunks["diverged_at"] == (2 * BATCH, 2)
 
 
@@ -224,9 +224,9 @@ def test_what_is_read_at_once(tmp_path, monkeypatch):
     views, every = Views(locate(tmp_path / "a.zarr"), 1, False), np.arange(20)
     views.append(0, every, 0, 1)
     store = views.stores[0]
-    assert isinstance(store.to_dataset(400).loss.data, np.ndarray)
-    found = store.to_dataset(399)  # 20 bytes for each of 20 members are more
-    assert len(found.loss.chunks[0]) == 2  # 3 chunks of 6 members take less than 400
+    assert isinstance(store.to_dataset(640).loss.data, np.ndarray)
+    found = store.to_dataset(639)  # 32 bytes for each of 20 members are more
+    assert len(found.loss.chunks[0]) == 2  # 2 chunks of 6 members take less than 400
     monkeypatch.setattr(_store, "_BYTES_AT_ONCE", 1)
     assert len(store.to_dataset(0).loss.chunks[0]) == 4
 
@@ -315,3 +315,19 @@ def test_damaged_rows_are_given_up(tmp_path):
     store.give_up(damaged.value.rows)
     have[own[:4]] = 0
     views.check(have)
+
+
+@pytest.mark.parametrize("array", ["carry_7/c/1/0/0", "carried/c/0/0"])
+def test_a_damaged_carry_is_found_where_it_is_read(tmp_path, array):
+    at, own = locate(tmp_path / "a.zarr"), np.array([0, 1, 3])
+    views = Views(at, 4, True)
+    views.append(0, own, 0, 2)
+    # A writer that was killed has made this longer.
+    _store.open_group(at, "r+")["carried"].resize((6, 3))
+    chunk = at.folder / array
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(_store.Damaged) as damaged:
+        views.stores[0].carry(own, 2)
+    views.stores[0].give_up(damaged.value.rows)
+    left = {"carry_7/c/1/0/0": [0, 0, 2], "carried/c/0/0": [0, 0, 0]}[array]
+    np.testing.assert_array_equal(views.stores[0].steps[own], left)
