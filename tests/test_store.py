@@ -293,6 +293,23 @@ def test_a_store_that_is_another_folder(tmp_path):
     )
     with pytest.raises(ValueError, match="nothing does not exist; beside it are"):
         load_sweep(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no finished members"):
+        load_sweep(tmp_path / "empty")
+
+
+def test_a_store_whose_attributes_cannot_be_read(tmp_path, monkeypatch):
+    quiet(square, {"x": [1]}, store=tmp_path)
+    (tmp_path / "zarr.json").write_text("{")
+    with pytest.raises(ValueError, match=f"^`store` {tmp_path} cannot be read: "):
+        load_sweep(tmp_path)
+
+    def refuse(*arguments):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(_store, "open_group", refuse)
+    with pytest.raises(PermissionError, match="^not yours$"):
+        load_sweep(tmp_path)
 
 
 def test_a_store_that_cannot_be_written():
