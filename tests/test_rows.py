@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from jax_rmsprop.sweeps import _store
 from jax_rmsprop.sweeps._location import locate
@@ -331,3 +332,15 @@ def test_a_damaged_carry_is_found_where_it_is_read(tmp_path, array):
     views.stores[0].give_up(damaged.value.rows)
     left = {"carry_7/c/1/0/0": [0, 0, 2], "carried/c/0/0": [0, 0, 0]}[array]
     np.testing.assert_array_equal(views.stores[0].steps[own], left)
+
+
+def test_a_creation_that_was_killed_is_repeated():
+    """Where nothing can be renamed, as in memory."""
+    at, have = locate(zarr.storage.MemoryStore()), np.zeros(MEMBERS, int)
+    Views(at, 4, True)
+    assert _store.read_header(at) is not None
+    del _store.open_group(at, "r+")["steps"]
+    assert _store.read_header(at) is None
+    views = Views(at, 4, True)  # which creates it again
+    have[views.append(0, np.arange(2), 0, 2)] = 2
+    views.check(have)
