@@ -101,6 +101,7 @@ REASONS: dict[str, str] = {
     "sweeps._store, _take: `4 * len(rows)` -> `4 / len(rows)`": "rows are read at once or one by one: the same numbers",
     "sweeps._store, _take: `4` -> `5`": "rows are read at once or one by one: the same numbers",
     "sweeps._store, _take: `1` -> `2`": "a row more is read",
+    "sweeps._store, read_header: `again and (path / 'zarr.json').exists()` -> `again or (path / 'zarr.json').exists()`": "a second look at what is no store finds the same",
     "sweeps._store, read_header: `False` -> `True`": "a second look at what was just created finds it",
     "sweeps._store, delete_carries: `0` -> `1`": "the arrays of carries are gone, wherever it points",
     "sweeps._store, publish: `True` -> `False`": "every store of zarr says whether it can",
