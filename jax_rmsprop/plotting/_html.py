@@ -107,11 +107,11 @@ def report(
     for figure in figures[1:]:
         figure.visible = False
     options: Any = axes
-    select = Select(title="against", value=axes[0], options=options, width=220)
+    select = Select(title="against", value=axes[0], options=options, width=170)
     code = "figures.forEach((f, i) => { f.visible = names[i] == cb_obj.value })"
     script = CustomJS(args={"figures": figures, "names": axes}, code=code)
     select.js_on_change("value", script)
-    colour = Select(title="coloured by", value="", options=["", *axes], width=220)
+    colour = Select(title="coloured by", value="", options=["", *axes], width=170)
     code = """
       const field = cb_obj.value ? "_colour_" + cb_obj.value : "_colour"
       for (const f of figures) for (const r of f.renderers)
