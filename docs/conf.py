@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import os
 import re
 import shutil
@@ -183,25 +182,28 @@ def link_names(app, doctree, page):
         if isinstance(node.parent, inside) or isinstance(node.parent.parent, inside):
             continue
         name = node.astext().split("(")[0]
-        if others := described_elsewhere(app.env, name):
-            node.replace_self(link := nodes.reference("", "", refuri=others))
+        address = described_here(app, page, name) or described_elsewhere(app, name)
+        if address:
+            own = "://" not in address
+            link = nodes.reference("", "", internal=own, refuri=address)
+            node.replace_self(link)
             link += node
-            continue
-        name = name.removeprefix("jax_rmsprop.")
-        if page == "reference/conventions":
-            name = f"conventions.{name}" if f"conventions.{name}" in PAGE_OF else name
-        target = f"reference/generated/{PAGE_OF.get(name)}"
-        if target not in app.env.found_docs or target == page:
-            continue
-        address = app.builder.get_relative_uri(page, target)
-        link = nodes.reference("", "", internal=True, refuri=address)
-        node.replace_self(link)
-        link += node
 
 
-def described_elsewhere(env, name):
+def described_here(app, page, name):
+    """The address of a public name, from another page than its own; else None."""
+    name = name.removeprefix("jax_rmsprop.")
+    if page == "reference/conventions":
+        name = f"conventions.{name}" if f"conventions.{name}" in PAGE_OF else name
+    target = f"reference/generated/{PAGE_OF.get(name)}"
+    if target not in app.env.found_docs or target == page:
+        return None
+    return app.builder.get_relative_uri(page, target)
+
+
+def described_elsewhere(app, name):
     """The address of a name of JAX, Optax or xarray; None if it has no page."""
-    known = InventoryAdapter(env).main_inventory
+    known = InventoryAdapter(app.env).main_inventory
     kinds = [kind for kind in known if kind.startswith("py:") and name in known[kind]]
     return known[kinds[0]][name].uri if kinds else None
 
@@ -252,8 +254,7 @@ def write_for_machines(app, exception):
     notebooks.mkdir(exist_ok=True)
     for path in Path(app.srcdir, "tutorials").glob("*.ipynb"):
         shutil.copy(path, notebooks)
-    known = {"here": version, "root": "", "names": [version]}
-    Path(app.outdir, "versions.json").write_text(json.dumps(known))
+    publish.list_versions(Path(app.outdir), version, "", [version])
 
 
 def setup(app):

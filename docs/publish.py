@@ -32,9 +32,13 @@ def publish(built, site, name):
         shutil.copytree(built, site, dirs_exist_ok=True)
     (site / ".nojekyll").touch()
     for here, root in [(newest, ""), *((n, "../") for n in names)]:
-        known = {"here": here, "root": root, "names": names}
-        where = site / here if root else site
-        (where / "versions.json").write_text(json.dumps(known))
+        list_versions(site / here if root else site, here, root, names)
+
+
+def list_versions(folder, here, root, names):
+    """Write for a copy its version, the way to the root, and all versions."""
+    known = {"here": here, "root": root, "names": names}
+    (folder / "versions.json").write_text(json.dumps(known))
 
 
 def versions(site):

@@ -142,7 +142,6 @@ NAMES = {
     "any": "all",
     "all": "any",
 }
-NAMES_ONLY_CALLED = set(NAMES)
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -217,16 +216,12 @@ def sites(node: ast.AST, where: str = "", lines=None) -> Iterator[Site]:
             if isinstance(child, ast.AST):
                 its = lines
                 if its is None and hasattr(child, "lineno"):
-                    its = None if hasattr(child, "body") else span(child)
+                    whole = child.lineno, child.end_lineno
+                    its = None if hasattr(child, "body") else whole
                 yield Site(
                     node, field, index if isinstance(value, list) else None, where, its
                 )
                 yield from sites(child, where, its)
-
-
-def span(node: ast.AST) -> tuple[int, int]:
-    """The first and the last line."""
-    return node.lineno, node.end_lineno
 
 
 class Mutant(NamedTuple):

@@ -39,6 +39,11 @@ GRID = {
 quiet = functools.partial(sweep, progress=False)
 
 
+def spoil(chunk):
+    """Change the last byte of a file of a store, of its checksum."""
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+
+
 def square(x):
     """A training of one multiplication."""
     return {"loss": x * x}

@@ -15,6 +15,7 @@ from jax_rmsprop.sweeps._location import locate
 from jax_rmsprop.sweeps._members import parse_grid
 from jax_rmsprop.sweeps._results import Block, InMemory, Shapes
 from jax_rmsprop.sweeps._store import ZarrStore, create, delete_carries
+from tests.sweeps import spoil
 
 OUTPUTS = {
     "y": jax.ShapeDtypeStruct((5,), np.int32),
@@ -140,8 +141,6 @@ def test_blocks_of_steps_in_any_order(tmp_path, rng):
         begin = int(rng.choice([*have[member[own]], rng.integers(steps)]))
         begin = min(begin, steps - 1)
         until = int(rng.integers(begin, steps)) + 1
-        if turn % 3:  # the others know of it only when they look
-            views.stores[which].refresh()
         done = views.append(which, own, begin, until)
         # Steps are added to what is there, and fewer never replace more.
         new = end(done, until)
@@ -164,7 +163,6 @@ def test_blocks_of_steps_in_any_order(tmp_path, rng):
     assert plain.name.values[there].tolist() == names
     # Rows come in whole batches; a carry is kept twice.
     assert len(there) % BATCH == 0
-    assert there.sum() <= len(there)
     group = _store.open_group(at)
     assert group["carry_7"].shape == (2, len(there), 7)
     delete_carries(at)
@@ -244,7 +242,7 @@ def test_who_looks_while_another_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(_store, "_resize", looked_at)
     have = np.zeros(MEMBERS, int)
     have[views.append(0, np.arange(14, 18), 0, 2)] = 2
-    views.check(np.minimum(have, end(np.arange(MEMBERS), have)))
+    views.check(have)
 
 
 @pytest.mark.parametrize("column", ["steps", "x"])
@@ -252,8 +250,7 @@ def test_reading_writes_nothing(tmp_path, column):
     """Also where there is damage, which a writer mends."""
     at = locate(tmp_path / "a.zarr")
     Views(at, 4, True).append(0, np.arange(9), 0, 2)
-    chunk = at.folder / column / "c/0"
-    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    spoil(at.folder / column / "c/0")
 
     def content():
         return {p: p.read_bytes() for p in at.folder.rglob("*") if p.is_file()}
@@ -286,8 +283,7 @@ def test_a_writer_mends_what_it_meets(tmp_path, array):
     last = (len(own) - 1) // zarr_array.chunks[axis]
     place = ["1", str(last)] if axis else [str(last)]  # of the two carries, the second
     place += ["0"] * (zarr_array.ndim - len(place))
-    part = at.folder.joinpath(array, "c", *place)
-    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    spoil(at.folder.joinpath(array, "c", *place))
     views = Views(at, 4, True)  # which has to read the columns
     views.append(0, own[-2:], 0, 4)
     gone = own[last * zarr_array.chunks[axis] :]
@@ -310,8 +306,7 @@ def test_damaged_rows_are_given_up(tmp_path):
     have[views.append(0, own, 0, 2)] = 2
     store = views.stores[0]
     for array in ("loss/c/0/0", "steps/c/0"):
-        chunk = at.folder / array
-        chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+        spoil(at.folder / array)
     with pytest.raises(_store.Damaged) as damaged:
         store.to_dataset(10**9)
     np.testing.assert_array_equal(damaged.value.rows, np.arange(4))

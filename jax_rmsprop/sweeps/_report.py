@@ -45,6 +45,9 @@ class Scores(NamedTuple):
         return float(mean), float(low), float(high)
 
 
+Neighbour = tuple[str, float, float | None, float | None, float | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """The findings of `summary`; prints as a page of text.
@@ -76,7 +79,7 @@ class Summary:
     low: float
     high: float
     seeds: int
-    neighbours: list[tuple[str, float, float | None, float | None, float | None]]
+    neighbours: list[Neighbour]
     edges: list[str]
     members: int
     diverged: int
@@ -103,8 +106,7 @@ class Summary:
         rows = [["", self.output, "lowest seed", "highest seed"]]
         rows.append(["best", *(f"{x:.4g}" for x in (self.value, self.low, self.high))])
         for axis, label, *values in self.neighbours:
-            cells = ["not finished" if x is None else _cell(x) for x in values]
-            rows.append([f"{axis} {label:.6g}", *cells])
+            rows.append([f"{axis} {label:.6g}", *map(_cell, values)])
         if self.seeds == 1:
             rows = [row[:2] for row in rows]
         above = [
@@ -196,7 +198,7 @@ def summary(
         best = float(found.mean.isel(place))
         if value > best if most else value < best:
             promising = value, _labels(found.of_others.isel(other))
-    neighbours: list[Any] = []
+    neighbours: list[Neighbour] = []
     edges: list[str] = []
     for axis, i in place.items():
         labels = curves[axis].values if axis in curves.coords else np.array([])
@@ -206,11 +208,11 @@ def summary(
             edges.append(axis)
         for j in (i - 1, i + 1):
             if 0 <= j < len(labels):
-                there = place | {axis: j}
-                values = found.values_at(there)
-                if not bool(found.finished.isel(there)):
-                    values = None, None, None
-                neighbours.append((axis, float(labels[j]), *values))
+                there, label = place | {axis: j}, float(labels[j])
+                if bool(found.finished.isel(there)):
+                    neighbours.append((axis, label, *found.values_at(there)))
+                else:
+                    neighbours.append((axis, label, None, None, None))
     value, low, high = found.values_at(place)
     return Summary(
         output,
@@ -466,7 +468,9 @@ def best_index(mean: xr.DataArray, most: bool) -> dict[str, int]:
     return {str(d): int(i) for d, i in zip(values.dims, place, strict=True)}
 
 
-def _cell(x: float) -> str:
+def _cell(x: float | None) -> str:
+    if x is None:
+        return "not finished"
     return "diverged" if np.isnan(x) else f"{x:.4g}"
 
 

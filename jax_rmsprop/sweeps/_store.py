@@ -324,15 +324,15 @@ class ZarrStore:
             if lazy:
                 at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
                 rows = self._lazy(group[name], at_once, stored)
+                if steps:
+                    short = (0, steps[0] - rows.shape[1])
+                    wide = [(0, 0), short, *[(0, 0)] * (rows.ndim - 2)]
+                    rows = dask.array.pad(rows, wide, constant_values=fill)
             else:
                 rows = np.full((len(there), *shape), fill, dtype)
                 if there.any():
                     own = self._row[there]
                     rows[(there, *stored)] = self._read(group, name, own, after=stored)
-            if lazy and steps:
-                short = (0, steps[0] - rows.shape[1])
-                wide = [(0, 0), short, *[(0, 0)] * (rows.ndim - 2)]
-                rows = dask.array.pad(rows, wide, constant_values=fill)
             # A writer may have been killed before it published its steps.
             at: Any = 0
             if steps:
