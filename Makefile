@@ -22,7 +22,7 @@ check: .venv/lint  ## before each commit: style, types of what changed, a minute
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- 'jax_rmsprop/*.py'); \
 	  if [ -n "$$changed" ]; then $(BIN)/pyright $$changed; fi
 	$(BIN)/$(PYTEST) $(addprefix tests/test_,equations.py transform.py optimizer.py \
-	  interface.py validate.py properties.py grid.py sweep.py)
+	  interface.py validate.py properties.py members.py sweep.py)
 
 format: .venv/lint  ## put imports and lines in order
 	$(BIN)/ruff check --fix .

@@ -25,6 +25,7 @@ import publish  # noqa: E402
 import jax_rmsprop  # noqa: E402
 
 os.environ["TQDM_DISABLE"] = "1"  # a bar that moves is no output for a page
+importlib.import_module("common")  # how pictures look
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -91,7 +92,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "tutorials",
     "filename_pattern": gallery.to_run(),
     "within_subsection_order": "gallery.in_order",
-    "reset_modules": (),  # matplotlib's style is `common`'s, which is imported once
+    "reset_modules": (),  # matplotlib's style stays that of `common`
     "download_all_examples": False,
     "ignore_pattern": gallery.not_shown(),
     "image_srcset": ["2x"],

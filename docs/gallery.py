@@ -84,34 +84,22 @@ def group_cards(app):
 
 
 def complete_notebooks(app):
-    """Give notebooks what a fresh machine lacks: the package, and their neighbours."""
+    """Give notebooks what a fresh machine lacks: the package."""
     for path in Path(app.srcdir, "tutorials").glob("*.ipynb"):
         notebook = json.loads(path.read_text())
-        first = '%pip install -q "jax-rmsprop[cluster,examples]"'
-        if any(first in str(cell["source"]) for cell in notebook["cells"]):
+        install = '%pip install -q "jax-rmsprop[cluster,examples]"'
+        if any(install in str(cell["source"]) for cell in notebook["cells"]):
             continue
-        cells = [first, *_neighbours((EXAMPLES / f"{path.stem}.py").read_text())]
-        # After the title; folded where a notebook is shown.
-        notebook["cells"][1:1] = [
-            {
-                "cell_type": "code",
-                "execution_count": None,
-                "metadata": {"jupyter": {"source_hidden": True}, "cellView": "form"},
-                "outputs": [],
-                "source": [source],
-            }
-            for source in cells
-        ]
+        cell = {
+            "cell_type": "code",
+            "execution_count": None,
+            # Folded where a notebook is shown.
+            "metadata": {"jupyter": {"source_hidden": True}, "cellView": "form"},
+            "outputs": [],
+            "source": [install],
+        }
+        notebook["cells"].insert(1, cell)  # after the title
         path.write_text(json.dumps(notebook, indent=1))
-
-
-def _neighbours(text):
-    """A cell for each script of the examples that one imports, which writes it."""
-    for name in re.findall(r"^from (\w+) import", text, re.M):
-        neighbour = EXAMPLES / f"{name}.py"
-        if neighbour.exists():
-            yield f"%%writefile {neighbour.name}\n{neighbour.read_text()}"
-            yield from _neighbours(neighbour.read_text())
 
 
 def draw_pictures():

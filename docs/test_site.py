@@ -361,7 +361,7 @@ def test_equations_are_drawn(looked_at):
 
 @pytest.mark.parametrize("tutorial", ["eps_and_the_loss", "reading_a_sweep"])
 def test_a_notebook_runs_where_nothing_else_is(tutorial, tmp_path):
-    """Downloaded, in an empty folder: what it needs of its neighbours it has."""
+    """Downloaded, in an empty folder."""
     import nbclient
     import nbformat
 

@@ -1,8 +1,9 @@
 """
-What the examples share
-=======================
+What tests and benchmarks take from the examples
+================================================
 
-Real data, the network that they train, and how their pictures look.
+Real data, the network that they train, and how their pictures look. No tutorial needs
+this file.
 """
 
 import gzip
@@ -18,8 +19,6 @@ import numpy as np
 import optax
 import pooch
 import sklearn.datasets
-
-from jax_rmsprop import rmsprop
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -200,34 +199,3 @@ def regression(seed, data, optimizer, epochs=EPOCHS):
     carry = params, optimizer.init(params)
     _, losses = jax.lax.scan(epoch, carry, jnp.stack(keys))
     return jnp.concatenate([squared_loss(params, data)[None], losses.ravel()])
-
-
-# The main job, for the examples that train it in other ways.
-
-
-def training(epochs):
-    """A network's training on handwritten digits, as a function of what is swept."""
-    data, test = digits()
-
-    def train(gamma, learning_rate, seed):
-        optimizer = rmsprop(learning_rate, gamma)
-        step = train_step(cross_entropy, optimizer)
-        key = jax.random.key(seed)
-
-        def epoch(carry, number):
-            shuffled = batches(jax.random.fold_in(key, number), data, 30)
-            carry, losses = jax.lax.scan(step, carry, shuffled)
-            return carry, losses.mean()
-
-        params = network(key, inputs=data.x.shape[1])
-        (params, _), losses = jax.lax.scan(
-            epoch, (params, optimizer.init(params)), jnp.arange(epochs)
-        )
-        right = logits(params, test.x).argmax(-1) == test.y
-        return {
-            "train_loss": losses,
-            "loss": cross_entropy(params, test),
-            "accuracy": right.mean(),
-        }
-
-    return train

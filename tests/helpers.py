@@ -87,13 +87,11 @@ SCHEDULES = (
 )
 OPTIMIZERS = {
     "scale_by_rmsprop": scale_by_rmsprop(),
-    "plain": rmsprop(0.01),
     "schedules": rmsprop(
         *SCHEDULES,
         momentum=optax.linear_schedule(0.5, 0.9, 100),
         weight_decay=optax.constant_schedule(0.01),
     ),
-    "centered": rmsprop(0.01, centered=True),
     "corrected": rmsprop(0.01, bias_correction=True),
     "everything": rmsprop(
         0.01, 0.99, centered=True, momentum=0.9, nesterov=True, weight_decay=0.1

@@ -117,6 +117,7 @@ SEEDS = 5 * (KILLS + 1)  # of 15 members, in batches of eight
 LONG_GRID = GRID | {"seed": range(SEEDS)}
 
 
+@pytest.mark.slow
 def test_the_bits_of_one_process(client, tmp_path, together):
     for store in (None, tmp_path / "a.zarr"):
         curves = quiet(network, GRID, batch_size=8, client=client, store=store)

@@ -201,7 +201,11 @@ def rate_of(make):
     return next(iter(inspect.signature(make).parameters))
 
 
-@pytest.mark.parametrize("params", [True, False], ids=["params", "none"])
+@pytest.mark.parametrize(
+    "params",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["params", "none"],
+)
 def test_injected_defaults_are_the_plain_ones(params):
     """Optax injects arrays for all numbers, so zeros are traced."""
     g = {"w": jnp.array([1e-4, 1e-2, 1.0])}
@@ -357,7 +361,7 @@ def test_a_state_made_under_x64_is_used_outside(jit):
                 chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("state_place", [P(), P("d"), P(None, "d")], ids=str)
 @pytest.mark.parametrize("place", [P(), P("d"), P(None, "d")], ids=str)
 def test_a_state_sharded_otherwise_than_its_parameters(place, state_place, jit, rng):

@@ -133,7 +133,11 @@ def test_parameters_may_be_anything_where_they_are_not_used():
 TYPES = ["bfloat16", "float16", "float32", "int32"]
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize(
+    "wide",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["x32", "x64"],
+)
 def test_the_type_of_a_hyperparameter_changes_no_type(wide, request):
     if wide:
         request.getfixturevalue("x64")
@@ -316,15 +320,12 @@ usual = functools.cache(switched)
 
 
 # The tests as a whole run under strict promotion of types and ranks.
-RARE = ("debug_infs", "matmul precision", "rank promotion", "strict promotion")
+OFTEN = ("disable_jit", "debug_nans", "check_tracer_leaks", "an explicit mesh")
 
 
 @pytest.mark.parametrize(
     "switch",
-    [
-        pytest.param(s, marks=pytest.mark.exhaustive if s in RARE else ())
-        for s in SWITCHES
-    ],
+    [pytest.param(s, marks=() if s in OFTEN else pytest.mark.slow) for s in SWITCHES],
 )
 def test_switches(switch):
     names = ("everything",)
@@ -461,7 +462,7 @@ def assert_close_by_largest(actual, expected, roundings):
 
 @pytest.mark.parametrize(
     "dtype",
-    ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.exhaustive)],
+    ["float32", *(pytest.param(t, marks=pytest.mark.slow) for t in NARROW[:2])],
 )
 def test_a_row_of_a_sweep_is_the_single_run(dtype):
     options = ({}, {"momentum": 0.9, "centered": True})

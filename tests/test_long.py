@@ -35,6 +35,7 @@ from tests.sweeps import (
     run_long,
 )
 
+SLOW = pytest.mark.slow
 AXES = {"rate": [0.03, 0.1, 1e30], "seed": range(5)}
 STEPS = 7
 
@@ -112,7 +113,13 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(o, marks=() if o in ("some further", "points") else SLOW)
+        for o in ORDERS
+    ],
+)
 def test_in_any_order_the_bits_of_at_once(order, tmp_path, at_once):
     devices = itertools.cycle([jax.devices()[:1], jax.devices()[:3]])
     for options in ORDERS[order]:

@@ -213,6 +213,7 @@ def test_the_settings_are_the_checkpoints(name):
         )
 
 
+@pytest.mark.slow
 @few_or_all
 def test_optax_goes_on(combinations, x64, standard_promotion):
     chosen = combinations(

@@ -557,14 +557,15 @@ DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "rate", "gamma"),
     [
         ("digits", 1e-3, 0.9),
-        pytest.param("digits", 1e-4, 0.99, marks=pytest.mark.slow),
-        pytest.param("digits", 1e-2, 0.9, marks=pytest.mark.slow),
-        pytest.param("breast cancer", 1e-3, 0.9, marks=pytest.mark.slow),
-        pytest.param("breast cancer", 1e-4, 0.99, marks=pytest.mark.slow),
+        ("digits", 1e-4, 0.99),
+        ("digits", 1e-2, 0.9),
+        ("breast cancer", 1e-3, 0.9),
+        ("breast cancer", 1e-4, 0.99),
     ],
 )
 def test_a_training_is_that_of_float32(data, rate, gamma, monkeypatch):

@@ -405,7 +405,10 @@ def test_it_is_an_ordinary_dataset(tmp_path, together, monkeypatch):
 AXES = {"gamma": [0, 2, 1, 3, 4], "learning_rate": [2, 0, 1], "seed": [3, 0, 1, 2]}
 
 
-@pytest.mark.parametrize("axis", list(GRID))
+@pytest.mark.parametrize(
+    "axis",
+    ["gamma", *(pytest.param(n, marks=pytest.mark.slow) for n in list(GRID)[1:])],
+)
 def test_more_values_on_any_axis(axis, tmp_path, together):
     """Each member once, with the bits of a store computed in one call."""
     store, one = tmp_path / "sweep.zarr", jax.devices()[:1]

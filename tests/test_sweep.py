@@ -29,7 +29,7 @@ def test_a_row_at_batch_size_1_is_the_jitted_training(alone):
                 assert row["end.seed"] == seed
 
 
-@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("size", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_a_row_is_the_single_run_at_that_batch_size(size, rng):
     curves = quiet(network, GRID, batch_size=size)
     for _ in range(5):
@@ -40,13 +40,13 @@ def test_a_row_is_the_single_run_at_that_batch_size(size, rng):
         assert bits(single) == bits(row)
 
 
-FEW_PLACES = {(1, 3), (7, 2), (8, 1), (8, 4)}
+FEW_PLACES = {(7, 2), (8, 4)}
 
 
 # Whole batches, a short last one, a batch larger than the grid, one batch for all.
 @pytest.mark.parametrize(
     "size",
-    [2, 7, 100, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 16, 60))],
+    [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 16, 60, 100))],
 )
 def test_any_batch_size(size, alone):
     curves = quiet(network, GRID, batch_size=size)
@@ -66,7 +66,7 @@ def test_any_batch_size(size, alone):
 @pytest.mark.parametrize(
     ("size", "devices"),
     [
-        pytest.param(*each, marks=() if each in FEW_PLACES else pytest.mark.exhaustive)
+        pytest.param(*each, marks=() if each in FEW_PLACES else pytest.mark.slow)
         for each in itertools.product((1, 7, 8), (1, 2, 3, 4))
     ],
 )
