@@ -280,6 +280,7 @@ def test_a_training_that_calls_back_cannot_be_sent(client):
     assert "\n" not in str(no.value)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_no_folder(client, together):
     url = f"memory://{time.time_ns()}/a.zarr"
     curves = quiet(network, GRID, batch_size=8, client=client, store=url)

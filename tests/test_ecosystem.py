@@ -230,6 +230,7 @@ def test_an_equinox_model():
 HALF = stochastic_rounding(quantize_state(rmsprop(0.01), {"nu": uint8(0)}))
 
 
+@pytest.mark.slow
 def test_nnx_in_half_precision():
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0), param_dtype="bfloat16")
     optimizer = nnx.Optimizer(model, HALF, wrt=nnx.Param)
@@ -250,6 +251,7 @@ def test_nnx_in_half_precision():
     assert model.kernel[...].dtype == model.bias[...].dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_linen_in_half_precision():
     from flax import linen
     from flax.training.train_state import TrainState
@@ -273,6 +275,7 @@ def test_linen_in_half_precision():
     assert {p.dtype.name for p in jax.tree.leaves(train.params)} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_equinox_in_half_precision():
     """Its own `apply_updates` promotes; Optax's, on the arrays alone, does not."""
     mlp = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0), dtype="bfloat16")
@@ -412,6 +415,7 @@ def test_a_sweep_of_agents():
     assert (np.abs(curves.rewards).sum("rewards_dim_0") == 200 // 9).all()
 
 
+@pytest.mark.slow
 def test_every_option_in_a_sweep():
     """A row equals the single training up to rounding."""
 

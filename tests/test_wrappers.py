@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jax_rmsprop import rmsprop, scale_by_rmsprop
-from tests.helpers import OPTIMIZERS, each, params, square, tolerance, train_each
+from tests.helpers import OPTIMIZERS, params, square, tolerance, train_each
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -94,7 +94,7 @@ def test_multi_steps():
             second, _ = several.update(more, state, x)
             return first, second, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return each(both)
+        return {name: both(optimizer) for name, optimizer in TWO.items()}
 
     for first, second, expected in steps(x, half, more).values():
         chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, x))
@@ -119,7 +119,7 @@ def test_masked_and_partition():
 
     @jax.jit
     def steps(x):
-        return each(functools.partial(three, x))
+        return {name: three(x, optimizer) for name, optimizer in TWO.items()}
 
     for alone, masked, parts in steps(x).values():
         chex.assert_trees_all_equal(masked, alone | {"b": x["b"]})
@@ -137,7 +137,7 @@ def test_apply_if_finite():
             after, _ = guarded.update(x, state, x)
             return kept, after, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return each(guard)
+        return {name: guard(optimizer) for name, optimizer in TWO.items()}
 
     bad = jax.tree.map(lambda p: p * jnp.nan, x)
     for kept, after, expected in steps(x, bad).values():
@@ -156,12 +156,13 @@ def test_flatten_and_a_chain_with_clipping():
             return optimizer.update(g, optimizer.init(x), x)[0]
 
         clipped, _ = clip.update(x, clip.init(x))
-        return each(
-            lambda o: (
+        return {
+            name: (
                 (first(optax.chain(clip, o)), first(o, clipped)),
                 (first(optax.flatten(o)), first(o)),
             )
-        )
+            for name, o in TWO.items()
+        }
 
     for chained, flat in steps(params()).values():
         chex.assert_trees_all_equal(*chained)
@@ -355,11 +356,14 @@ def test_it_converges():
         state = optax.tree.map_params(tx, lambda v: v, tx.init(start))
         return jax.lax.scan(step, (start, state), length=20_000)[0][0]
 
+    optimizers = {"plain": rmsprop(0.01)}
+    optimizers |= {name: OPTIMIZERS[name] for name in ("corrected", "in fewer bits")}
+
     @jax.jit
     def train():
         return {
-            (name, target): trained(OPTIMIZERS[name], *TARGETS[target])
-            for name in ("a convention", "corrected", "in fewer bits")
+            (name, target): trained(optimizer, *TARGETS[target])
+            for name, optimizer in optimizers.items()
             for target in TARGETS
         }
 
