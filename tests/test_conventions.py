@@ -591,7 +591,10 @@ def every_convention():
 
 @pytest.mark.parametrize(
     "dtypes",
-    [["float16", "bfloat16", "float32", "complex64"], ["float64"]],
+    [
+        ["float16", "bfloat16", "float32", "complex64"],
+        pytest.param(["float64"], marks=pytest.mark.slow),
+    ],
     ids=["x32", "x64"],
 )
 def test_interface(dtypes, request, standard_promotion):

@@ -307,9 +307,9 @@ def test_equinox_in_half_precision():
 
 
 def states():
-    """The states of all optimizers after three steps, and their initial states."""
+    """The optimizers' states after three steps, and their initial states."""
     x = params()
-    found = train_each(OPTIMIZERS, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
+    found = train_each(FEW, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
     return {name: state for name, (_, state) in found.items()}, states_of(x)
 
 
@@ -332,7 +332,7 @@ def test_orbax_onto_another_sharding(tmp_path):
     mesh = mesh_of_four()
     where = NamedSharding(mesh, PartitionSpec("d"))
     x = {"w": jnp.arange(24.0).reshape(8, 3)}
-    found = train_each(OPTIMIZERS, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
+    found = train_each(FEW, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
     after = {name: state for name, (_, state) in found.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", after)
@@ -350,7 +350,7 @@ def test_orbax_onto_another_sharding(tmp_path):
 
     @jax.jit
     def updates(states):
-        return {n: o.update(x, states[n], x)[0] for n, o in OPTIMIZERS.items()}
+        return {n: o.update(x, states[n], x)[0] for n, o in FEW.items()}
 
     for state in again.values():
         nu = optax.tree.get(state, "nu")["w"]
