@@ -41,7 +41,7 @@ MODULES = {
     "_arithmetic": STEP,
     "_equations": STEP,
     "_rmsprop": STEP,
-    "_hyperparameters": STEP,
+    "_hyperparameters": [*STEP, "conventions"],
     "quantization._codecs": CODECS,
     "quantization._dither": CODECS,
     "quantization._quantize": CODECS,
@@ -56,6 +56,7 @@ REASONS: dict[str, str] = {
     "_arithmetic, no_fma: `8` -> `9`": "any bound of that size does: it is not reached by what is finite",
     "_arithmetic, least_eps: `2` -> `3`": "an eps that is half as large again is safe, too",
     "_arithmetic, least_eps: `root - jnp.sqrt(info.tiny)` -> `root + jnp.sqrt(info.tiny)`": "both are below any average whose root is normal",
+    "_hyperparameters, at_step: `callable(h.gamma) and isinstance(now.gamma, float)` -> `callable(h.gamma) or isinstance(now.gamma, float)`": "1 - gamma is computed again, the same",
     "_rmsprop, step: `b is not None` -> `b is None`": "a clamp more changes nothing that is finite",
     "quantization._dither, dither: `32` -> `33`": "it counts for arrays of 2^32 elements alone",
     "quantization._codecs, _decode_bfloat16: `_bits(codes.astype(jnp.float32)) + base` -> `_bits(codes.astype(jnp.float32)) - base`": "the base is 0 there",
@@ -294,10 +295,7 @@ class Observe:
         )
         self.path, self.file, self.now = str(path), file, ""
         self.seconds, self.fixtures = dict[str, float](), dict[str, list[str]]()
-
-    def pytest_sessionstart(self):
-        """Begin before the module is imported."""
-        self.coverage.start()
+        self.coverage.start()  # before conftest, which may import the module
 
     def pytest_collection_finish(self, session):
         """Know which tests use which fixtures."""

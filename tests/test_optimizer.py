@@ -75,8 +75,12 @@ def test_decay_enters_where_it_should():
 @pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize(
     "mask",
-    [{"w": True, "b": False}, lambda params: {"w": True, "b": False}],
-    ids=["tree", "function"],
+    [
+        {"w": True, "b": False},
+        {"w": np.array(True), "b": jnp.array([False])},
+        lambda params: {"w": True, "b": False},
+    ],
+    ids=["tree", "arrays", "function"],
 )
 def test_mask(mask, decoupled):
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}

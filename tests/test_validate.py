@@ -60,6 +60,12 @@ WRONG = [
         "`bias_correction` must be False if `centered` is True, got True: the variance "
         "after the first step is zero by construction",
     ),
+    ({"mask": {"w": 1}}, TypeError, "`mask` must be True or False, got 1"),
+    (
+        {"mask": np.array([True, False])},
+        TypeError,
+        "`mask` must be True or False, got an array of shape (2,)",
+    ),
     (
         {"nesterov": True},
         ValueError,
