@@ -20,15 +20,15 @@ check: .venv/lint  ## before each commit: style, types of what changed, a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- 'jax_rmsprop/*.py'); \
-	  if [ -n "$$changed" ]; then $(BIN)/pyright $$changed; fi
+	  if [ -n "$$changed" ]; then $(BIN)/pyright --pythonpath $(BIN)/python $$changed; fi
 	$(BIN)/$(PYTEST) $(addprefix tests/test_,equations.py transform.py optimizer.py \
 	  interface.py validate.py properties.py members.py sweep.py)
 
-format: .venv/lint  ## put imports and lines in order
+format: .venv/lint  ## sort imports and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: .venv/lint  ## style, types, spelling, and who imports whom
+lint: .venv/lint  ## style, types, spelling, and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -63,7 +63,7 @@ frameworks: .venv/frameworks  ## the libraries that the tests then compare with,
 test-lowest: .venv-lowest/ready  ## the tests with the oldest versions that are allowed
 	.venv-lowest/bin/$(PYTEST) -m "$(MARKS)"
 
-test-newest: .venv-newest/ready  ## the tests with the newest of all, on NEWEST_PYTHON
+test-newest: .venv-newest/ready  ## the tests with the newest versions, on NEWEST_PYTHON
 	.venv-newest/bin/$(PYTEST) -m "$(MARKS)"
 
 types-newest: .venv-newest/ready  ## types, as the newest libraries declare them
@@ -89,7 +89,7 @@ package: .venv/release  ## sdist and wheel for a release, in dist, checked
 	$(BIN)/check-wheel-contents dist/*.whl
 	tar --list --file dist/*.tar.gz
 
-clean:  ## all that these commands made, the caches too
+clean:  ## delete everything these commands created, caches included
 	rm -rf .venv .venv-accelerators .venv-docs .venv-lowest .venv-newest .cache build dist \
 	  docs/_build docs/tutorials docs/reference/generated
 

@@ -82,8 +82,8 @@ def train(gamma, learning_rate, seed):
 # The grid
 # --------
 #
-# What matters about gamma is how far the average looks back, 1/(1-gamma) steps, and
-# that on a logarithmic scale. ``log_one_minus`` spaces the gammas so: from 1 step to
+# What matters about gamma is how far the average looks back, 1/(1-gamma) steps, on
+# a logarithmic scale. ``log_one_minus`` spaces the gammas this way: from 1 step to
 # 10,000.
 
 axes = {
@@ -91,7 +91,8 @@ axes = {
     "learning_rate": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
     "seed": range(3),
 }
-print([f"{1 / (1 - gamma):.0f}" for gamma in axes["gamma"]])
+windows = ", ".join(f"{1 / (1 - gamma):.0f}" for gamma in axes["gamma"])
+print(f"steps looked back over: {windows}")
 
 # %%
 # The sweep
@@ -116,7 +117,7 @@ best = summary(curves, "accuracy", maximize=True)
 print(f"\nhighest accuracy: {best.value:.1%}")
 
 # %%
-# Read aloud: gamma 0.982 at a rate of 0.01 has the lowest loss, but the range of its
+# In words: gamma 0.982 at a rate of 0.01 has the lowest loss, but the range of its
 # seeds overlaps with those of its neighbours in gamma. So this sweep does not say that
 # 0.982 is better than 0.968 or 0.99. In the learning rate it is clear: 0.003 and 0.03
 # are worse.
@@ -128,8 +129,8 @@ plotting.loss_against_gamma(curves)
 plt.show()
 
 # %%
-# Little, over a wide range. From 0.82 to 0.99 all are within the band of the seeds;
-# even 0, with no memory at all, learns. Beyond 0.998 it goes wrong. The upper axis says
+# Little, over a wide range. From 0.82 to 0.99 the bands of the seeds overlap with
+# the best one's; even 0, with no memory at all, learns. Beyond 0.998 it goes wrong. The upper axis says
 # why: those averages look back over 1,000 steps and more, and the whole training has
 # 1,000.
 #
@@ -167,7 +168,7 @@ plt.show()
 # ---------------
 #
 # - Take gamma 0.9 to 0.99 and tune the learning rate.
-#   :doc:`Which gamma do I take? </how-to/which_gamma>`
+#   :doc:`Which gamma should I use? </how-to/which_gamma>`
 # - Run the same on your own model: :doc:`/how-to/your_model`.
 # - Train a quarter of the steps for the same answer: :doc:`successive_halving`.
 # - Other pictures, and the table as a page of HTML: :doc:`reading_a_sweep`.

@@ -46,7 +46,7 @@ def cross_entropy(p, rows):
 
 
 def init(gamma, learning_rate, seed):
-    """A network that knows nothing."""
+    """An untrained network."""
     key = jax.random.key(seed)
     first, second = jax.random.split(key)
     w1 = jax.random.normal(first, (64 * 32,)).reshape(64, 32) * (2 / 64) ** 0.5
@@ -108,8 +108,8 @@ for name, curves in (("halving", found), ("the grid", whole)):
     )
 
 # %%
-# It was. What two epochs rule out are rates that are far too small or too large; they
-# do not have to tell good points from each other.
+# It was. What two epochs rule out are rates that are too small or too large; they do not
+# have to tell good points from each other.
 
 figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
 rung = found.rung.max("seed")
@@ -133,9 +133,12 @@ ticks = [0, 0.9, 0.99, 0.999, 0.9999]
 ax.set_xticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
 ax.set_xticks([], minor=True)
 ax.invert_xaxis()
-ax.set_title(f"{share:.0%} of the steps of the whole grid")
+ax.set_title(f"How long each point trained: {share:.0%} of the grid's steps")
 figure.colorbar(dots, label="test loss (nats per example), mean of the seeds")
-figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+legend = figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+for handle in legend.legend_handles:  # whose sizes count, not their colours
+    handle.set_array(None)
+    handle.set_facecolor("0.5")
 plt.show()
 
 # %%

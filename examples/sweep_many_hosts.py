@@ -15,21 +15,21 @@ Every machine runs this script, and all of them share one sweep.
 #     python examples/sweep_many_hosts.py --processes 2 --process 1
 #
 # On a cluster pass the address of the first machine. If JAX knows the launcher (Slurm,
-# Open MPI, TPU pods), ``jax.distributed.initialize()`` needs no arguments. It comes
-# before anything else that uses JAX, which fixes its devices at the first use.
+# Open MPI, TPU pods), ``jax.distributed.initialize()`` needs no arguments. Call it
+# before anything else that uses JAX: the first use fixes the devices.
 
 import argparse
 
 import jax
 
 parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-parser.add_argument("--address", default="127.0.0.1:9876", help="of process 0")
+parser.add_argument("--address", default="127.0.0.1:9876", help="address of process 0")
 parser.add_argument("--processes", type=int, default=1, help="number of processes")
 parser.add_argument("--process", type=int, default=0, help="index of this one")
-parser.add_argument("--cpu-devices", type=int, default=2, help="of each process")
-parser.add_argument("--store", default="many_hosts.zarr", help="a folder for all")
+parser.add_argument("--cpu-devices", type=int, default=2, help="CPU devices per process")
+parser.add_argument("--store", default="many_hosts.zarr", help="folder shared by all processes")
 parser.add_argument("--output", default="sweep_many_hosts.png", help="the picture")
-options = parser.parse_args()
+options, _ = parser.parse_known_args()  # a notebook has arguments of its own
 jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 if options.processes > 1:
     jax.distributed.initialize(options.address, options.processes, options.process)
@@ -69,7 +69,7 @@ def cross_entropy(p, rows):
 
 
 def init(gamma, learning_rate, seed):
-    """A network that knows nothing."""
+    """An untrained network."""
     key = jax.random.key(seed)
     first, second = jax.random.split(key)
     w1 = jax.random.normal(first, (64 * 32,)).reshape(64, 32) * (2 / 64) ** 0.5
@@ -122,7 +122,7 @@ if jax.process_index() == 0:
     where = f"{curves.devices} devices of {jax.process_count()} process(es)"
     print(f"\n{curves.diverged.size} trainings on {where}, in {options.store}")
     print(summary(curves))
-    figure, axes = plt.subplots(figsize=(7, 5))
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     curves.loss.attrs.update(long_name="test loss", units="nats per example")
     plotting.heatmap(curves, ax=axes)
     figure.savefig(options.output)

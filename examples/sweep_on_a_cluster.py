@@ -36,7 +36,7 @@ def cross_entropy(p, rows):
 
 
 def init(gamma, learning_rate):
-    """A network that knows nothing."""
+    """An untrained network."""
     key = jax.random.key(0)
     first, second = jax.random.split(key)
     w1 = jax.random.normal(first, (64 * 32,)).reshape(64, 32) * (2 / 64) ** 0.5
@@ -62,7 +62,7 @@ def epoch(carry, gamma, learning_rate):
 
 
 # %%
-# It is trained at 64 points of a Sobol sequence in place of a grid: ``points`` spreads
+# It is trained at 64 points of a Sobol sequence instead of a grid: ``points`` spreads
 # any power of two of them evenly.
 
 SPACE = {"gamma": log_one_minus(0.5, 0.9999), "learning_rate": log(0.001, 0.3)}
@@ -81,7 +81,8 @@ search = points(SPACE, 64)
 #
 # A worker needs this package and JAX, in the versions that you have. It compiles the
 # program once and returns rows of results; the caller alone writes the store, so
-# workers need no common file system. A worker that is lost costs the batches it had.
+# workers need no common file system. If a worker is lost, only
+# the batches that it was running are repeated.
 
 
 def run():
@@ -107,7 +108,7 @@ if __name__ == "__main__":
 # What was found
 # --------------
 #
-# One dot a point. Good gammas and rates lie on a band from the upper left to the lower
+# Each dot is one point. Good gammas and rates lie on a band from the upper left to the lower
 # right: a longer window makes the first steps larger, so it wants a smaller rate.
 
 if __name__ == "__main__":

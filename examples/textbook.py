@@ -44,7 +44,7 @@ def by_hand(x, nu, gradient, learning_rate=0.4, gamma=0.9, eps=1e-6):
 
 
 # %%
-# and as an Optax transformation, which says how far to go from here:
+# and as an Optax transformation, whose update is added to x:
 
 x, gradient = jnp.array([-5.0, -2.0]), jnp.array([-1.0, -8.0])
 optimizer = rmsprop(learning_rate=0.4, gamma=0.9, eps=1e-6)
@@ -53,20 +53,20 @@ print("by hand:", by_hand(x, jnp.zeros(2), gradient)[0])
 print("rmsprop:", optax.apply_updates(x, updates))
 
 # %%
-# Writing the average out,
+# Written out, the average is
 #
 # .. math::
 #     \mathbf{s}_t = (1 - \gamma) \left(\mathbf{g}_t^2 + \gamma \mathbf{g}_{t-1}^2
 #       + \gamma^2 \mathbf{g}_{t-2}^2 + \dots \right)
 #
-# the weights are those below. Their sum after t steps is :math:`1 - \gamma^t`. How far
+# The weights are plotted below. Their sum after t steps is :math:`1 - \gamma^t`. How far
 # back does the average look? Three numbers answer that:
 #
 # - its mean age is :math:`1/(1-\gamma)` steps (10 at 0.9), counting the newest as 1;
 # - after that many steps it has collected about 63% of its weight, 1 - 1/e, and 95%
 #   after three times as many;
-# - its half-life is :math:`\ln 2 / \ln(1/\gamma)` steps (6.6 at 0.9): what a gradient
-#   weighs is halved in that time.
+# - its half-life is :math:`\ln 2 / \ln(1/\gamma)` steps (6.6 at 0.9): the time in
+#   which a gradient's weight halves.
 
 
 def weights(gamma, steps=40):
@@ -152,7 +152,7 @@ plt.show()
 # ------------
 #
 # Linear regression on NASA's airfoil noise in batches of 10, over 2 epochs, with a
-# learning rate of 0.01 and a gamma of 0.9. ``by_hand`` of above is the optimizer: it is
+# learning rate of 0.01 and a gamma of 0.9. ``by_hand`` above is the optimizer: it is
 # applied to the weights and to the bias, each with an average of its own.
 #
 # The data are downloaded once (60 kB; Brooks, Pope and Marcolini, UCI dataset 291, CC
@@ -244,8 +244,9 @@ axes.axhline(0.2435, color="0.5", linewidth=1)
 axes.annotate(
     "textbook, 0.2435",
     (2, 0.2435),
-    (0, 4),
+    (0, -4),
     ha="right",
+    va="top",
     textcoords="offset points",
     fontsize=9,
     color="0.3",
@@ -280,7 +281,7 @@ axes.set(
     yscale="log",
     xlabel="step",
     ylabel="distance from the minimum",
-    title="gamma = 1",
+    title="gamma 1 beside 0.9",
     ylim=(1e-3, 1e12),
     xticks=range(0, 21, 5),
 )
@@ -319,7 +320,7 @@ plt.show()
 # among the examples has a function for it.)
 #
 # Every parameter moves by about the learning rate in each step, so the rate is a
-# length. With 1e-5 it hardly moves, with 1 the weights become useless, and ten times
+# step length. With 1e-5 it hardly moves, with 1 the weights become useless, and ten times
 # more or less than the best rate still works.
 
 pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
@@ -385,7 +386,7 @@ axes.set(
     yscale="log",
     xlabel="epoch",
     ylabel="training loss",
-    title="learning rates, digits",
+    title="Digits: training loss at six learning rates",
     xticks=range(0, EPOCHS + 1, 5),
 )
 axes.legend(title="learning rate", ncols=2, fontsize=9)
@@ -432,7 +433,7 @@ axes.set(
     yscale="log",
     xlabel="epoch",
     ylabel="training loss",
-    title="gamma fixed and scheduled, digits",
+    title="Digits: gamma fixed and scheduled",
     xticks=range(0, EPOCHS + 1, 2),
 )
 axes.legend(title="gamma", ncols=2, fontsize=9)

@@ -176,7 +176,12 @@ def check_mask(mask: Any) -> Any:
     def check(leaf: Any) -> bool:
         if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1:
             leaf = leaf.item()
-        return check_bool("mask", leaf)
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                "`mask` must be a tree of bools, or a function from the parameters to "
+                f"one, got {short_repr(leaf)}"
+            )
+        return bool(leaf)
 
     return jax.tree.map(check, mask)
 

@@ -14,6 +14,7 @@ from jax_rmsprop import rmsprop, scale_by_rmsprop
 NAN = float("nan")
 RATE = "a finite number >= 0 or a schedule (a function from step to number)"
 GAMMA = "in [0, 1] or a schedule (a function from step to number)"
+MASK = "`mask` must be a tree of bools, or a function from the parameters to one"
 WRONG = [
     ({"learning_rate": "0.1"}, TypeError, f"`learning_rate` must be {RATE}, got '0.1'"),
     ({"learning_rate": None}, TypeError, f"`learning_rate` must be {RATE}, got None"),
@@ -60,11 +61,11 @@ WRONG = [
         "`bias_correction` must be False if `centered` is True, got True: the variance "
         "after the first step is zero by construction",
     ),
-    ({"mask": {"w": 1}}, TypeError, "`mask` must be True or False, got 1"),
+    ({"mask": {"w": 1}}, TypeError, f"{MASK}, got 1"),
     (
         {"mask": np.array([True, False])},
         TypeError,
-        "`mask` must be True or False, got an array of shape (2,)",
+        f"{MASK}, got array([ True, False])",
     ),
     (
         {"nesterov": True},
