@@ -129,10 +129,10 @@ plotting.loss_against_gamma(curves)
 plt.show()
 
 # %%
-# Little, over a wide range. From 0.82 to 0.99 the bands of the seeds overlap with
-# the best one's; even 0, with no memory at all, learns. Beyond 0.998 it goes wrong. The upper axis says
-# why: those averages look back over 1,000 steps and more, and the whole training has
-# 1,000.
+# Little, over a wide range. From 0.82 to 0.99 the bands of the seeds overlap with the
+# best one's; even 0, with no memory at all, learns. Beyond 0.998 it goes wrong. The
+# upper axis says why: those averages look back over 1,000 steps and more, and the whole
+# training has 1,000.
 #
 # Why the valley runs aslant
 # --------------------------

@@ -108,8 +108,8 @@ for name, curves in (("halving", found), ("the grid", whole)):
     )
 
 # %%
-# It was. What two epochs rule out are rates that are too small or too large; they do not
-# have to tell good points from each other.
+# It was. What two epochs rule out are rates that are too small or too large; they do
+# not have to tell good points from each other.
 
 figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
 rung = found.rung.max("seed")

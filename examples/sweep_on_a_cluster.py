@@ -108,8 +108,8 @@ if __name__ == "__main__":
 # What was found
 # --------------
 #
-# Each dot is one point. Good gammas and rates lie on a band from the upper left to the lower
-# right: a longer window makes the first steps larger, so it wants a smaller rate.
+# Each dot is one point. Good gammas and rates lie on a band from the upper left to the
+# lower right: a longer window makes the first steps larger, so it wants a smaller rate.
 
 if __name__ == "__main__":
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")

@@ -59,8 +59,8 @@ print("rmsprop:", optax.apply_updates(x, updates))
 #     \mathbf{s}_t = (1 - \gamma) \left(\mathbf{g}_t^2 + \gamma \mathbf{g}_{t-1}^2
 #       + \gamma^2 \mathbf{g}_{t-2}^2 + \dots \right)
 #
-# The weights are plotted below. Their sum after t steps is :math:`1 - \gamma^t`. How far
-# back does the average look? Three numbers answer that:
+# The weights are plotted below. Their sum after t steps is :math:`1 - \gamma^t`. How
+# far back does the average look? Three numbers answer that:
 #
 # - its mean age is :math:`1/(1-\gamma)` steps (10 at 0.9), counting the newest as 1;
 # - after that many steps it has collected about 63% of its weight, 1 - 1/e, and 95%
@@ -319,8 +319,8 @@ plt.show()
 # 1,500 to train and 297 to test. (The textbook's Fashion-MNIST is 31 MB; ``common.py``
 # among the examples has a function for it.)
 #
-# Every parameter moves by about the learning rate in each step, so the rate is a
-# step length. With 1e-5 it hardly moves, with 1 the weights become useless, and ten times
+# Every parameter moves by about the learning rate in each step, so the rate is a step
+# length. With 1e-5 it hardly moves, with 1 the weights become useless, and ten times
 # more or less than the best rate still works.
 
 pixels, labels = sklearn.datasets.load_digits(return_X_y=True)

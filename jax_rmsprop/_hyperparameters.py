@@ -224,6 +224,7 @@ def _masked(mask: Any, params: optax.Params) -> Any:
         )
     except ValueError:
         raise ValueError(
-            "`mask` must be a tree of bools like the parameters, or a prefix of their "
-            f"tree, got {short_repr(jax.tree.structure(mask))}"
+            "`mask` must be a tree of bools like the parameters "
+            f"{short_repr(jax.tree.structure(params))}, or a prefix of their tree, got "
+            f"{short_repr(jax.tree.structure(mask))}"
         ) from None

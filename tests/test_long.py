@@ -358,6 +358,22 @@ def test_the_carries_can_be_dropped(tmp_path, at_once):
         load_carry(long_training, store, {"rate": 0.03})
 
 
+def test_a_carry_is_that_of_the_training_and_the_point(tmp_path):
+    run(tmp_path, steps=2, axes={"rate": [0.1], "seed": [1]})
+    point = {"rate": 0.1, "seed": 1}
+    assert load_carry(long_training, tmp_path, point)["count"] == 2
+    other = Training(lambda rate, seed: {"b": rate}, long_training.step)
+    other = Training(other.init, lambda c, rate, seed: (c, {"loss": c["b"]}))
+    with pytest.raises(ValueError, match="another sweep: its `train` is another funct"):
+        load_carry(other, tmp_path, point)
+    with pytest.raises(
+        ValueError, match="^`store` .* has no carry of {'rate': 0.1, 's"
+    ):
+        load_carry(long_training, tmp_path, point | {"seed": 1.7})
+    with pytest.raises(TypeError, match="^`point` must have a number for seed, got 'o"):
+        load_carry(long_training, tmp_path, point | {"seed": "one"})
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_on_step_hears_of_each_step(kept, tmp_path, at_once):
     heard = []
@@ -433,10 +449,26 @@ def test_successive_halving(at_once, tmp_path, stepped):
         assert computed in (None, kept.computed)
 
 
+def test_halving_again_runs_nothing(tmp_path):
+    """Also if a member that continued has diverged since; NumPy's numbers do."""
+
+    def step(t, a):
+        loss = jnp.where(a == 3, jnp.where(t >= 4, jnp.nan, 0.0), a)
+        return t + 1, {"loss": loss}
+
+    training, axes = Training(lambda a: 0 * a, step), {"a": np.arange(1.0, 7)}
+    options = {"steps": np.array([2, 6]), "keep": np.exp(-1.2), "batch_size": 6}
+    options |= {"store": tmp_path, "save_every": np.int64(5), "progress": False}
+    for computed in (6, 0):
+        found = successive_halving(training, axes, **options)
+        np.testing.assert_array_equal(found.rung, [1, 0, 1, 0, 0, 0])
+        assert found.computed == computed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": [3, 2]}, r"`steps` must ascend, got \[3, 2\]"),
+        ({"steps": [3, 2]}, r"`steps` must ascend, such as \[2, 7, 20\], got \[3, 2\]"),
         ({"keep": 1.0}, "`keep` must be above 0 and below 1, got 1.0"),
         ({"by": "lost"}, "`maximize` must be True or False for 'lost', whose name"),
         ({"by": "lost", "maximize": True}, "`by` must be one of loss, noise, got 'los"),
@@ -472,13 +504,13 @@ def test_bad_trainings(tmp_path):
     message(TypeError, like, with_step(lambda c, x: ([c["w"]], {"loss": x})), steps=1)
     message(
         TypeError,
-        "`step` must return the carry and the outputs, got ",
-        with_step(lambda c, x: {"loss": x}),
+        "`step` must return a pair, the carry and the outputs, got float32[]",
+        with_step(lambda c, x: c["w"]),
         steps=1,
     )
     message(
         TypeError,
-        "`step` must take the axes by name after the carry: ",
+        "`step` must take the axes by name after the carry, but it has no 'x'; its ",
         with_step(lambda c: (c, {"loss": c["w"]})),
         steps=1,
     )
@@ -658,9 +690,10 @@ def test_points_are_pairs():
     space = {"rate": log(0.01, 1.0)}
     found = quiet(lambda rate: {"loss": rate}, points(space, 8))
     assert found.loss.dims == ("member",)
-    more = points(space, 8) | {"seed": np.arange(8)}
-    found = quiet(lambda rate, seed: {"loss": rate * seed.astype(float)}, more)
-    assert found.sizes["member"] == 8
+    seeds = {"seed": np.arange(8)}
+    for more in (points(space, 8) | seeds, seeds | points(space, 8).copy()):
+        found = quiet(lambda rate, seed: {"loss": rate * seed.astype(float)}, more)
+        assert found.sizes["member"] == 8
 
 
 def test_seeds_of_points_are_averaged():
@@ -688,6 +721,11 @@ def test_selections_are_read_like_the_whole(at_once):
     assert summary(some).best == whole.best
     assert summary(some).diverged == 0
     member = at_once.isel(rate=0, seed=1)
+    few = at_once.isel(rate=[0, 1], step=slice(0, 6, 2))
+    assert summary(few).value == pytest.approx(summary(few.isel(step=-1)).value)
+    with pytest.raises(ValueError, match="^`curves` must have an output: one of loss,"):
+        summary(at_once.rename(loss="nll", noise="n"))
+    assert "noise" not in to_dataframe(at_once.drop_vars("noise"))
     table = to_dataframe(member)
     assert len(table) == 1
     assert table.seed.item() == 1

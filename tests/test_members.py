@@ -165,8 +165,10 @@ def test_bad_grids(grid):
 
 
 def test_names_that_a_result_needs():
-    names = "diverged, diverged_at, finished, member, output, rung, step, steps"
-    for name in ("member", "diverged", "no name", 3):
+    names = (
+        "carried, diverged, diverged_at, finished, member, output, rung, step, steps"
+    )
+    for name in ("member", "diverged", "carry_4", "no name", 3):
         raises(
             ValueError,
             "an axis must have the name of an argument, other than "
@@ -174,12 +176,22 @@ def test_names_that_a_result_needs():
             square,
             {name: [1]},
         )
-    raises(
-        ValueError,
-        "`train` must not return an output 'x': the name is taken",
-        lambda x: {"x": x},
-        {"x": [1]},
+    for name in ("x", "steps", "carry_4"):
+        raises(
+            ValueError,
+            f"`train` must not return an output {name!r}: the name is taken",
+            lambda x, name=name: {name: x},
+            {"x": [1]},
+        )
+
+
+def test_axes_of_unusual_names():
+    """Those of our own functions' arguments, and a letter that Python replaces."""
+    found = quiet(
+        lambda function, name, **micro: {"loss": function(micro["μ"])},
+        {"function": [jnp.square], "name": ["a"], "µ": [3.0]},
     )
+    assert found.loss.item() == 9
 
 
 def test_unequal_lengths():
@@ -207,6 +219,22 @@ def test_axes_of_other_libraries(library):
     found = quiet(square, {"x": values})
     np.testing.assert_array_equal(found.loss, [1, 4, 9])
     np.testing.assert_array_equal(found.x, [1, 2, 3])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "float16"])
+def test_narrow_numbers_arrive_in_32_bits(dtype):
+    found = quiet(lambda x: {"loss": x * 1000}, {"x": np.array([2, 100], dtype)})
+    np.testing.assert_array_equal(found.loss, [2000, 100_000])
+    assert found.loss.dtype == ("float32" if dtype == "float16" else "int32")
+
+
+def test_dates_of_pandas():
+    import pandas as pd
+
+    got = []
+    days = pd.date_range("2020-01-01", periods=2).astype("datetime64[ns]")
+    quiet(lambda day: got.append(day) or {"loss": jnp.ones(())}, {"day": days})
+    assert [day.year for day in got] == [2020, 2020]
 
 
 def test_a_gamma_whose_distance_to_1_is_lost_is_refused():

@@ -12,9 +12,11 @@ import pytest
 
 from jax_rmsprop import (
     Summary,
+    Training,
     diagnose,
     plotting,
     rmsprop,
+    successive_halving,
     summary,
     sweep,
     to_dataframe,
@@ -109,7 +111,7 @@ def test_summary_by_another_output(curves):
 
 
 def test_summary_where_it_is_not_clear_what_to_judge(curves):
-    with pytest.raises(KeyError, match=r"must be one of accuracy, loss, got 'lost'"):
+    with pytest.raises(ValueError, match=r"must be one of accuracy, loss, got 'lost'"):
         summary(curves, "lost")
     renamed = sweep(lambda x: {"a": x, "b": x}, {"x": [1.0]}, progress=False)
     with pytest.raises(ValueError, match="`output` must be one of a, b, got None"):
@@ -367,6 +369,82 @@ def test_a_report_is_one_file_with_everything_in_it(curves, tmp_path):
         plotting.report(curves, path, "loss", top_k=0)
 
 
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_what_did_not_finish_has_not_diverged(tmp_path):
+    training = Training(
+        lambda gamma, learning_rate: 0 * gamma,
+        lambda t, gamma, learning_rate: (t + 1, {"loss": (t + 1) * gamma}),
+    )
+    axes = {"gamma": [0.1, 0.2, 0.3, 0.9], "learning_rate": [1.0, 2.0]}
+    options = {"steps": [1, 3], "keep": 0.25, "progress": False}
+    found = successive_halving(training, axes, **options)
+    for picture in (loss_against_gamma, heatmap, sensitivity):
+        assert "diverged" not in legend(picture(found))
+    assert "not finished" in legend(heatmap(found))
+    assert "not finished: 6" in legend(plotting.parallel_coordinates(found))
+    page = plotting.report(found, tmp_path / "sweep.html").read_text()
+    # The table's marks, the best first; only the best have finished.
+    marks = re.search(r'\["_mark",\{[^}]*"array":(\[[^]]*\])', page).group(1)
+    assert marks.count("circle") == 2
+    assert marks.count("triangle") == 6
+    assert "the best 2 members" in page
+
+
+def test_an_output_that_is_not_judged_marks_nothing(tmp_path):
+    def train(gamma):
+        auc = jnp.where(gamma == 0.5, jnp.nan, gamma)
+        return {"loss": (gamma - 0.5) ** 2, "auc": auc}
+
+    found = sweep(train, {"gamma": [0.1, 0.5, 0.9]}, progress=False)
+    page = plotting.report(found, tmp_path / "sweep.html", "loss").read_text()
+    assert re.search(r'\["_mark",\{[^}]*\}', page)[0].count("circle") == 3
+
+
+def test_labels_tell_values_apart():
+    gammas = [0.9, 0.99, 0.999, 0.9999, 0.99997, 0.99999]
+
+    def train(gamma, learning_rate):
+        return {"loss": (jnp.log10(1 - gamma) + 4.6) ** 2 + learning_rate}
+
+    axes = {"gamma": gammas, "learning_rate": [0.900_01, 0.900_02]}
+    ax = heatmap(sweep(train, axes, progress=False))
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(map(str, gammas))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0.90001", "0.90002"]
+    whole = sweep(
+        lambda n: {"loss": ((n - 1048577) ** 2).astype(float)},
+        {"n": [1048576, 1048577, 1048578]},
+        progress=False,
+    )
+    assert "| n 1048578 |" in str(summary(whole))
+
+
+def test_an_infinite_value_is_a_value(tmp_path):
+    def train(clip, rate):
+        return {"loss": 1 / jnp.minimum(clip, 3.0) + rate}
+
+    axes = {"clip": [10.0, np.inf, 1.0], "rate": [0.1, 0.2]}
+    found = sweep(train, axes, progress=False)
+    ax = plotting.parallel_coordinates(found)
+    marks = [text.get_text() for text in ax.texts]
+    assert [m for m in marks if m in ("1", "10", "inf")] == ["1", "10", "inf"]
+    assert np.isfinite(
+        [s for line in ax.collections[0].get_segments() for s in line]
+    ).all()
+    page = plotting.report(found, tmp_path / "sweep.html").read_text()
+    assert '"factors":["1","10","inf"]' in page
+
+
+def test_complex_outputs_are_not_judged():
+    found = sweep(
+        lambda a: {"loss": jax.lax.complex(a, a)}, {"a": [0.1]}, progress=False
+    )
+    with pytest.raises(ValueError, match="^`output` must be real, but loss is complex"):
+        summary(found)
+
+
 def test_pictures_into_a_given_axes(curves):
     _, axes = plt.subplots(1, 6)
     of_a_sweep = [n for n in plotting.__all__ if n not in ("diagnosis", "report")]
@@ -375,10 +453,14 @@ def test_pictures_into_a_given_axes(curves):
 
 
 def test_bad_input(curves, monkeypatch):
-    with pytest.raises(ValueError, match="the grid has no axis 'rho', its axes are g"):
+    with pytest.raises(ValueError, match="^`gamma` must be one of the grid's axes gam"):
         loss_against_gamma(curves, gamma="rho")
-    with pytest.raises(ValueError, match="no axis 'learning_rate', its axes are gamma"):
+    with pytest.raises(ValueError, match="^`y` must be .* gamma, got 'learning_rate'"):
         heatmap(curves.isel(learning_rate=0))
+    with pytest.raises(
+        ValueError, match="^`gamma` must be .* values below 1, but seed"
+    ):
+        loss_against_gamma(curves.isel(seed=[1, 2]), gamma="seed", seed_dim="none")
     with pytest.raises(ValueError, match="one axis of its own, but accuracy has 0"):
         best_curves(curves, "accuracy", maximize=True)
     with pytest.raises(ValueError, match="`top_k` must be an integer >= 1, got 0"):

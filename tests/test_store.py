@@ -246,7 +246,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     )
     refused(
         store,
-        "its output loss is float32[3], this one's missing",
+        "this one has no output loss",
         lambda x, y: {"error": x * y * data},
         grid,
     )
@@ -278,7 +278,7 @@ def test_a_store_that_is_another_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     raises(
         ValueError,
-        f"`store` must be a sweep or a new path, but {tmp_path} has thesis.tex",
+        f"`store` must be a sweep or an empty folder, but {tmp_path} has thesis.tex",
         square,
         {"x": [1]},
         store=tmp_path,

@@ -113,7 +113,8 @@ class LayoutIndex:
                 flat[self._places[name]] = array
                 known[self._places[name]] = True
             whole = self._leaves(known)
-            ours |= {p: x for p, x in self._leaves(flat).items() if whole[p].all()}
+            found = {p: x for p, x in self._leaves(flat).items() if whole[p].all()}
+            ours = found | ours  # an array without elements is real
         return ours
 
     def theirs(self, arrays: Ours) -> Theirs:

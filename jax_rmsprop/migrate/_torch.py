@@ -386,10 +386,15 @@ def _names(
     if len(own) != len(numbers):
         own = index.names if order is None else list(order)
     names = [index.known(name) for name in own]
+    if order is not None and len(order) != len(numbers):
+        raise ValueError(
+            f"`names` must name the optimizer's {len(numbers)} parameters, got "
+            f"{len(order)} names"
+        )
     if len(numbers) != len(index.names) or len(names) != len(numbers):
         raise ValueError(
             f"the optimizer has {len(numbers)} parameters, `layout` names "
-            f"{len(index.names)}: {', '.join(index.names)}"
+            f"{len(index.names)}: {', '.join(index.names)}; pass those that it trains"
         )
     for name in names:
         if name not in index.names:

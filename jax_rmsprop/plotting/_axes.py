@@ -11,6 +11,7 @@ from jax_rmsprop._diagnose import Diagnosis
 from jax_rmsprop._validate import check_int, require_extra
 from jax_rmsprop.sweeps._report import (
     Scores,
+    as_text,
     best_index,
     check_direction,
     ordered,
@@ -70,8 +71,10 @@ def loss_against_gamma(
       >>> ax.figure.savefig("/dev/null", format="png")
     """
     ax, curves, output, most = prepare(curves, output, maximize, ax)
-    found, place, rest = select_scores(curves, output, seed_dim, most, gamma)
-    mean, low, high = (x.isel(rest) for x in found[:3])
+    found, place, rest = select_scores(curves, output, seed_dim, most, gamma=gamma)
+    mean, low, high, ran = (
+        x.isel(rest) for x in (*found[:3], found.finished.transpose(*found.mean.dims))
+    )
     x = 1 - mean[gamma].values.astype(float)
     if found.seeds > 1:
         spread: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.25, "linewidth": 0}
@@ -82,7 +85,7 @@ def loss_against_gamma(
     label = f"best: {gamma} = {1 - here:.6g}"
     ax.plot(here, value, "*", color=MARKED, markersize=15, label=label)
     worst = _set_y_axis(ax, mean.values, label_of(curves, output), most)
-    _mark_diverged(ax, x, mean.values, worst, most)
+    _mark_diverged(ax, x, mean.values, ran.values, worst, most)
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"{output} against {gamma}{_held_values(found.mean.isel(rest), rest)}", pad=10
@@ -103,7 +106,8 @@ def heatmap(
 ) -> Axes:
     """Plot an output over two axes of the grid, as a heat map.
 
-    Cells with a diverged seed are grey with a cross; the best cell is outlined. Other
+    Cells with a diverged seed are grey with a cross, cells that did not finish grey
+    with a dot; the best cell is outlined. Other
     axes are held at the values of the best point. The colour scale covers values near
     the best, logarithmically if they span more than a factor of ten; far worse values
     are black.
@@ -138,7 +142,7 @@ def heatmap(
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    found, place, rest = select_scores(curves, output, seed_dim, most, x, y)
+    found, place, rest = select_scores(curves, output, seed_dim, most, x=x, y=y)
     cells = found.mean.isel(rest).transpose(y, x)
     values = cells.values
     beyond = _beyond(values, _worst_shown(values, most), most)
@@ -154,16 +158,21 @@ def heatmap(
     )
     arrow = ("min" if most else "max") if beyond.any() else "neither"
     ax.figure.colorbar(image, ax=ax, label=label_of(curves, output), extend=arrow)
-    rows, columns = np.nonzero(~np.isfinite(values))
-    if len(rows):
-        label = "a seed diverged" if found.seeds > 1 else "diverged"
-        ax.plot(columns + 0.5, rows + 0.5, "kx", markersize=5, label=label)
+    ran = found.finished.isel(rest).transpose(y, x).values
+    diverged = "a seed diverged" if found.seeds > 1 else "diverged"
+    for where, mark, label in (
+        (ran & ~np.isfinite(values), "kx", diverged),
+        (~ran, "k.", "not finished"),
+    ):
+        rows, columns = np.nonzero(where)
+        if len(rows):
+            ax.plot(columns + 0.5, rows + 0.5, mark, markersize=5, label=label)
     corner = (place[x], place[y])
     label = f"best: {float(cells.isel({x: corner[0], y: corner[1]})):.4g}"
     outline: dict[str, Any] = {"fill": False, "edgecolor": MARKED, "linewidth": 3}
     ax.add_patch(Rectangle(corner, 1, 1, label=label, zorder=3, **outline))
     for name, axis in ((x, ax.xaxis), (y, ax.yaxis)):
-        labels = np.array([short(label) for label in cells[name].values])
+        labels = np.array(texts(cells[name].values))
         step = -(-len(labels) // 7)  # of each few the shortest ones
         shown = min(
             (np.arange(first, len(labels), step) for first in range(step)),
@@ -225,7 +234,8 @@ def best_curves(
     own = own_axes(curves, output)
     if len(own) != 1:
         raise ValueError(
-            f"`output` must have one axis of its own, but {output} has {len(own)}"
+            f"`output` must be a curve, with one axis of its own, but {output} has "
+            f"{len(own)}"
         )
     flat = (-1 if most else 1) * found.mean.values.ravel()
     order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:top_k]
@@ -296,16 +306,18 @@ def sensitivity(
       >>> ax = plotting.sensitivity(curves)
     """
     ax, curves, output, most = prepare(curves, output, maximize, ax)
-    found, _, rest = select_scores(curves, output, seed_dim, most, gamma, hue)
+    axes = {"gamma": gamma, "hue": hue}
+    found, _, rest = select_scores(curves, output, seed_dim, most, **axes)
     table = found.mean.isel(rest).transpose(hue, gamma)
+    ran = found.finished.isel(rest).transpose(hue, gamma).values
+    lines = texts(table[hue].values)
     x = 1 - table[gamma].values.astype(float)
     worst = _set_y_axis(ax, table.values, label_of(curves, output), most)
     for i, values in enumerate(table.values):
         colour = colour_of(i, len(table))
-        label = short(table[hue].values[i])
         marker = "osDphP*"[i % 7]
-        ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=label)
-        _mark_diverged(ax, x, values, worst, most, colour, 0.03 * (i % 7))
+        ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=lines[i])
+        _mark_diverged(ax, x, values, ran[i], worst, most, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"sensitivity of {output} to {gamma}{_held_values(table, rest)}", pad=10
@@ -404,18 +416,18 @@ def _open(ax: Axes) -> Axes:
 
 
 def select_scores(
-    curves: xr.Dataset, output: str, seed_dim: str, maximize: bool, *axes: str
+    curves: xr.Dataset, output: str, seed_dim: str, maximize: bool, **axes: str
 ) -> tuple[Scores, dict[str, int], dict[str, int]]:
     """The output's scores, the best point, and of it what is not on these axes."""
     found = reduce_seeds(curves, output, seed_dim)
-    for axis in axes:
+    for argument, axis in axes.items():
         if axis not in found.mean.dims:
             raise ValueError(
-                f"the grid has no axis {axis!r}, its axes are "
-                f"{', '.join(map(str, found.mean.dims))}"
+                f"`{argument}` must be one of the grid's axes "
+                f"{', '.join(map(str, found.mean.dims))}, got {axis!r}"
             )
     place = best_index(found.mean, maximize)
-    return found, place, {d: i for d, i in place.items() if d not in axes}
+    return found, place, {d: i for d, i in place.items() if d not in axes.values()}
 
 
 def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
@@ -426,6 +438,8 @@ def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
         return 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
 
     positive = distance[distance > 0]  # gamma = 1 looks back for ever
+    if not len(positive):
+        raise ValueError(f"`gamma` must be an axis with values below 1, but {name} is")
     low, high = positive.min() / 1.2, positive.max() * 1.2
     ticks = [t for t in powers(low, high) if low <= t <= high]
     if len(ticks) < 2:
@@ -486,7 +500,9 @@ def _beyond(values: np.ndarray, worst: float, maximize: bool) -> np.ndarray:
 
 
 def spacing(values: np.ndarray) -> str:
-    """How finite numbers are spaced on an axis: "short of 1", "log" or "linear"."""
+    """How numbers are spaced: "short of 1", "log", "linear", or "evenly" with inf."""
+    if np.isinf(values).any():
+        return "evenly"
     if values.min() >= 0 and 0.9 < values.max() < 1:
         return "short of 1"
     return "log" if spans_decades(values) else "linear"
@@ -501,6 +517,7 @@ def _mark_diverged(
     ax: Axes,
     x: np.ndarray,
     values: np.ndarray,
+    ran: np.ndarray,
     worst: float,
     maximize: bool,
     colour: str = "black",
@@ -509,7 +526,7 @@ def _mark_diverged(
     """Marks at the axis' end for what diverged or lies beyond it."""
     beyond, end = _beyond(values, worst, maximize), 0.03 if maximize else 0.97
     for where, marker, height, label in (
-        (~np.isfinite(values), "x", 0.97 - lower, "diverged"),
+        (ran & ~np.isfinite(values), "x", 0.97 - lower, "diverged"),
         (beyond, "v" if maximize else "^", abs(end - lower), "beyond the axis"),
     ):
         if not where.any():
@@ -542,16 +559,27 @@ def _format_steps(steps: float) -> str:
     return f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
 
 
-def short(label: Any) -> str:
-    return f"{label:.4g}" if isinstance(label, float | np.floating) else str(label)
+def texts(values: np.ndarray) -> list[str]:
+    """Values as texts, with as many digits as tell each from the others."""
+    found: list[str] = []
+    for digits in range(4, 18):
+        found = [as_text(value, digits) for value in values]
+        if len(set(found)) == len(np.unique(values)):
+            break
+    return found
 
 
 def _point(values: xr.DataArray, place: Mapping[Any, int]) -> str:
-    coords = values.isel(place).coords
-    return ", ".join(f"{name} {short(x.item())}" for name, x in coords.items())
+    words: list[str] = []
+    for name, x in values.coords.items():
+        value = as_text(x.isel(place, missing_dims="ignore").item(), 4)
+        if name in values.dims:
+            value = texts(x.values)[place[name]]
+        words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def _held_values(values: xr.DataArray, rest: Mapping[str, int]) -> str:
     """The values at which the other axes are held."""
-    held = [f"{d} {short(values[d].item())}" for d in rest if d in values.coords]
+    held = [f"{d} {as_text(values[d].item())}" for d in rest if d in values.coords]
     return f", at {', '.join(held)}" if held else ""

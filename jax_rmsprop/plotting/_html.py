@@ -16,7 +16,9 @@ from jax_rmsprop._validate import check_int, require_extra
 from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
 from jax_rmsprop.sweeps._report import (
     Summary,
+    as_text,
     check_direction,
+    diverged,
     ordered,
     outputs,
     own_axes,
@@ -44,7 +46,7 @@ def report(
     coloured by another one, with values on hover; the curves of the best members, if
     the output has steps; and a sortable table of all members. Selecting members in the
     plot selects them in the table, and vice versa. Diverged members are marked by a
-    cross at the top.
+    cross at the top, those that did not finish by a triangle.
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
@@ -88,14 +90,20 @@ def report(
     # Its index says where each stood in the grid.
     table = to_dataframe(curves).sort_values(output, ascending=not maximize)
     axes = [str(name) for name in curves["finished"].coords]
-    values = table[output].to_numpy(float)
-    good = np.isfinite(values) & ~table["diverged"].to_numpy()
+    values, ran = table[output].to_numpy(float), table["finished"].to_numpy()
+    lost = diverged(curves, output).values.ravel()[table.index]
+    there = np.isfinite(values) & ~lost
+    good = there & ran
+    for axis in axes:
+        numbers = table[axis].dtype.kind in "iuf"
+        if numbers and spacing(table[axis].to_numpy(float)) == "evenly":
+            table[axis] = table[axis].map(as_text)  # an infinite value has no place
     members: dict[str, Any] = {
         str(name): x.astype(str) if x.dtype.kind in "Ob" else x
         for name, x in table.items()
     }
-    members["_height"] = np.where(good, values, values[good].max())
-    members["_mark"] = np.where(good, "circle", "x")
+    members["_height"] = np.where(there, values, values[good].max())
+    members["_mark"] = np.select([good, ran], ["circle", "x"], "triangle")
     members["_colour"] = np.where(good, COLOURS[0], COLOURS[1])
     for axis in axes:
         values_of, place = np.unique(members[axis], return_inverse=True)
@@ -158,7 +166,7 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
     where, short_of_1 = axis, False
     options: dict[str, Any] = {"x_axis_label": axis, **_axis_of("y", shown)}
     if x.dtype.kind not in "iuf":
-        options["x_range"] = list(dict.fromkeys(x.astype(str)))
+        options["x_range"] = list(dict.fromkeys(x.sort_index().astype(str)))
     elif spacing(x.to_numpy(float)) == "short of 1":
         short_of_1, where = True, f"_short_{axis}"
         source.data[where] = 1 - x.to_numpy(float)
@@ -184,8 +192,8 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
         alpha=0.7,
         nonselection_alpha=0.1,
     )
-    columns = [name for name in table.columns if name != "finished"]
-    plot.add_tools(HoverTool(tooltips=[(name, f"@{{{name}}}") for name in columns]))
+    tips = [(name, f"@{{{name}}}") for name in table.columns]
+    plot.add_tools(HoverTool(tooltips=tips))
     ranges: Any = ((plot.xaxis, plot.x_range), (plot.yaxis, plot.y_range))
     for each, ends in ranges:
         if isinstance(each[0], LogAxis):  # Bokeh's own ticks are few, or spaced evenly

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop.plotting._axes import COLOURS, label_of, prepare, short, spacing
+from jax_rmsprop.plotting._axes import COLOURS, label_of, prepare, spacing, texts
 from jax_rmsprop.sweeps._report import best_index, diverged, last_value, reduce_seeds
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def parallel_coordinates(
     colours the lines, with the best on top. Positive numbers that span more than a
     factor of ten are spaced logarithmically, numbers in [0, 1) with one above 0.9 by
     log(1 - x), and Python values evenly. Points with a diverged seed are grey lines
-    that end at the top.
+    that end at the top; points that did not finish are only counted.
 
     Args:
       curves: what `sweep` returned, of a grid or of points.
@@ -72,12 +72,15 @@ def parallel_coordinates(
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba
 
-    mean = reduce_seeds(curves, output, seed_dim).mean
+    found = reduce_seeds(curves, output, seed_dim)
+    mean = found.mean
     place = best_index(mean, most)
     best = int(np.ravel_multi_index(tuple(place.values()), mean.shape))
     names, values = [str(name) for name in mean.coords], mean.values.ravel()
-    finite = np.isfinite(values)
     every = [mean[name].broadcast_like(mean).values.ravel() for name in names]
+    ran = found.finished.transpose(*mean.dims).values.ravel()
+    best, every, values = int(ran[:best].sum()), [x[ran] for x in every], values[ran]
+    finite = np.isfinite(values)
     columns = [_column(x, best) for x in [*every, values]]
     height = np.stack([heights for heights, _ in columns], axis=1)
     height[~finite, -1] = 1.1
@@ -103,6 +106,8 @@ def parallel_coordinates(
             ax.annotate(text, (x, y), (4, 0), fontsize=8, bbox=box, **beside)
     if not finite.all():
         ax.plot([], [], ":", color="0.7", label=f"diverged: {(~finite).sum()}")
+    if not ran.all():
+        ax.plot([], [], " ", label=f"not finished: {(~ran).sum()}")
     ax.grid(visible=False)
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set_yticks([])
@@ -266,12 +271,14 @@ def _column(
 
     The best point's value has one, and the ends; others where there is room.
     """
-    if values.dtype.kind not in "iuf":
-        texts = [str(value) for value in values]
-        labels = list(dict.fromkeys(texts))
-        at = np.linspace(0, 1, len(labels))
-        marks = [(float(y), text) for y, text in zip(at, labels, strict=True)]
-        return at[[labels.index(text) for text in texts]], marks
+    numbers = values.dtype.kind in "iuf"
+    if not numbers or spacing(values[~np.isnan(values)]) == "evenly":
+        if not numbers:  # Python's values of several types have no order
+            values = np.array([str(value) for value in values])
+        labels, first, where = np.unique(values, return_index=True, return_inverse=True)
+        order = np.argsort(np.argsort(np.arange(len(labels)) if numbers else first))
+        at = order / max(1, len(labels) - 1)
+        return at[where], list(zip(at.tolist(), texts(labels), strict=True))
     labels = np.unique(values[np.isfinite(values)]).astype(float)
     scale = _SCALES[spacing(labels)]
     low, high = scale(labels[0]), scale(labels[-1])
@@ -280,8 +287,9 @@ def _column(
     even = np.linspace(0, 1, min(len(labels), 6))
     near = [int(abs(heights - y).argmin()) for y in even]
     order = [int(np.searchsorted(labels, values[best])), 0, len(labels) - 1, *near]
-    marks = []
+    places: list[int] = []
     for i in order if len(labels) > 7 else [*order, *range(len(labels))]:
-        if all(abs(heights[i] - y) > 0.04 for y, _ in marks):
-            marks.append((float(heights[i]), short(float(labels[i]))))
+        if all(abs(heights[i] - heights[j]) > 0.04 for j in places):
+            places.append(i)
+    marks = list(zip(heights[places].tolist(), texts(labels[places]), strict=True))
     return (scale(values) - low) / span, marks

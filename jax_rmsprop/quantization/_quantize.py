@@ -196,6 +196,7 @@ class _Settings(NamedTuple):
 
 def _build(outer: _Settings) -> optax.GradientTransformationExtraArgs:
     """Build the transformation; merge it with a directly nested one, to hash once."""
+    _validate.check_transformation("inner", outer.inner)
     update = outer.inner.update
     if isinstance(update, functools.partial) and update.func is _update:
         within: _Settings = update.args[0]

@@ -77,12 +77,13 @@ def successive_halving(
     """
     if not isinstance(training, Training):
         raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
-    if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
-        raise TypeError(f"`steps` must be a sequence, got {short_repr(steps)}")
+    ascending = f"`steps` must ascend, such as [2, 7, 20], got {short_repr(steps)}"
+    if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray):
+        raise TypeError(ascending)
     ends = [check_int("steps", step, low=1) for step in steps]
-    if sorted(set(ends)) != ends:
-        raise ValueError(f"`steps` must ascend, got {short_repr(steps)}")
-    if type(keep) not in (int, float) or not 0 < keep < 1:
+    if not ends or sorted(set(ends)) != ends:
+        raise ValueError(ascending)
+    if not isinstance(keep, int | float | np.number) or not 0 < keep < 1:
         raise ValueError(f"`keep` must be above 0 and below 1, got {short_repr(keep)}")
     if not isinstance(over, str):
         raise TypeError(f"`over` must be the name of an axis, got {short_repr(over)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import unicodedata
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -250,12 +252,14 @@ def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
         )
     axes: dict[str, Axis] = {}
     for name, values in grid.items():
-        if not (isinstance(name, str) and name.isidentifier()) or name in RESERVED:
+        wrong = not (isinstance(name, str) and name.isidentifier())
+        if wrong or is_reserved(name):
             raise ValueError(
                 "an axis must have the name of an argument, other than "
-                f"{', '.join(sorted(RESERVED))}; got {name!r}"
+                f"{', '.join(_RESERVED)}; got {name!r}"
             )
-        axes[name] = _axis(name, values, zipped, (labels or {}).get(name))
+        as_python = unicodedata.normalize("NFKC", name)  # as of an argument
+        axes[as_python] = _axis(name, values, zipped, (labels or {}).get(name))
     for name in set(labels or {}) - set(axes):
         raise ValueError(f"`labels` must name axes, but there is no {name!r}")
     lengths = {name: len(axis.labels) for name, axis in axes.items()}
@@ -280,10 +284,15 @@ def check_distinct(points: Grid) -> None:
             )
 
 
-# Names that a result or a store uses itself.
-RESERVED = frozenset(
-    {"diverged", "diverged_at", "finished", "member", "output", "rung", "step", "steps"}
+_RESERVED = (
+    *("carried", "diverged", "diverged_at", "finished", "member", "output", "rung"),
+    *("step", "steps"),
 )
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a result or a store uses the name itself."""
+    return name in _RESERVED or re.fullmatch(r"carry_\d+", name) is not None
 
 
 def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
@@ -298,6 +307,8 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     short_of_1 = isinstance(values, ShortOfOne)
     if hasattr(values, "__array__") and not isinstance(values, jax.Array):
         values = np.asarray(values)  # such as of pandas, xarray, PyTorch
+        if values.dtype.kind in "mM":  # Python's own times have no nanoseconds
+            values = values.astype(f"{values.dtype.kind}8[us]")
     is_array = isinstance(values, np.ndarray | jax.Array)
     if is_array and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
         raise TypeError(
@@ -315,8 +326,9 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if len(values) == 0:
         raise ValueError(f"`{name}` must have at least one value, got none")
     if is_array and jnp.issubdtype(values.dtype, jnp.floating):
-        # NumPy's tools need its native floats; float64 holds the others exactly.
-        values = np.asarray(values, None if values.dtype.kind == "f" else "float64")
+        # NumPy's and pandas' tools need wide floats; float64 holds the others exactly.
+        wide = values.dtype in ("float32", "float64")
+        values = np.asarray(values, None if wide else "float64")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
         numbers = _numbers(name, labels, short_of_1)
@@ -347,6 +359,8 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
         where = int(np.isnan(labels).argmax())
         raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")
     dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
+    if dtype.itemsize < 4:  # an integer
+        dtype = np.dtype("int32")
     bounds = jnp.iinfo(dtype) if labels.dtype.kind in "iu" else jnp.finfo(dtype)
     wrong = (labels < bounds.min) | (labels > bounds.max)
     if (wrong & np.isfinite(labels)).any():
@@ -360,7 +374,9 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
             f"`{name}` must fit {dtype}, but {labels[gone][0]} underflows to 0"
         )
     short = 1 - labels.astype("float64")
-    lost = (short > 0) & (abs(1 - numbers.astype("float64") - short) > 1e-3 * short)
+    with np.errstate(invalid="ignore"):  # of infinity
+        off = abs(1 - numbers.astype("float64") - short)
+    lost = (short > 0) & (off > 1e-3 * short)
     if short_of_1 and lost.any():
         raise ValueError(
             f"`{name}` must be as far from 1 in {dtype} as it says, but 1 - "

@@ -23,6 +23,14 @@ class Points(dict[str, Any]):
         """Add axes of the same length."""
         return Points({**self, **other})
 
+    def __ror__(self, other: Any) -> Points:
+        """Add them to other axes."""
+        return Points({**other, **self})
+
+    def copy(self) -> Points:
+        """Points, too."""
+        return Points(self)
+
 
 _METHODS = ("sobol", "random", "latin")
 # The allowed ends of a range on each scale; beyond 1e300 a float64 may overflow.

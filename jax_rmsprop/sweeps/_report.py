@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,7 +107,7 @@ class Summary:
         rows = [["", self.output, "lowest seed", "highest seed"]]
         rows.append(["best", *(f"{x:.4g}" for x in (self.value, self.low, self.high))])
         for axis, label, *values in self.neighbours:
-            rows.append([f"{axis} {label:.6g}", *map(_cell, values)])
+            rows.append([f"{axis} {as_text(label)}", *map(_cell, values)])
         if self.seeds == 1:
             rows = [row[:2] for row in rows]
         above = [
@@ -158,10 +159,10 @@ def summary(
       A `Summary`: a frozen dataclass of the numbers, which prints as text.
 
     Raises:
-      KeyError: there is no such output.
       TypeError: `curves` is anything else, such as a mean over the seeds.
-      ValueError: `output` or `maximize` is required, the output has several axes of its
-        own, or no point finished without diverging.
+      ValueError: there is no such output, `output` or `maximize` is required, the
+        output is complex or has several axes of its own, or no point finished without
+        diverging.
 
     Example:
       >>> import jax.numpy as jnp
@@ -208,7 +209,7 @@ def summary(
             edges.append(axis)
         for j in (i - 1, i + 1):
             if 0 <= j < len(labels):
-                there, label = place | {axis: j}, float(labels[j])
+                there, label = place | {axis: j}, labels[j].item()
                 if bool(found.finished.isel(there)):
                     neighbours.append((axis, label, *found.values_at(there)))
                 else:
@@ -344,24 +345,26 @@ def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:
 
 
 def outputs(curves: xr.Dataset) -> list[str]:
-    """The names of the training's outputs."""
-    return [str(name) for name in curves["output"].values]
+    """The names of the training's outputs, but for those that were dropped."""
+    names = [str(name) for name in curves["output"].values]
+    there = [name for name in names if name in curves.data_vars]
+    if not there:
+        raise ValueError(f"`curves` must have an output: one of {', '.join(names)}")
+    return there
 
 
 def resolve_output(curves: xr.Dataset, output: str | None) -> str:
     """The output to judge by.
 
     Raises:
-      KeyError: there is no such output.
-      ValueError: several outputs, none of them named or called "loss".
+      ValueError: there is no such output, or there are several, none of them named or
+        called "loss".
     """
     names = outputs(curves)
     if output is None and "loss" in names:
         return "loss"
-    if output is None and len(names) > 1:
-        raise ValueError(f"`output` must be one of {', '.join(names)}, got None")
-    if output is not None and output not in names:
-        raise KeyError(f"`output` must be one of {', '.join(names)}, got {output!r}")
+    if output not in names and (output is not None or len(names) > 1):
+        raise ValueError(f"`output` must be one of {', '.join(names)}, got {output!r}")
     return output or names[0]
 
 
@@ -369,8 +372,9 @@ def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
     """The last value of an output: at the last step run, then of its leading axis."""
     own, values = own_axes(curves, output), curves[output]
     if own[:1] == ["step"] and "steps" in curves:
-        last = (curves["steps"] - 1).clip(min=0).astype(int).compute()
-        return values.isel(step=last)
+        labels = curves["step"].values  # some may have been selected
+        last = np.searchsorted(labels, curves["steps"].values) - 1
+        return values.isel(step=curves["steps"].copy(data=last.clip(min=0)))
     return values.isel({own[0]: -1}) if own else values
 
 
@@ -390,6 +394,10 @@ def reduce_seeds(curves: xr.Dataset, output: str, seed_dim: str = "seed") -> Sco
         raise ValueError(
             f"`output` must have at most one axis of its own, but {output} has "
             f"{values.ndim - curves['finished'].ndim + 1}"
+        )
+    if values.dtype.kind == "c":
+        raise ValueError(
+            f"`output` must be real, but {output} is {values.dtype}; return its size"
         )
     ran = curves["finished"]
     good = ran & ~diverged(curves, output)
@@ -475,7 +483,13 @@ def _cell(x: float | None) -> str:
 
 
 def _point(point: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {x:.6g}" if isinstance(x, float) else f"{name} {x}"
-        for name, x in point.items()
-    )
+    return ", ".join(f"{name} {as_text(x)}" for name, x in point.items())
+
+
+def as_text(value: Any, digits: int = 6) -> str:
+    """A number with so many digits, and more where they tell it from 1."""
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    if 0.9 < value < 1:
+        digits = max(digits, 2 - math.floor(math.log10(1 - value)))
+    return f"{value:.{digits}g}"

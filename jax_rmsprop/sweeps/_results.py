@@ -88,9 +88,15 @@ class Shapes(NamedTuple):
         }
         return own | {"diverged_at": ("member", "output"), "steps": ("member",)}
 
-    def ended(self, diverged_at: Any) -> Any:
-        """Which members have ended, since their judged output is not finite."""
-        return diverged_at[:, self.names.index(self.judged)] >= 0
+    def coordinates(self) -> dict[str, tuple[str, Any]]:
+        """The labels of the outputs and of the steps, from 0."""
+        step = {"step": ("step", np.arange(self.steps))} if self.stepped else {}
+        return {"output": ("output", self.names), **step}
+
+    def ended(self, diverged_at: Any, step: int = 2**31) -> Any:
+        """Which members ended by a step, since their judged output is not finite."""
+        first = diverged_at[:, self.names.index(self.judged)]
+        return (first >= 0) & (first < step)
 
 
 class Results(Protocol):

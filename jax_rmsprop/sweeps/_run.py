@@ -121,7 +121,7 @@ class Progress:
 
     Attributes:
       stopped: whether to end after the current step.
-      computed: the number of members that this call has run.
+      ran: which members this call has run.
       judged: the name of the output to show.
       compile_seconds: time spent compiling.
       run_seconds: time spent running batches and storing their results.
@@ -129,9 +129,14 @@ class Progress:
 
     def __init__(self, bar: Any):
         """Store the bar (a tqdm)."""
-        self.stopped, self.computed, self.judged = False, 0, ""
+        self.stopped, self.judged, self.ran = False, "", np.zeros(0, bool)
         self.compile_seconds, self.run_seconds = 0.0, 0.0
         self._bar, self._diverged, self._median = bar, 0, dict[str, str]()
+
+    @property
+    def computed(self) -> int:
+        """The number of members that this call has run."""
+        return int(self.ran.sum())
 
     def say(self, what: str) -> None:
         """Set the bar's description."""
@@ -157,9 +162,9 @@ class Progress:
             self._median = {self.judged: f"{middle:.3g}"}
         self._show()
 
-    def done(self, members: int, diverged: int) -> None:
-        """Count computed members, and those of them that diverged."""
-        self.computed += members
+    def done(self, members: np.ndarray, diverged: int) -> None:
+        """Note computed members, and count those of them that diverged."""
+        self.ran[members] = True
         self._diverged += diverged
         self._show()
 
@@ -331,7 +336,7 @@ class Runner:
     def _collect(self, block: Block) -> None:
         """Collect the block of a finished task, to store it with others."""
         lost = (block.rows["diverged_at"] >= 0).any(-1)
-        self._progress.done(len(block.members), int(lost.sum()))
+        self._progress.done(block.members, int(lost.sum()))
         self._blocks.append(block)
         self._bytes += sum(x.nbytes for x in block.rows.values())
 
@@ -347,7 +352,7 @@ class Runner:
             self._flush()
             task.begin, task.rows = task.step, []
             if task.begin == task.end or task.ended.all():
-                self._progress.done(len(task.members), int(task.ended.sum()))
+                self._progress.done(task.members, int(task.ended.sum()))
 
     def _due(self, seconds: float) -> bool:
         """Whether it is time to store the collected blocks."""

@@ -478,7 +478,8 @@ def read_header(at: Location, again: bool = True) -> dict[str, Any] | None:
             return read_header(at, again=False)  # it has just been created
         for found in path.iterdir():
             raise ValueError(
-                f"`store` must be a sweep or a new path, but {path} has {found.name}"
+                "`store` must be a sweep or an empty folder, but "
+                f"{path} has {found.name}"
             ) from None
         return None
     except Exception as error:

@@ -29,10 +29,10 @@ from jax_rmsprop.sweeps._cluster import ClusterRunner, check_client
 from jax_rmsprop.sweeps._location import Location, locate, locked
 from jax_rmsprop.sweeps._members import (
     PYTHON_KINDS,
-    RESERVED,
     Axis,
     Grid,
     check_distinct,
+    is_reserved,
     labelled,
     parse_grid,
 )
@@ -280,7 +280,9 @@ class Call:
                 f"{short_repr(self.steps)}"
             )
         self.steps = int(self.steps or 1)
-        if isinstance(jnp.zeros([]), jax.core.Tracer):
+        with jax.transfer_guard("allow"):
+            inside = isinstance(jnp.zeros([]), jax.core.Tracer)
+        if inside:
             raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
         self._at = None if self.store is None else locate(self.store)
 
@@ -298,12 +300,14 @@ class Call:
             jax.disable_jit(False),
             jax.debug_nans(False),
             jax.debug_infs(False),
+            jax.transfer_guard("allow"),
             jax.set_mesh(no_mesh),
             bar,
         ):
             self.shown = Progress(bar)
             with finish_batch_on_sigint(self.shown):
                 self._open()
+                self.shown.ran = np.zeros(len(self.every), bool)
                 bar.total = len(self.every) * self.steps
                 there = np.minimum(self.results.steps, self.steps)
                 self.shown.there(int(there.sum()))
@@ -398,18 +402,12 @@ class Call:
         if name not in self._checked:
             self._checked[name] = now
             self.results.add_to_header(programs={name: now})
-        elif self._checked[name] != now:
-            where = f" for {name}" if name else ""
-            raise ValueError(
-                f"`store` {self.results.at.name} holds another sweep: its `train` is "
-                f"another function{where}, or closes over other data"
-            )
+        check_program(self.results.at, self._checked, name, now)
 
     def _check_names(self) -> None:
-        taken = {*self.points.axes, *RESERVED}
-        taken -= set() if self._stepped else {"rung", "step", "steps"}
+        free = () if self._stepped else ("rung", "step")
         for name in self._shapes.outputs:
-            if name in taken:
+            if name in self.points.axes or (name not in free and is_reserved(name)):
                 raise ValueError(
                     f"`train` must not return an output {name!r}: the name is taken"
                 )
@@ -495,7 +493,7 @@ class Call:
         return pd.MultiIndex.from_arrays(others).factorize()[0]
 
     def last(self, output: str, step: int) -> np.ndarray:
-        """The value of an output at a step, for each member; NaN if it has ended.
+        """The value of an output at a step, for each member; NaN if it ended by then.
 
         Raises:
           ValueError: the output has more than one number a step.
@@ -503,7 +501,7 @@ class Call:
         values = self._rows[output]
         if values.ndim > 2:
             raise ValueError(f"`by` must be one number a step, but {output} is more")
-        ended = self._shapes.ended(self._rows["diverged_at"])
+        ended = self._shapes.ended(self._rows["diverged_at"], step)
         there = np.asarray((self._rows["steps"] >= step) & ~ended)
         return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
 
@@ -547,7 +545,8 @@ class Call:
 
 
 def _check_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+    is_number = isinstance(value, int | float | np.number)
+    if isinstance(value, bool) or not is_number or not value >= 0:
         raise ValueError(
             f"`{name}` must be a number of seconds >= 0, got {short_repr(value)}"
         )
@@ -651,25 +650,34 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
             f"`point` must have a value for each of {', '.join(header['axes'])}, got "
             f"{short_repr(point)}"
         )
+    none = ValueError(
+        f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not run, "
+        "or its carry was dropped"
+    )
     one = {name: np.empty(1, object) for name in header["axes"]}
     for name, kind in header["axes"].items():
         one[name][0] = point[name]
         if kind not in PYTHON_KINDS:
+            if not isinstance(point[name], int | float | np.number | jax.Array):
+                raise TypeError(
+                    f"`point` must have a number for {name}, got "
+                    f"{short_repr(point[name])}"
+                )
             one[name] = one[name].astype(float if "float" in kind else int)
+            if one[name][0] != point[name]:
+                raise none
     grid = parse_grid(one, False)
     axes = {n: a.named_by(header["values"].get(n, {}))[0] for n, a in grid.axes.items()}
     grid = Grid(axes, False)
     (combination,) = grid.combinations(np.zeros(1, int))
     kinds = {name: x.dtype for name, x in combination.numbers.items()}
     traced = trace(training, combination.python, kinds)
+    check_program(at, header["programs"], combination.name, fingerprint(traced))
     with _explain_damage(at):
         found = ZarrStore(at, grid.members()[0], _shapes_of(at, header))
         packed = found.carry_of(np.zeros(1, int), int(found.steps[0]))
     if packed is None:
-        raise ValueError(
-            f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not "
-            "run, or its carry was dropped"
-        )
+        raise none
     leaves = unpack(packed, traced.carry_specs)
     return traced.tree([jnp.asarray(x)[0] for x in leaves])
 
@@ -726,6 +734,22 @@ def _shapes_of(at: Location, header: Mapping[str, Any]) -> Shapes:
     return Shapes(outputs, stepped, steps)
 
 
+def check_program(
+    at: Location, programs: Mapping[str, str], name: str, now: str
+) -> None:
+    """Raise an error if a store's program of this name is another one.
+
+    Raises:
+      ValueError: naming the Python values of the program.
+    """
+    if programs.get(name, now) != now:
+        where = f" for {name}" if name else ""
+        raise ValueError(
+            f"`store` {at.name} holds another sweep: its `train` is another "
+            f"function{where}, or closes over other data"
+        )
+
+
 def check_same_sweep(
     at: Location, ours: Mapping[str, Any], batch_size: Any, theirs: Mapping[str, Any]
 ) -> None:
@@ -755,8 +779,11 @@ def check_same_sweep(
         )
         check(now, then, what)
     for name in theirs["outputs"] | ours["outputs"]:
-        now, then = (x["outputs"].get(name, "missing") for x in (ours, theirs))
-        check(now, then, f"its output {name} is {then}, this one's {now}")
+        now, then = (x["outputs"].get(name) for x in (ours, theirs))
+        what = f"its output {name} is {then}, this one's {now}"
+        if None in (now, then):
+            what = f"{'it' if then is None else 'this one'} has no output {name}"
+        check(now, then, what)
     size = theirs["batch_size"]
     now = size if batch_size == "auto" else batch_size
     check(now, size, f"its `batch_size` is {size!r}, this one's {batch_size!r}")
@@ -788,7 +815,7 @@ def _to_grid(
             )
             for name in names
         },
-        coords=points.coordinates | {"output": ("output", shapes.names)},
+        coords=points.coordinates | shapes.coordinates(),
     )
 
 

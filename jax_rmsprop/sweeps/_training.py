@@ -183,8 +183,8 @@ def trace(
             found = _called("step", train.step, before, **python, **numbers)
             if not isinstance(found, tuple) or len(found) != 2:
                 raise TypeError(
-                    "`step` must return the carry and the outputs, got "
-                    f"{short_repr(found)}"
+                    "`step` must return a pair, the carry and the outputs, got "
+                    f"{_described(found)}"
                 )
             carry = [without_key(x) for x in _same_carry(before, found[0])] or carry
             leaves = name_outputs(found[1], "step")
@@ -202,7 +202,9 @@ def trace(
     return Traced(init, step, structure, impls, specs)
 
 
-def _called(name: str, function: Callable[..., Any], *carry: Any, **point: Any) -> Any:
+def _called(
+    name: str, function: Callable[..., Any], /, *carry: Any, **point: Any
+) -> Any:
     """Call a user's function; reduce an error it raises to one line."""
     try:
         return function(*carry, **point)
@@ -253,13 +255,19 @@ def _same_carry(before: Any, after: Any) -> list[Any]:
             f"{str(error).splitlines()[0][:200]}"
         ) from None
     for (path, x), y in zip(old, new, strict=True):
-        found, wanted = (f"{jnp.result_type(z)}{list(jnp.shape(z))}" for z in (y, x))
+        found, wanted = _described(y), _described(x)
         if found != wanted:
             raise TypeError(
-                f"`step` must return a carry like the one it got, but {key_name(path)} "
-                f"is {found} and was {wanted}"
+                "`step` must return a carry like the one it got, but "
+                f"{key_name(path) if path else 'it'} is {found} and was {wanted}"
             )
     return new
+
+
+def _described(x: Any) -> str:
+    """An array as "float32[2, 3]", other values by their repr."""
+    is_array = isinstance(x, jax.Array | np.ndarray | float | int)
+    return f"{jnp.result_type(x)}{list(jnp.shape(x))}" if is_array else short_repr(x)
 
 
 def check_signature(train: Any, names: tuple[str, ...]) -> None:
@@ -292,9 +300,11 @@ def _check_call(
         signature.bind(*carry, **dict.fromkeys(names))  # missing arguments
     except TypeError as error:
         after = " after the carry" if carry else ""
+        why = str(error).replace("got an unexpected keyword argument", "it has no")
+        why = why.replace("missing a required argument:", "no axis is called")
         raise TypeError(
-            f"`{called}` must take the axes by name{after}: {error}; the axes are "
-            f"{', '.join(names)}, its arguments ({', '.join(signature.parameters)})"
+            f"`{called}` must take the axes by name{after}, but {why}; its arguments "
+            f"are {', '.join(signature.parameters)}, the axes {', '.join(names)}"
         ) from None
 
 
@@ -373,7 +383,8 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
             kind = ValueError
             wrong = f"names that differ, printable and without a /; got {name!r}"
         elif not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            wrong = f"a tree of arrays, but {name} is {short_repr(leaf)}"
+            wrong = "an array or a tree of arrays, "
+            wrong += f"but {name} is {short_repr(leaf)}" if path else f"got {leaf!r}"
         elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             wrong = f"numbers, but {name} is {leaf.dtype}; jax.random.key_data makes "
             wrong += "numbers of random keys"
@@ -387,7 +398,8 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
         leaves[name] = leaf
     if not leaves:
         raise TypeError(
-            f"`{called}` must return a tree of arrays, got {short_repr(tree)}"
+            f"`{called}` must return an array or a tree of arrays, got "
+            f"{short_repr(tree)}"
         )
     return leaves
 
