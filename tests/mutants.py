@@ -60,6 +60,7 @@ REASONS: dict[str, str] = {
     "_rmsprop, step: `b is not None` -> `b is None`": "a clamp more changes nothing that is finite",
     "quantization._dither, dither: `32` -> `33`": "it counts for arrays of 2^32 elements alone",
     "quantization._codecs, _decode_bfloat16: `_bits(codes.astype(jnp.float32)) + base` -> `_bits(codes.astype(jnp.float32)) - base`": "the base is 0 there",
+    "quantization._codecs, _to_float16: `x < 0` -> `x <= 0`": "-0 and 0 are one number",
     "quantization._codecs, _encode_byte: `size < smallest` -> `size <= smallest`": "the smallest number has the code that it would get",
     "quantization._codecs, _encode_byte: `x < 0` -> `x <= 0`": "-0 and 0 are one number",
     "quantization._quantize, _encode.encode: `jax.typeof(x).sharding if on_explicit_mesh(x) else None` -> `None if on_explicit_mesh(x) else jax.typeof(x).sharding`": "the dither is moved, at a cost",

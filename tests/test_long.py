@@ -17,6 +17,7 @@ from jax_rmsprop import (
     load_carry,
     load_sweep,
     log,
+    plotting,
     points,
     rmsprop,
     successive_halving,
@@ -723,6 +724,8 @@ def test_selections_are_read_like_the_whole(at_once):
     member = at_once.isel(rate=0, seed=1)
     few = at_once.isel(rate=[0, 1], step=slice(0, 6, 2))
     assert summary(few).value == pytest.approx(summary(few.isel(step=-1)).value)
+    (line,) = plotting.best_curves(few, top_k=1).lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 3, 5])
     with pytest.raises(ValueError, match="^`curves` must have an output: one of loss,"):
         summary(at_once.rename(loss="nll", noise="n"))
     assert "noise" not in to_dataframe(at_once.drop_vars("noise"))

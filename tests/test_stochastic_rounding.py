@@ -26,6 +26,7 @@ from jax_rmsprop.quantization import (
     stochastic_rounding,
     uint8,
 )
+from jax_rmsprop.quantization._codecs import HALF_PRECISION
 from tests.helpers import mesh_of_four
 
 # For `optax.apply_updates`, which adds a float32 to a bfloat16.
@@ -114,6 +115,14 @@ def test_every_number_of_a_dtype(dtype):
         rest = finite & ~sure
         lost = np.abs(new[rest] - wanted[rest])
         assert (lost <= 2 * FLUSHED + 2**-7 * np.abs(wanted[rest])).all()
+
+
+@halves
+def test_an_exact_number_stays_whatever_the_dither(dtype):
+    x, rounding = jnp.array([1.0, -0.75, 2.0**-20]), HALF_PRECISION[jnp.dtype(dtype)]
+    for noise in (0, 2**32 - 1):
+        found = rounding.encode(x, jnp.full(3, noise, "uint32"), jnp.int32(0))
+        np.testing.assert_array_equal(found, x)
 
 
 @halves

@@ -248,7 +248,7 @@ def best_curves(
             lines = lines.expand_dims(seed_dim)
         lines = lines.transpose(seed_dim, own[0]).values
         colour = colour_of(rank, len(order))
-        steps = np.arange(1, lines.shape[1] + 1)
+        steps = values[own[0]].values + 1
         if len(lines) > 1:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
             ax.fill_between(steps, lines.min(0), lines.max(0), **band)

@@ -237,7 +237,7 @@ def _best(
         for place in places
     ]
     return {
-        "xs": [list(range(1, values.sizes[own[0]] + 1))] * len(best),
+        "xs": [(values[own[0]].values + 1).tolist()] * len(best),
         "ys": [line.tolist() for line in lines],
         "_colour": [COLOURS[rank % len(COLOURS)] for rank in range(len(best))],
         **{name: best[name].astype(str).tolist() for name in best.columns},

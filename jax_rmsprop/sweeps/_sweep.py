@@ -156,9 +156,9 @@ def sweep(
 
     Returns:
       An `xarray.Dataset`. Its dimensions are the axes, in their order, with the given
-      values as coordinates ("member" if zipped), then "step" for a `Training`, then an
-      output's own, called "loss_dim_0" and so on. Its variables are the outputs, in
-      their own dtypes (bfloat16 as float32), and
+      values as coordinates ("member" if zipped), then "step" for a `Training`, from 0,
+      then an output's own, called "loss_dim_0" and so on. Its variables are the
+      outputs, in their own dtypes (bfloat16 as float32), and
 
       - `diverged`: whether any number of any output is not finite;
       - `diverged_at` [..., output]: the first such index along the leading axis of the
