@@ -19,6 +19,7 @@ Every machine runs this script, and all of them share one sweep.
 # before anything else that uses JAX: the first use fixes the devices.
 
 import argparse
+import sys
 
 import jax
 
@@ -29,7 +30,8 @@ parser.add_argument("--process", type=int, default=0, help="index of this one")
 parser.add_argument("--cpu-devices", type=int, default=2, help="CPUs per process")
 parser.add_argument("--store", default="many_hosts.zarr", help="shared folder")
 parser.add_argument("--output", default="sweep_many_hosts.png", help="the picture")
-options, _ = parser.parse_known_args()  # a notebook has arguments of its own
+# In a notebook the arguments are Jupyter's own.
+options = parser.parse_args([] if "ipykernel" in sys.modules else None)
 jax.config.update("jax_num_cpu_devices", options.cpu_devices)
 if options.processes > 1:
     jax.distributed.initialize(options.address, options.processes, options.process)

@@ -14,7 +14,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 Schedule = Callable[[Any], Any]
 Number = float | jax.Array
@@ -136,18 +135,6 @@ def check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, got {short_repr(value)}")
     return bool(value)
-
-
-def check_transformation(name: str, value: Any) -> None:
-    """Check that a value is a transformation of Optax.
-
-    Raises:
-      TypeError: it is anything else.
-    """
-    if not isinstance(value, optax.GradientTransformation):
-        raise TypeError(
-            f"`{name}` must be a transformation of Optax, got {short_repr(value)}"
-        )
 
 
 def check_int(name: str, value: Any, *, low: int) -> int:

@@ -102,6 +102,16 @@ OPTIMIZERS = {
 }
 
 
+TWO = {name: OPTIMIZERS[name] for name in ("everything", "in fewer bits")}
+two_or_each = pytest.mark.parametrize(
+    "optimizers",
+    [
+        pytest.param(TWO, id="two"),
+        pytest.param(OPTIMIZERS, id="each", marks=pytest.mark.slow),
+    ],
+)
+
+
 def each(function):
     """The results of a function for each of the optimizers, by name."""
     return {name: function(optimizer) for name, optimizer in OPTIMIZERS.items()}

@@ -57,6 +57,7 @@ REASONS: dict[str, str] = {
     "_arithmetic, least_eps: `2` -> `3`": "an eps that is half as large again is safe, too",
     "_arithmetic, least_eps: `root - jnp.sqrt(info.tiny)` -> `root + jnp.sqrt(info.tiny)`": "both are below any average whose root is normal",
     "_hyperparameters, at_step: `callable(h.gamma) and isinstance(now.gamma, float)` -> `callable(h.gamma) or isinstance(now.gamma, float)`": "1 - gamma is computed again, the same",
+    "_rmsprop, step: `b is not None and (not rate_is_in_b)` -> `b is not None or not rate_is_in_b`": "a clamp more changes nothing that is finite",
     "_rmsprop, step: `b is not None` -> `b is None`": "a clamp more changes nothing that is finite",
     "quantization._dither, dither: `32` -> `33`": "it counts for arrays of 2^32 elements alone",
     "quantization._codecs, _decode_bfloat16: `_bits(codes.astype(jnp.float32)) + base` -> `_bits(codes.astype(jnp.float32)) - base`": "the base is 0 there",
@@ -304,7 +305,8 @@ class Observe:
             self.fixtures[item.nodeid] = list(getattr(item, "fixturenames", []))
 
     def pytest_runtest_logstart(self, nodeid):
-        """Lines are this test's now."""
+        """Lines are this test's now, also of functions that another one has traced."""
+        sys.modules["jax"].clear_caches()
         self.now = nodeid
         self.coverage.switch_context(nodeid)
 

@@ -132,7 +132,7 @@ def test_the_bits_of_one_process(client, tmp_path, together):
         assert bits(curves.isel(seed=slice(4))) == bits(together)
 
 
-def test_what_the_training_closes_over(client):
+def test_what_the_training_closes_over(client, tmp_path):
     """Large data, random keys, Python values, gammas near 1."""
     data, key = jnp.arange(100_000.0), jax.random.key(3)
 
@@ -141,7 +141,8 @@ def test_what_the_training_closes_over(client):
         return {"loss": (data[: len(kind)].sum() * x + noise).astype("bfloat16")}
 
     grid = {"x": [1.0, 2.0, 3.0], "kind": ["ab", "abcd"]}
-    assert bits(quiet(train, grid, client=client)) == bits(quiet(train, grid))
+    there = quiet(train, grid, client=client, store=tmp_path)
+    assert bits(there) == bits(quiet(train, grid))
 
 
 @pytest.mark.slow

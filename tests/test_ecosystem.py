@@ -24,6 +24,7 @@ from tests.helpers import (
     states_of,
     tolerance,
     train_each,
+    two_or_each,
 )
 
 with warnings.catch_warnings():
@@ -34,7 +35,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-FEW = {name: OPTIMIZERS[name] for name in ("everything", "in fewer bits")}
+FEW = {name: OPTIMIZERS[name] for name in ("everything", "schedules", "in fewer bits")}
 
 
 # Flax.
@@ -52,7 +53,8 @@ def nnx_step(pairs):
         optimizer.update(model, g)
 
 
-def test_nnx():
+@two_or_each
+def test_nnx(optimizers):
     """Compiled and not, it equals a manual loop; its graph splits and merges."""
     model, _ = linear(OPTIMIZERS["everything"])
     x = {"kernel": model.kernel[...], "bias": model.bias[...]}
@@ -69,10 +71,10 @@ def test_nnx():
                 x = optax.apply_updates(x, updates)
             return x["kernel"]
 
-        return {name: trained(optimizer) for name, optimizer in FEW.items()}
+        return {name: trained(optimizer) for name, optimizer in optimizers.items()}
 
     expected = by_hand(x)
-    for step, names in ((nnx.jit(nnx_step), FEW), (nnx_step, ["everything"])):
+    for step, names in ((nnx.jit(nnx_step), optimizers), (nnx_step, ["everything"])):
         pairs = {name: linear(OPTIMIZERS[name]) for name in names}
         for _ in range(3):
             step(pairs)
@@ -230,7 +232,6 @@ def test_an_equinox_model():
 HALF = stochastic_rounding(quantize_state(rmsprop(0.01), {"nu": uint8(0)}))
 
 
-@pytest.mark.slow
 def test_nnx_in_half_precision():
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0), param_dtype="bfloat16")
     optimizer = nnx.Optimizer(model, HALF, wrt=nnx.Param)
@@ -306,15 +307,16 @@ def test_equinox_in_half_precision():
     assert promoted.scale.dtype == "float32"
 
 
-def states():
+def states(optimizers):
     """The optimizers' states after three steps, and their initial states."""
     x = params()
-    found = train_each(FEW, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
+    found = train_each(optimizers, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
     return {name: state for name, (_, state) in found.items()}, states_of(x)
 
 
-def test_flaxs_and_equinoxs_serialization():
-    after, begun = states()
+@two_or_each
+def test_flaxs_and_equinoxs_serialization(optimizers):
+    after, begun = states(optimizers)
     for name, state in after.items():
         by_flax = flax.serialization.from_bytes(
             begun[name], flax.serialization.to_bytes(state)
@@ -328,11 +330,12 @@ def test_flaxs_and_equinoxs_serialization():
             chex.assert_trees_all_equal(again, state)
 
 
-def test_orbax_onto_another_sharding(tmp_path):
+@two_or_each
+def test_orbax_onto_another_sharding(optimizers, tmp_path):
     mesh = mesh_of_four()
     where = NamedSharding(mesh, PartitionSpec("d"))
     x = {"w": jnp.arange(24.0).reshape(8, 3)}
-    found = train_each(FEW, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
+    found = train_each(optimizers, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
     after = {name: state for name, (_, state) in found.items()}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", after)
@@ -350,7 +353,7 @@ def test_orbax_onto_another_sharding(tmp_path):
 
     @jax.jit
     def updates(states):
-        return {n: o.update(x, states[n], x)[0] for n, o in FEW.items()}
+        return {n: o.update(x, states[n], x)[0] for n, o in optimizers.items()}
 
     for state in again.values():
         nu = optax.tree.get(state, "nu")["w"]

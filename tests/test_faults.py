@@ -296,7 +296,7 @@ def test_parameters_with_the_names_of_fields():
 def test_nested_parameters_with_the_names_of_fields():
     """The state's field decides the codec of each, also deeper in the tree."""
     x = {n: Family(jnp.ones((64, 64)), {"nu": jnp.ones(64)}) for n in ("a", "b")}
-    for codecs in ({"mu": int8(0)}, {"nu": uint8(0)}):
+    for codecs in ({"mu": int8(0)}, {"mu": int8(0), "nu": uint8(0)}):
         optimizer = quantize_state(rmsprop(0.1, centered=True), codecs)
         plain = rmsprop(0.1, centered=True)
         state, whole = optimizer.init(x), plain.init(x)

@@ -24,6 +24,7 @@ from tests.helpers import (
     params,
     states_of,
     tolerance,
+    two_or_each,
 )
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -223,11 +224,12 @@ def test_init_of_shapes():
         chex.assert_trees_all_equal(optimizer.init(shapes), optimizer.init(params()))
 
 
-def test_optax_finds_what_is_like_the_parameters():
+@two_or_each
+def test_optax_finds_what_is_like_the_parameters(optimizers):
     """So everything works that shards, masks or averages a state."""
     x = params()
-    for name in ("everything", "in fewer bits", "a convention"):
-        optimizer, (_, state) = OPTIMIZERS[name], after_three_steps()[name]
+    for name, optimizer in optimizers.items():
+        _, state = after_three_steps()[name]
         marked = optax.tree_utils.tree_map_params(
             optimizer, lambda s, p: s.shape == p.shape, state, x
         )

@@ -172,7 +172,7 @@ def test_names_that_a_result_needs():
         raises(
             ValueError,
             "an axis must have the name of an argument, other than "
-            f"{names}; got {name!r}",
+            f"{names}, carry_0 and the like; got {name!r}",
             square,
             {name: [1]},
         )
@@ -190,8 +190,11 @@ def test_axes_of_unusual_names():
     found = quiet(
         lambda function, name, **micro: {"loss": function(micro["μ"])},
         {"function": [jnp.square], "name": ["a"], "µ": [3.0]},
+        labels={"name": ["the one"]},
     )
     assert found.loss.item() == 9
+    with pytest.raises(ValueError, match="^an axis must have the name of .* got 'μ'$"):
+        quiet(square, {"µ": [1.0], "μ": [1.0]})
 
 
 def test_unequal_lengths():
@@ -221,11 +224,13 @@ def test_axes_of_other_libraries(library):
     np.testing.assert_array_equal(found.x, [1, 2, 3])
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "float16"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "float16", "bfloat16"])
 def test_narrow_numbers_arrive_in_32_bits(dtype):
-    found = quiet(lambda x: {"loss": x * 1000}, {"x": np.array([2, 100], dtype)})
-    np.testing.assert_array_equal(found.loss, [2000, 100_000])
-    assert found.loss.dtype == ("float32" if dtype == "float16" else "int32")
+    values = jnp.array([2, 100], dtype)
+    for x in (values, np.asarray(values), list(np.asarray(values))):
+        found = quiet(lambda x: {"loss": x * 1000}, {"x": x})
+        np.testing.assert_array_equal(found.loss, [2000, 100_000])
+        assert found.loss.dtype == ("float32" if "float" in dtype else "int32")
 
 
 def test_dates_of_pandas():

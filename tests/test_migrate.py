@@ -1,5 +1,7 @@
 """A training resumes in another framework with the same steps."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 from jax_rmsprop import conventions, migrate, rmsprop, scale_by_rmsprop
 from tests.frameworks import FRAMEWORKS, quietly
-from tests.helpers import axis, every, few_or_all, mesh_of_four, train_each
+from tests.helpers import axis, every, few_or_all, mesh_of_four, pairs, train_each
 from tests.test_conventions import (
     CENTERED,
     DECAY,
@@ -213,8 +215,19 @@ def test_the_settings_are_the_checkpoints(name):
         )
 
 
-@pytest.mark.slow
-@few_or_all
+def last(*axes):
+    """One combination: the last choice of each axis."""
+    return [functools.reduce(dict.__or__, (choices[-1] for choices in axes))]
+
+
+@pytest.mark.parametrize(
+    "combinations",
+    [
+        last,
+        pytest.param(pairs, marks=pytest.mark.slow),
+        pytest.param(every, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_optax_goes_on(combinations, x64, standard_promotion):
     chosen = combinations(
         axis("initial_scale", 0.0, 1.0),

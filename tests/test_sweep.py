@@ -229,7 +229,7 @@ def test_a_sweep_inside_a_jit():
 
 
 def test_a_sweep_where_jit_is_switched_off(together):
-    with jax.disable_jit():
+    with jax.disable_jit(), jax.transfer_guard("disallow"):
         assert bits(quiet(network, GRID, batch_size=8)) == bits(together)
 
 

@@ -32,15 +32,15 @@ def test_train_is_traced_once():
 def test_train_without_the_axis_name():
     raises(
         TypeError,
-        "`train` must take the axes by name, but it has no 'gamma'; its arguments are "
-        "x, the axes gamma",
+        "`train` must take the axes by name: it has no 'gamma'; its arguments are (x), "
+        "the axes gamma",
         square,
         {"gamma": [0.9]},
     )
     raises(
         TypeError,
-        "`train` must take the axes by name, but no axis is called 'learning_rate'; "
-        "its arguments are gamma, learning_rate, the axes gamma",
+        "`train` must take the axes by name: no axis is called 'learning_rate'; its "
+        "arguments are (gamma, learning_rate), the axes gamma",
         lambda gamma, learning_rate: gamma,
         {"gamma": [0.9]},
     )

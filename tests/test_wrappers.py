@@ -10,11 +10,17 @@ import optax
 import pytest
 
 from jax_rmsprop import rmsprop, scale_by_rmsprop
-from tests.helpers import OPTIMIZERS, params, square, tolerance, train_each
+from tests.helpers import (
+    OPTIMIZERS,
+    TWO,
+    params,
+    square,
+    tolerance,
+    train_each,
+    two_or_each,
+)
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-TWO = {name: OPTIMIZERS[name] for name in ("everything", "in fewer bits")}
 
 
 def test_inject_hyperparams():
@@ -81,7 +87,8 @@ def test_members_side_by_side_have_the_bits_of_one(rng):
         chex.assert_trees_all_equal(jax.tree.map(lambda a: a[i], many), one)  # noqa: B023
 
 
-def test_multi_steps():
+@two_or_each
+def test_multi_steps(optimizers):
     """It steps with the mean of gradients, at the last of them."""
     x = params()
     half, more = (jax.tree.map(lambda p: f * p, x) for f in (0.5, 1.5))  # noqa: B023
@@ -94,14 +101,15 @@ def test_multi_steps():
             second, _ = several.update(more, state, x)
             return first, second, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return {name: both(optimizer) for name, optimizer in TWO.items()}
+        return {name: both(optimizer) for name, optimizer in optimizers.items()}
 
     for first, second, expected in steps(x, half, more).values():
         chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, x))
         chex.assert_trees_all_close(second, expected, rtol=1e-5)
 
 
-def test_masked_and_partition():
+@two_or_each
+def test_masked_and_partition(optimizers):
     x = {"w": params()["w"], "b": jnp.ones(3)}
 
     def three(x, optimizer):
@@ -119,14 +127,15 @@ def test_masked_and_partition():
 
     @jax.jit
     def steps(x):
-        return {name: three(x, optimizer) for name, optimizer in TWO.items()}
+        return {name: three(x, optimizer) for name, optimizer in optimizers.items()}
 
     for alone, masked, parts in steps(x).values():
         chex.assert_trees_all_equal(masked, alone | {"b": x["b"]})
         chex.assert_trees_all_equal(parts, alone | {"b": jnp.zeros_like(x["b"])})
 
 
-def test_apply_if_finite():
+@two_or_each
+def test_apply_if_finite(optimizers):
     x = params()
 
     @jax.jit
@@ -137,7 +146,7 @@ def test_apply_if_finite():
             after, _ = guarded.update(x, state, x)
             return kept, after, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return {name: guard(optimizer) for name, optimizer in TWO.items()}
+        return {name: guard(optimizer) for name, optimizer in optimizers.items()}
 
     bad = jax.tree.map(lambda p: p * jnp.nan, x)
     for kept, after, expected in steps(x, bad).values():
@@ -146,7 +155,8 @@ def test_apply_if_finite():
         chex.assert_trees_all_close(after, expected, rtol=tolerance("float32", 4))
 
 
-def test_flatten_and_a_chain_with_clipping():
+@two_or_each
+def test_flatten_and_a_chain_with_clipping(optimizers):
     """It takes the steps of the clipped gradient."""
     clip = optax.clip_by_global_norm(1.0)
 
@@ -161,7 +171,7 @@ def test_flatten_and_a_chain_with_clipping():
                 (first(optax.chain(clip, o)), first(o, clipped)),
                 (first(optax.flatten(o)), first(o)),
             )
-            for name, o in TWO.items()
+            for name, o in optimizers.items()
         }
 
     for chained, flat in steps(params()).values():

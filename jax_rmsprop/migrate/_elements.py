@@ -114,7 +114,7 @@ class LayoutIndex:
                 known[self._places[name]] = True
             whole = self._leaves(known)
             found = {p: x for p, x in self._leaves(flat).items() if whole[p].all()}
-            ours = found | ours  # an array without elements is real
+            ours = found | ours  # without elements it is in both, and real
         return ours
 
     def theirs(self, arrays: Ours) -> Theirs:

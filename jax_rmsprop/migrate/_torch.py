@@ -385,16 +385,17 @@ def _names(
         own = numbers
     if len(own) != len(numbers):
         own = index.names if order is None else list(order)
-    names = [index.known(name) for name in own]
-    if order is not None and len(order) != len(numbers):
+    if len(own) != len(numbers) and order is not None:
         raise ValueError(
             f"`names` must name the optimizer's {len(numbers)} parameters, got "
-            f"{len(order)} names"
+            f"{len(own)} names"
         )
-    if len(numbers) != len(index.names) or len(names) != len(numbers):
+    names = [index.known(name) for name in own]
+    if len(numbers) != len(index.names):
         raise ValueError(
             f"the optimizer has {len(numbers)} parameters, `layout` names "
-            f"{len(index.names)}: {', '.join(index.names)}; pass those that it trains"
+            f"{len(index.names)}: {', '.join(index.names)}; pass `params` and a "
+            "`layout` of those that it trains"
         )
     for name in names:
         if name not in index.names:

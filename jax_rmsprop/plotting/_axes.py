@@ -72,10 +72,8 @@ def loss_against_gamma(
     """
     ax, curves, output, most = prepare(curves, output, maximize, ax)
     found, place, rest = select_scores(curves, output, seed_dim, most, gamma=gamma)
-    mean, low, high, ran = (
-        x.isel(rest) for x in (*found[:3], found.finished.transpose(*found.mean.dims))
-    )
-    x = 1 - mean[gamma].values.astype(float)
+    mean, low, high, ran = (x.isel(rest) for x in (*found[:3], found.finished))
+    x, ran = _short_of_1(mean, gamma), ran.values
     if found.seeds > 1:
         spread: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.25, "linewidth": 0}
         label = f"range over {found.seeds} seeds"
@@ -85,7 +83,7 @@ def loss_against_gamma(
     label = f"best: {gamma} = {1 - here:.6g}"
     ax.plot(here, value, "*", color=MARKED, markersize=15, label=label)
     worst = _set_y_axis(ax, mean.values, label_of(curves, output), most)
-    _mark_diverged(ax, x, mean.values, ran.values, worst, most)
+    _mark_diverged(ax, x[ran], mean.values[ran], worst, most)
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"{output} against {gamma}{_held_values(found.mean.isel(rest), rest)}", pad=10
@@ -107,10 +105,9 @@ def heatmap(
     """Plot an output over two axes of the grid, as a heat map.
 
     Cells with a diverged seed are grey with a cross, cells that did not finish grey
-    with a dot; the best cell is outlined. Other
-    axes are held at the values of the best point. The colour scale covers values near
-    the best, logarithmically if they span more than a factor of ten; far worse values
-    are black.
+    with a dot; the best cell is outlined. Other axes are held at the values of the best
+    point. The colour scale covers values near the best, logarithmically if they span
+    more than a factor of ten; far worse values are black.
 
     Args:
       curves: what `sweep` returned.
@@ -239,6 +236,7 @@ def best_curves(
         )
     flat = (-1 if most else 1) * found.mean.values.ravel()
     order = [i for i in np.argsort(flat, kind="stable") if np.isfinite(flat[i])][:top_k]
+    words = [(n, x.dims, texts(np.ravel(x))) for n, x in found.mean.coords.items()]
     shown: list[np.ndarray] = []
     for rank, i in enumerate(order):
         where = np.unravel_index(i, found.mean.shape)
@@ -252,7 +250,8 @@ def best_curves(
         if len(lines) > 1:
             band: dict[str, Any] = {"color": colour, "alpha": 0.15, "linewidth": 0}
             ax.fill_between(steps, lines.min(0), lines.max(0), **band)
-        style: dict[str, Any] = {"color": colour, "label": _point(found.mean, place)}
+        point = ", ".join(f"{n} {t[place[d[0]] if d else 0]}" for n, d, t in words)
+        style: dict[str, Any] = {"color": colour, "label": point}
         ax.plot(steps, lines.mean(0), zorder=3 - rank / top_k, **style)
         shown.append(lines)
     _set_y_axis(ax, np.concatenate(shown), label_of(curves, output), None)
@@ -310,14 +309,14 @@ def sensitivity(
     found, _, rest = select_scores(curves, output, seed_dim, most, **axes)
     table = found.mean.isel(rest).transpose(hue, gamma)
     ran = found.finished.isel(rest).transpose(hue, gamma).values
-    lines = texts(table[hue].values)
-    x = 1 - table[gamma].values.astype(float)
+    lines, x = texts(table[hue].values), _short_of_1(table, gamma)
     worst = _set_y_axis(ax, table.values, label_of(curves, output), most)
     for i, values in enumerate(table.values):
         colour = colour_of(i, len(table))
         marker = "osDphP*"[i % 7]
         ax.plot(x, values, f"{marker}-", color=colour, markersize=4, label=lines[i])
-        _mark_diverged(ax, x, values, ran[i], worst, most, colour, 0.03 * (i % 7))
+        shown = x[ran[i]], values[ran[i]]
+        _mark_diverged(ax, *shown, worst, most, colour, 0.03 * (i % 7))
     _gamma_axis(ax, x, gamma)
     ax.set_title(
         f"sensitivity of {output} to {gamma}{_held_values(table, rest)}", pad=10
@@ -430,6 +429,17 @@ def select_scores(
     return found, place, {d: i for d, i in place.items() if d not in axes.values()}
 
 
+def _short_of_1(values: xr.DataArray, name: str) -> np.ndarray:
+    """How far the values of an axis are from 1."""
+    distance = 1 - values[name].values.astype(float)
+    if not (distance > 0).any():
+        raise ValueError(
+            f"`gamma` must be an axis with a value below 1, but {name} begins at "
+            f"{1 - distance.max():g}"
+        )
+    return distance
+
+
 def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
     """Draw along log(1 - gamma): gamma below, the window on top."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -438,8 +448,6 @@ def _gamma_axis(ax: Axes, distance: np.ndarray, name: str) -> None:
         return 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
 
     positive = distance[distance > 0]  # gamma = 1 looks back for ever
-    if not len(positive):
-        raise ValueError(f"`gamma` must be an axis with values below 1, but {name} is")
     low, high = positive.min() / 1.2, positive.max() * 1.2
     ticks = [t for t in powers(low, high) if low <= t <= high]
     if len(ticks) < 2:
@@ -500,9 +508,7 @@ def _beyond(values: np.ndarray, worst: float, maximize: bool) -> np.ndarray:
 
 
 def spacing(values: np.ndarray) -> str:
-    """How numbers are spaced: "short of 1", "log", "linear", or "evenly" with inf."""
-    if np.isinf(values).any():
-        return "evenly"
+    """How finite numbers are spaced on an axis: "short of 1", "log" or "linear"."""
     if values.min() >= 0 and 0.9 < values.max() < 1:
         return "short of 1"
     return "log" if spans_decades(values) else "linear"
@@ -517,7 +523,6 @@ def _mark_diverged(
     ax: Axes,
     x: np.ndarray,
     values: np.ndarray,
-    ran: np.ndarray,
     worst: float,
     maximize: bool,
     colour: str = "black",
@@ -526,7 +531,7 @@ def _mark_diverged(
     """Marks at the axis' end for what diverged or lies beyond it."""
     beyond, end = _beyond(values, worst, maximize), 0.03 if maximize else 0.97
     for where, marker, height, label in (
-        (ran & ~np.isfinite(values), "x", 0.97 - lower, "diverged"),
+        (~np.isfinite(values), "x", 0.97 - lower, "diverged"),
         (beyond, "v" if maximize else "^", abs(end - lower), "beyond the axis"),
     ):
         if not where.any():
@@ -567,16 +572,6 @@ def texts(values: np.ndarray) -> list[str]:
         if len(set(found)) == len(np.unique(values)):
             break
     return found
-
-
-def _point(values: xr.DataArray, place: Mapping[Any, int]) -> str:
-    words: list[str] = []
-    for name, x in values.coords.items():
-        value = as_text(x.isel(place, missing_dims="ignore").item(), 4)
-        if name in values.dims:
-            value = texts(x.values)[place[name]]
-        words.append(f"{name} {value}")
-    return ", ".join(words)
 
 
 def _held_values(values: xr.DataArray, rest: Mapping[str, int]) -> str:

@@ -13,10 +13,15 @@ import jax
 import numpy as np
 
 from jax_rmsprop._validate import check_int, require_extra
-from jax_rmsprop.plotting._axes import COLOURS, label_of, spacing, spans_decades
+from jax_rmsprop.plotting._axes import (
+    COLOURS,
+    label_of,
+    spacing,
+    spans_decades,
+    texts,
+)
 from jax_rmsprop.sweeps._report import (
     Summary,
-    as_text,
     check_direction,
     diverged,
     ordered,
@@ -76,6 +81,7 @@ def report(
       True
     """
     require_extra("plot", "bokeh.plotting")
+    import pandas as pd
     from bokeh.embed import file_html
     from bokeh.layouts import column, row
     from bokeh.models import ColumnDataSource, CustomJS, Div, Select
@@ -94,12 +100,13 @@ def report(
     lost = diverged(curves, output).values.ravel()[table.index]
     there = np.isfinite(values) & ~lost
     good = there & ran
-    for axis in axes:
-        numbers = table[axis].dtype.kind in "iuf"
-        if numbers and spacing(table[axis].to_numpy(float)) == "evenly":
-            table[axis] = table[axis].map(as_text)  # an infinite value has no place
+    for axis in axes:  # an infinite value has no place, and is a category
+        x = table[axis].to_numpy()
+        if x.dtype.kind == "f" and np.isinf(x).any():
+            kinds: Any = pd.Categorical(x, np.unique(x))
+            table[axis] = kinds.rename_categories(texts(np.unique(x)))
     members: dict[str, Any] = {
-        str(name): x.astype(str) if x.dtype.kind in "Ob" else x
+        str(name): x.astype(str) if x.dtype.kind in "Obc" else x
         for name, x in table.items()
     }
     members["_height"] = np.where(there, values, values[good].max())
@@ -166,7 +173,8 @@ def _against(axis: str, source: Any, table: Any, label: str, shown: np.ndarray) 
     where, short_of_1 = axis, False
     options: dict[str, Any] = {"x_axis_label": axis, **_axis_of("y", shown)}
     if x.dtype.kind not in "iuf":
-        options["x_range"] = list(dict.fromkeys(x.sort_index().astype(str)))
+        in_order = x.cat.categories if hasattr(x, "cat") else x.sort_index()
+        options["x_range"] = list(dict.fromkeys(in_order.astype(str)))
     elif spacing(x.to_numpy(float)) == "short of 1":
         short_of_1, where = True, f"_short_{axis}"
         source.data[where] = 1 - x.to_numpy(float)

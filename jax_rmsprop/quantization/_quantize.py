@@ -196,8 +196,13 @@ class _Settings(NamedTuple):
 
 def _build(outer: _Settings) -> optax.GradientTransformationExtraArgs:
     """Build the transformation; merge it with a directly nested one, to hash once."""
-    _validate.check_transformation("inner", outer.inner)
-    update = outer.inner.update
+    inner: Any = outer.inner
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            "`inner` must be a transformation of Optax, got "
+            f"{_validate.short_repr(inner)}"
+        )
+    update = inner.update
     if isinstance(update, functools.partial) and update.func is _update:
         within: _Settings = update.args[0]
         seeds = outer.seed, within.seed

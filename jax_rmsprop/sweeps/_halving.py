@@ -77,7 +77,10 @@ def successive_halving(
     """
     if not isinstance(training, Training):
         raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
-    ascending = f"`steps` must ascend, such as [2, 7, 20], got {short_repr(steps)}"
+    ascending = (
+        "`steps` must be an ascending sequence of integers, such as [2, 7, 20], got "
+        f"{short_repr(steps)}"
+    )
     if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray):
         raise TypeError(ascending)
     ends = [check_int("steps", step, low=1) for step in steps]

@@ -251,16 +251,17 @@ def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
             f"{short_repr(labels)}"
         )
     axes: dict[str, Axis] = {}
+    labels = {as_argument(name): texts for name, texts in (labels or {}).items()}
     for name, values in grid.items():
-        wrong = not (isinstance(name, str) and name.isidentifier())
+        name = as_argument(name)
+        wrong = not (isinstance(name, str) and name.isidentifier()) or name in axes
         if wrong or is_reserved(name):
             raise ValueError(
                 "an axis must have the name of an argument, other than "
-                f"{', '.join(_RESERVED)}; got {name!r}"
+                f"{', '.join(_RESERVED)}, carry_0 and the like; got {name!r}"
             )
-        as_python = unicodedata.normalize("NFKC", name)  # as of an argument
-        axes[as_python] = _axis(name, values, zipped, (labels or {}).get(name))
-    for name in set(labels or {}) - set(axes):
+        axes[name] = _axis(name, values, zipped, labels.get(name))
+    for name in set(labels) - set(axes):
         raise ValueError(f"`labels` must name axes, but there is no {name!r}")
     lengths = {name: len(axis.labels) for name, axis in axes.items()}
     if zipped and len(set(lengths.values())) > 1:
@@ -285,9 +286,13 @@ def check_distinct(points: Grid) -> None:
 
 
 _RESERVED = (
-    *("carried", "diverged", "diverged_at", "finished", "member", "output", "rung"),
-    *("step", "steps"),
+    "carried diverged diverged_at finished member output rung step steps".split()
 )
+
+
+def as_argument(name: Any) -> Any:
+    """The name as Python writes it, which replaces some letters."""
+    return unicodedata.normalize("NFKC", name) if isinstance(name, str) else name
 
 
 def is_reserved(name: str) -> bool:
@@ -325,11 +330,11 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
         )
     if len(values) == 0:
         raise ValueError(f"`{name}` must have at least one value, got none")
-    if is_array and jnp.issubdtype(values.dtype, jnp.floating):
-        # NumPy's and pandas' tools need wide floats; float64 holds the others exactly.
-        wide = values.dtype in ("float32", "float64")
-        values = np.asarray(values, None if wide else "float64")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
+    if labels is not None and jnp.issubdtype(labels.dtype, jnp.number):
+        floating = jnp.issubdtype(labels.dtype, jnp.floating)
+        if labels.dtype.itemsize < 4:  # NumPy's and pandas' tools need wider ones
+            labels = labels.astype("float64" if floating else "int64")
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
         numbers = _numbers(name, labels, short_of_1)
         unique = np.unique(labels)
@@ -347,8 +352,12 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
 
 def _all_numbers(values: Iterable[Any]) -> bool:
     return all(
-        (isinstance(v, int | float | np.number) and not isinstance(v, bool))
-        or (isinstance(v, jax.Array) and v.shape == ())
+        (isinstance(v, int | float) and not isinstance(v, bool))
+        or (
+            isinstance(v, jax.Array | np.generic)
+            and v.shape == ()
+            and jnp.issubdtype(v.dtype, jnp.number)
+        )
         for v in values
     )
 
@@ -359,8 +368,6 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
         where = int(np.isnan(labels).argmax())
         raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")
     dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
-    if dtype.itemsize < 4:  # an integer
-        dtype = np.dtype("int32")
     bounds = jnp.iinfo(dtype) if labels.dtype.kind in "iu" else jnp.finfo(dtype)
     wrong = (labels < bounds.min) | (labels > bounds.max)
     if (wrong & np.isfinite(labels)).any():

@@ -315,6 +315,8 @@ def checked(curves: xr.Dataset) -> xr.Dataset:
                     f"{name!r} is {found.dtype}; `seed_dim` averages the seeds instead"
                 )
             curves = curves.assign({name: known.astype(kind)})
+    if "step" in curves["finished"].coords:  # one was selected
+        curves = curves.drop_vars("step")
     if not curves["finished"].dims:
         members = [n for n in curves.coords if n not in ("output", "step")]
         kept = curves.reset_coords([n for n in members if not curves[n].dims])
@@ -374,7 +376,8 @@ def last_value(curves: xr.Dataset, output: str) -> xr.DataArray:
     if own[:1] == ["step"] and "steps" in curves:
         labels = curves["step"].values  # some may have been selected
         last = np.searchsorted(labels, curves["steps"].values) - 1
-        return values.isel(step=curves["steps"].copy(data=last.clip(min=0)))
+        values = values.isel(step=curves["steps"].copy(data=last.clip(min=0)))
+        return values.drop_vars("step", errors="ignore")
     return values.isel({own[0]: -1}) if own else values
 
 

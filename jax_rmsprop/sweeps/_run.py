@@ -121,7 +121,7 @@ class Progress:
 
     Attributes:
       stopped: whether to end after the current step.
-      ran: which members this call has run.
+      ran: the numbers of the members that this call has run.
       judged: the name of the output to show.
       compile_seconds: time spent compiling.
       run_seconds: time spent running batches and storing their results.
@@ -129,14 +129,14 @@ class Progress:
 
     def __init__(self, bar: Any):
         """Store the bar (a tqdm)."""
-        self.stopped, self.judged, self.ran = False, "", np.zeros(0, bool)
+        self.stopped, self.judged, self.ran = False, "", set[int]()
         self.compile_seconds, self.run_seconds = 0.0, 0.0
         self._bar, self._diverged, self._median = bar, 0, dict[str, str]()
 
     @property
     def computed(self) -> int:
         """The number of members that this call has run."""
-        return int(self.ran.sum())
+        return len(self.ran)
 
     def say(self, what: str) -> None:
         """Set the bar's description."""
@@ -164,7 +164,7 @@ class Progress:
 
     def done(self, members: np.ndarray, diverged: int) -> None:
         """Note computed members, and count those of them that diverged."""
-        self.ran[members] = True
+        self.ran.update(members.tolist())
         self._diverged += diverged
         self._show()
 

@@ -31,6 +31,7 @@ from jax_rmsprop.sweeps._members import (
     PYTHON_KINDS,
     Axis,
     Grid,
+    as_argument,
     check_distinct,
     is_reserved,
     labelled,
@@ -281,8 +282,8 @@ class Call:
             )
         self.steps = int(self.steps or 1)
         with jax.transfer_guard("allow"):
-            inside = isinstance(jnp.zeros([]), jax.core.Tracer)
-        if inside:
+            traced = isinstance(jnp.zeros([]), jax.core.Tracer)
+        if traced:
             raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
         self._at = None if self.store is None else locate(self.store)
 
@@ -291,23 +292,12 @@ class Call:
         """Trace, open the store and show a bar, for `run` within it."""
         from tqdm.auto import tqdm
 
-        # A sweep runs compiled programs, and a diverged member is a result: these
-        # switches, and a mesh around the call, are meant for a single training.
-        no_mesh = Mesh(np.empty((), object), ())
         silent = not self.progress or jax.process_index() > 0
         bar = tqdm(unit="step" if self._stepped else "member", disable=silent)
-        with (
-            jax.disable_jit(False),
-            jax.debug_nans(False),
-            jax.debug_infs(False),
-            jax.transfer_guard("allow"),
-            jax.set_mesh(no_mesh),
-            bar,
-        ):
+        with _without_switches(), bar:
             self.shown = Progress(bar)
             with finish_batch_on_sigint(self.shown):
                 self._open()
-                self.shown.ran = np.zeros(len(self.every), bool)
                 bar.total = len(self.every) * self.steps
                 there = np.minimum(self.results.steps, self.steps)
                 self.shown.there(int(there.sum()))
@@ -501,6 +491,8 @@ class Call:
         values = self._rows[output]
         if values.ndim > 2:
             raise ValueError(f"`by` must be one number a step, but {output} is more")
+        if values.dtype.kind == "c":
+            raise ValueError(f"`by` must be real, but {output} is {values.dtype}")
         ended = self._shapes.ended(self._rows["diverged_at"], step)
         there = np.asarray((self._rows["steps"] >= step) & ~ended)
         return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
@@ -542,6 +534,23 @@ class Call:
             compile_seconds=round(self.shown.compile_seconds, 3),
             run_seconds=round(self.shown.run_seconds, 3),
         )
+
+
+@contextlib.contextmanager
+def _without_switches() -> Generator[None]:
+    """Suspend JAX's switches, and a mesh around the call.
+
+    A sweep runs compiled programs, and a diverged member is a result: they are meant
+    for a single training.
+    """
+    with (
+        jax.disable_jit(False),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.transfer_guard("allow"),
+        jax.set_mesh(Mesh(np.empty((), object), ())),
+    ):
+        yield
 
 
 def _check_seconds(name: str, value: Any) -> None:
@@ -625,7 +634,9 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
       The carry after the member's last step in the store.
 
     Raises:
-      ValueError: there is no such member, or its carry has been dropped.
+      TypeError: a value of the point is not of its axis' kind.
+      ValueError: the store holds another training; there is no such member, or its
+        carry has been dropped.
 
     Example:
       >>> import tempfile
@@ -645,12 +656,14 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
         raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
     at = locate(store)
     header = open_header(at)
+    if isinstance(point, Mapping):
+        point = {as_argument(name): value for name, value in point.items()}
     if not isinstance(point, Mapping) or set(point) != set(header["axes"]):
         raise ValueError(
             f"`point` must have a value for each of {', '.join(header['axes'])}, got "
             f"{short_repr(point)}"
         )
-    none = ValueError(
+    absent = ValueError(
         f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not run, "
         "or its carry was dropped"
     )
@@ -658,26 +671,31 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
     for name, kind in header["axes"].items():
         one[name][0] = point[name]
         if kind not in PYTHON_KINDS:
-            if not isinstance(point[name], int | float | np.number | jax.Array):
+            number = np.asarray(point[name])
+            if number.shape or number.dtype.kind not in "iuf":
                 raise TypeError(
                     f"`point` must have a number for {name}, got "
                     f"{short_repr(point[name])}"
                 )
-            one[name] = one[name].astype(float if "float" in kind else int)
-            if one[name][0] != point[name]:
-                raise none
+            one[name] = number[None].astype(float if "float" in kind else int)
+            if one[name][0] != number:
+                raise absent
     grid = parse_grid(one, False)
     axes = {n: a.named_by(header["values"].get(n, {}))[0] for n, a in grid.axes.items()}
     grid = Grid(axes, False)
     (combination,) = grid.combinations(np.zeros(1, int))
     kinds = {name: x.dtype for name, x in combination.numbers.items()}
-    traced = trace(training, combination.python, kinds)
-    check_program(at, header["programs"], combination.name, fingerprint(traced))
+    with _without_switches():
+        traced = trace(training, combination.python, kinds)
+        # The text of the same program differs between versions and platforms.
+        if header["versions"] == versions_of(jax.devices()[0]):
+            now = fingerprint(traced)
+            check_program(at, header["programs"], combination.name, now)
     with _explain_damage(at):
         found = ZarrStore(at, grid.members()[0], _shapes_of(at, header))
         packed = found.carry_of(np.zeros(1, int), int(found.steps[0]))
     if packed is None:
-        raise none
+        raise absent
     leaves = unpack(packed, traced.carry_specs)
     return traced.tree([jnp.asarray(x)[0] for x in leaves])
 

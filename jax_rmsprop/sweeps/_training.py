@@ -266,7 +266,9 @@ def _same_carry(before: Any, after: Any) -> list[Any]:
 
 def _described(x: Any) -> str:
     """An array as "float32[2, 3]", other values by their repr."""
-    is_array = isinstance(x, jax.Array | np.ndarray | float | int)
+    is_array = isinstance(
+        x, jax.Array | np.ndarray | np.generic | complex | float | int
+    )
     return f"{jnp.result_type(x)}{list(jnp.shape(x))}" if is_array else short_repr(x)
 
 
@@ -303,8 +305,8 @@ def _check_call(
         why = str(error).replace("got an unexpected keyword argument", "it has no")
         why = why.replace("missing a required argument:", "no axis is called")
         raise TypeError(
-            f"`{called}` must take the axes by name{after}, but {why}; its arguments "
-            f"are {', '.join(signature.parameters)}, the axes {', '.join(names)}"
+            f"`{called}` must take the axes by name{after}: {why}; its arguments are "
+            f"({', '.join(signature.parameters)}), the axes {', '.join(names)}"
         ) from None
 
 
@@ -384,7 +386,7 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
             wrong = f"names that differ, printable and without a /; got {name!r}"
         elif not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             wrong = "an array or a tree of arrays, "
-            wrong += f"but {name} is {short_repr(leaf)}" if path else f"got {leaf!r}"
+            wrong += (f"but {name} is " if path else "got ") + short_repr(leaf)
         elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             wrong = f"numbers, but {name} is {leaf.dtype}; jax.random.key_data makes "
             wrong += "numbers of random keys"
