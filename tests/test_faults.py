@@ -500,7 +500,7 @@ def test_a_variance_of_large_gradients_is_that_variance():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
 def test_finite_gradients_give_finite_steps(dtype):
     largest = float(jnp.finfo(dtype).max)
-    pattern = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 0.0])
+    pattern = np.array([1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 0.0])
     gradients = jnp.asarray(np.outer(pattern, [largest, 100.0]), dtype)
 
     @jax.jit
