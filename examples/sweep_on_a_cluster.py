@@ -81,8 +81,8 @@ search = points(SPACE, 64)
 #
 # A worker needs this package and JAX, in the versions that you have. It compiles the
 # program once and returns rows of results; the caller alone writes the store, so
-# workers need no common file system. If a worker is lost, only
-# the batches that it was running are repeated.
+# workers need no common file system. If a worker is lost, only the batches that it was
+# running are repeated.
 
 
 def run():
