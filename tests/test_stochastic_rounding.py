@@ -278,6 +278,22 @@ def test_both_ways_round_one_hash():
     assert (new["w"] != found[0]["w"]).any()
 
 
+@pytest.mark.parametrize(
+    ("outside", "inside", "is_one"),
+    [
+        (int("1000"), int("1000"), True),
+        (seed := jnp.int32(7), seed, True),
+        (jnp.int32(7), 7, False),
+        (7, 8, False),
+    ],
+    ids=str,
+)
+def test_two_with_one_seed_are_one(outside, inside, is_one):
+    kept = quantize_state(rmsprop(0.01), {"nu": uint8(0)}, seed=inside)
+    state = stochastic_rounding(kept, seed=outside).init(jnp.ones(3, "bfloat16"))
+    assert isinstance(state.inner_state, QuantizedState) != is_one
+
+
 def test_fields_beside_a_parameter_and_each_other():
     """Adam's nu has the same error with mu and a parameter as alone, and no bias."""
     n, steps, rng = 16_384, 1000, np.random.default_rng(0)
