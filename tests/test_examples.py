@@ -310,7 +310,8 @@ def test_sweep_on_a_cluster(cells):
     fewer = {"SPACE, 64": "SPACE, 16", "steps=5": "steps=1"}
     printed, pictures = cells("sweep_on_a_cluster", fewer)
     assert pictures == 1
-    assert "16 trainings on 2 devices" in printed
+    # One worker may be done before the other has begun.
+    assert re.search("16 trainings on [12] devices", printed)
     assert "16 members, 0 diverged" in printed
 
 
