@@ -176,12 +176,8 @@ def check_mask(mask: Any) -> Any:
     def check(leaf: Any) -> bool:
         if isinstance(leaf, jax.Array | np.ndarray) and leaf.size == 1:
             leaf = leaf.item()
-        if not isinstance(leaf, bool | np.bool_):
-            raise TypeError(
-                "`mask` must be a tree of bools, or a function from the parameters to "
-                f"one, got {short_repr(leaf)}"
-            )
-        return bool(leaf)
+        allowed = "a tree of bools, or a function from the parameters to one"
+        return check_bool("mask", leaf, allowed)
 
     return jax.tree.map(check, mask)
 

@@ -126,14 +126,14 @@ def is_zero(value: Any) -> bool:
     return bool(value == 0)
 
 
-def check_bool(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any, allowed: str = "True or False") -> bool:
     """Check an option that is on or off.
 
     Raises:
       TypeError: not a bool, such as a traced one: it decides what is compiled.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {short_repr(value)}")
+        raise TypeError(f"`{name}` must be {allowed}, got {short_repr(value)}")
     return bool(value)
 
 

@@ -112,14 +112,14 @@ two_or_each = pytest.mark.parametrize(
 )
 
 
-def each(function):
+def each(function, optimizers=OPTIMIZERS):
     """The results of a function for each of the optimizers, by name."""
-    return {name: function(optimizer) for name, optimizer in OPTIMIZERS.items()}
+    return {name: function(optimizer) for name, optimizer in optimizers.items()}
 
 
-def states_of(params):
+def states_of(params, optimizers=OPTIMIZERS):
     """The initial state of each of the optimizers, by name, from one program."""
-    return jax.jit(lambda x: each(lambda optimizer: optimizer.init(x)))(params)
+    return jax.jit(lambda x: each(lambda o: o.init(x), optimizers))(params)
 
 
 def params(dtype="float32"):

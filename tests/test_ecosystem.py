@@ -18,6 +18,7 @@ from jax_rmsprop.quantization import quantize_state, stochastic_rounding, uint8
 from tests.frameworks import quietly
 from tests.helpers import (
     OPTIMIZERS,
+    each,
     mesh_of_four,
     params,
     square,
@@ -71,7 +72,7 @@ def test_nnx(optimizers):
                 x = optax.apply_updates(x, updates)
             return x["kernel"]
 
-        return {name: trained(optimizer) for name, optimizer in optimizers.items()}
+        return each(trained, optimizers)
 
     expected = by_hand(x)
     for step, names in ((nnx.jit(nnx_step), optimizers), (nnx_step, ["everything"])):
@@ -185,7 +186,7 @@ def test_haiku():
             carry = params, optimizer.init(params)
             return loss(jax.lax.scan(step, carry, length=30)[0][0])
 
-        return {name: trained(optimizer) for name, optimizer in FEW.items()}
+        return each(trained, FEW)
 
     assert all(found < loss(params) for found in train(params).values())
 
@@ -311,7 +312,8 @@ def states(optimizers):
     """The optimizers' states after three steps, and their initial states."""
     x = params()
     found = train_each(optimizers, x, jax.tree.map(lambda p: jnp.stack([p] * 3), x))
-    return {name: state for name, (_, state) in found.items()}, states_of(x)
+    begun = states_of(x, optimizers)
+    return {name: state for name, (_, state) in found.items()}, begun
 
 
 @two_or_each

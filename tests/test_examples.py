@@ -307,12 +307,11 @@ def test_sweep_many_hosts(tmp_path):
 @pytest.mark.slow
 def test_sweep_on_a_cluster(cells):
     pytest.importorskip("distributed")
-    fewer = {"SPACE, 64": "SPACE, 16", "steps=5": "steps=1"}
-    printed, pictures = cells("sweep_on_a_cluster", fewer)
+    # Eight batches, so that each worker gets some.
+    printed, pictures = cells("sweep_on_a_cluster", {"steps=5": "steps=1"})
     assert pictures == 1
-    # One worker may be done before the other has begun.
-    assert re.search("16 trainings on [12] devices", printed)
-    assert "16 members, 0 diverged" in printed
+    assert "64 trainings on 2 devices" in printed
+    assert "64 members, 0 diverged" in printed
 
 
 @pytest.mark.slow

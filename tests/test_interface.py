@@ -321,7 +321,7 @@ def switched(names):
 usual = functools.cache(switched)
 
 
-# The tests as a whole run under strict promotion of types and ranks.
+# The others are rare, or those under which the tests as a whole run.
 OFTEN = ("disable_jit", "debug_nans", "check_tracer_leaks", "an explicit mesh")
 
 

@@ -36,7 +36,6 @@ from tests.sweeps import (
     run_long,
 )
 
-SLOW = pytest.mark.slow
 AXES = {"rate": [0.03, 0.1, 1e30], "seed": range(5)}
 STEPS = 7
 
@@ -117,7 +116,9 @@ ORDERS = {
 @pytest.mark.parametrize(
     "order",
     [
-        pytest.param(o, marks=() if o in ("some further", "points") else SLOW)
+        o
+        if o in ("some further", "points")
+        else pytest.param(o, marks=pytest.mark.slow)
         for o in ORDERS
     ],
 )

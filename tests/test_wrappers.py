@@ -13,6 +13,7 @@ from jax_rmsprop import rmsprop, scale_by_rmsprop
 from tests.helpers import (
     OPTIMIZERS,
     TWO,
+    each,
     params,
     square,
     tolerance,
@@ -101,7 +102,7 @@ def test_multi_steps(optimizers):
             second, _ = several.update(more, state, x)
             return first, second, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return {name: both(optimizer) for name, optimizer in optimizers.items()}
+        return each(both, optimizers)
 
     for first, second, expected in steps(x, half, more).values():
         chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, x))
@@ -127,7 +128,7 @@ def test_masked_and_partition(optimizers):
 
     @jax.jit
     def steps(x):
-        return {name: three(x, optimizer) for name, optimizer in optimizers.items()}
+        return each(functools.partial(three, x), optimizers)
 
     for alone, masked, parts in steps(x).values():
         chex.assert_trees_all_equal(masked, alone | {"b": x["b"]})
@@ -146,7 +147,7 @@ def test_apply_if_finite(optimizers):
             after, _ = guarded.update(x, state, x)
             return kept, after, optimizer.update(x, optimizer.init(x), x)[0]
 
-        return {name: guard(optimizer) for name, optimizer in optimizers.items()}
+        return each(guard, optimizers)
 
     bad = jax.tree.map(lambda p: p * jnp.nan, x)
     for kept, after, expected in steps(x, bad).values():
@@ -166,13 +167,13 @@ def test_flatten_and_a_chain_with_clipping(optimizers):
             return optimizer.update(g, optimizer.init(x), x)[0]
 
         clipped, _ = clip.update(x, clip.init(x))
-        return {
-            name: (
+        return each(
+            lambda o: (
                 (first(optax.chain(clip, o)), first(o, clipped)),
                 (first(optax.flatten(o)), first(o)),
-            )
-            for name, o in optimizers.items()
-        }
+            ),
+            optimizers,
+        )
 
     for chained, flat in steps(params()).values():
         chex.assert_trees_all_equal(*chained)
@@ -292,7 +293,7 @@ def test_lookahead():
             carry = both, optimizer.init(both)
             return square(jax.lax.scan(step, carry, length=10)[0][0].slow)
 
-        return {name: one(inner) for name, inner in TWO.items()}
+        return each(one, TWO)
 
     assert all(found < square(x) for found in train().values())
 

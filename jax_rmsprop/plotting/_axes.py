@@ -566,10 +566,10 @@ def _format_steps(steps: float) -> str:
 
 def texts(values: np.ndarray) -> list[str]:
     """Values as texts, with as many digits as tell each from the others."""
-    found: list[str] = []
+    found, different = list[str](), len(np.unique(values))
     for digits in range(4, 18):
         found = [as_text(value, digits) for value in values]
-        if len(set(found)) == len(np.unique(values)):
+        if len(set(found)) == different:
             break
     return found
 

@@ -103,8 +103,9 @@ def report(
     for axis in axes:  # an infinite value has no place, and is a category
         x = table[axis].to_numpy()
         if x.dtype.kind == "f" and np.isinf(x).any():
-            kinds: Any = pd.Categorical(x, np.unique(x))
-            table[axis] = kinds.rename_categories(texts(np.unique(x)))
+            labels = np.unique(x)
+            kinds: Any = pd.Categorical(x, labels)
+            table[axis] = kinds.rename_categories(texts(labels))
     members: dict[str, Any] = {
         str(name): x.astype(str) if x.dtype.kind in "Obc" else x
         for name, x in table.items()

@@ -271,25 +271,25 @@ def _column(
 
     The best point's value has one, and the ends; others where there is room.
     """
-    if values.dtype.kind in "iuf":
-        labels = np.unique(values[~np.isnan(values)])
-    else:  # Python's values of several types have no order
+    import pandas as pd
+
+    numbers = values.dtype.kind in "iuf"
+    if not numbers:  # Python's values of several types have no order
         values = np.array([str(value) for value in values])
-        labels = np.array(list(dict.fromkeys(values.tolist())))
-    place = {label: i for i, label in enumerate(labels.tolist())}
-    if values.dtype.kind in "iuf" and np.isfinite(labels).all():
+    # NaN has the place -1.
+    place, labels = map(np.asarray, pd.factorize(values, sort=numbers))
+    if numbers and np.isfinite(labels).all():
         scale = _SCALES[spacing(labels)]
         low, high = scale(labels[0]), scale(labels[-1])
         heights = (scale(labels) - low) / ((high - low) or 1.0)
     else:
         heights = np.linspace(0, 1, len(labels))
-    every = np.array([heights[place[x]] if x == x else np.nan for x in values.tolist()])
     even = np.linspace(0, 1, min(len(labels), 6))
     near = [int(abs(heights - y).argmin()) for y in even]
-    order = [place[values[best].item()], 0, len(labels) - 1, *near]
+    order = [int(place[best]), 0, len(labels) - 1, *near]
     places: list[int] = []
     for i in order if len(labels) > 7 else [*order, *range(len(labels))]:
         if all(abs(heights[i] - heights[j]) > 0.04 for j in places):
             places.append(i)
     marks = list(zip(heights[places].tolist(), texts(labels[places]), strict=True))
-    return every, marks
+    return np.append(heights, np.nan)[place], marks
