@@ -56,7 +56,7 @@ def check_scalar(
             "to run several values at once, use jax.vmap"
         )
     if not (is_array and _is_real(value.dtype)) and type(value) not in (int, float):
-        raise TypeError(f"`{name}` must be {allowed}, got {short_repr(value)}")
+        raise TypeError(expected(name, allowed, value))
     if isinstance(value, jax.core.Tracer):
         return value
     try:
@@ -64,7 +64,7 @@ def check_scalar(
     except OverflowError:  # an integer larger than any float
         concrete = math.inf
     if not (0 <= concrete <= high and math.isfinite(concrete)):
-        raise ValueError(f"`{name}` must be {allowed}, got {concrete!r}")
+        raise ValueError(expected(name, allowed, concrete))
     return concrete
 
 
@@ -76,10 +76,8 @@ def _takes_a_step(name: str, schedule: Schedule) -> None:
     try:
         signature.bind(0)
     except TypeError as error:
-        raise TypeError(
-            f"`{name}` must be a number or a function from step to number, got "
-            f"{short_repr(schedule)}: {error}"
-        ) from None
+        allowed = "a number or a function from step to number"
+        raise TypeError(f"{expected(name, allowed, schedule)}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +131,7 @@ def check_bool(name: str, value: Any, allowed: str = "True or False") -> bool:
       TypeError: not a bool, such as a traced one: it decides what is compiled.
     """
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be {allowed}, got {short_repr(value)}")
+        raise TypeError(expected(name, allowed, value))
     return bool(value)
 
 
@@ -148,14 +146,15 @@ def check_int(name: str, value: Any, *, low: int) -> int:
     if is_array and value.shape == () and jnp.issubdtype(value.dtype, jnp.integer):
         value = int(value)
     if type(value) is not int:
-        raise TypeError(
-            f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
-        )
+        raise TypeError(expected(name, f"an integer >= {low}", value))
     if not low <= value < 2**31:  # larger ones overflow int32
-        raise ValueError(
-            f"`{name}` must be an integer >= {low}, got {short_repr(value)}"
-        )
+        raise ValueError(expected(name, f"an integer >= {low}", value))
     return value
+
+
+def expected(name: str, allowed: str, value: Any) -> str:
+    """The message of bad input: the argument, what is allowed, and the value."""
+    return f"`{name}` must be {allowed}, got {short_repr(value)}"
 
 
 def short_repr(value: Any) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rmsprop.sweeps import _batch, _sweep, _training
+from jax_rmsprop.sweeps import _batch, _training
 from tests.sweeps import quiet, square
 
 PLENTY = 10**12
@@ -122,7 +122,7 @@ def test_a_program_of_which_there_is_no_batch():
 
 
 def test_the_memory_is_that_of_the_kind_of_device(monkeypatch, compiled):
-    monkeypatch.setattr(_sweep, "device_bytes", lambda _: 2_500_000)
+    monkeypatch.setattr(_batch, "device_bytes", lambda _: 2_500_000)
 
     def train(x):
         return {"loss": jnp.full(100_000, x).cumsum()}

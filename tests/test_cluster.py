@@ -244,17 +244,17 @@ def test_a_cluster_without_workers_says_so():
     class Bar:
         said = ""
 
-        def say(self, what):
+        def set_description(self, what):
             self.said = what
 
     bar = Bar()
-    alone = _cluster._Alone(Empty(), None, bar)
+    alone = _cluster.Alone(Empty(), None, bar)
     alone._seen -= 61
     alone._looked -= 61
     with pytest.warns(UserWarning, match="^`client` has had no worker for 61 s; th"):
         alone.look()
     assert bar.said == "no worker for 61 s"
-    alone = _cluster._Alone(Empty(), 30.0, bar)
+    alone = _cluster.Alone(Empty(), 30.0, bar)
     alone._seen -= 61
     alone._looked -= 61
     with pytest.raises(RuntimeError, match="^`client` has had no worker for 61 s; fin"):

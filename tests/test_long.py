@@ -534,7 +534,7 @@ def test_bad_trainings(tmp_path):
     quiet(lambda x: {"loss": x}, {"x": [1.0]}, store=tmp_path)
     message(
         ValueError,
-        f"`store` {tmp_path} holds another sweep: one of the two is a `Training`",
+        f"`store` {tmp_path} holds another sweep: its `train` is a function, this",
         fine,
         steps=1,
         store=tmp_path,
@@ -644,7 +644,7 @@ def test_a_variable_that_others_add_grows_with_it(tmp_path):
     assert curves.finished.all()
     plain = xr.open_zarr(tmp_path)
     assert plain.best.sizes == {"member": plain.sizes["member"]}
-    assert np.isfinite(plain.best[:2]).all()
+    assert np.isfinite(plain.best).sum() == 4  # of those that did not diverge
     assert load_sweep(tmp_path).finished.all()
 
 
@@ -805,7 +805,7 @@ def test_values_can_be_named(tmp_path):
     assert quiet(train, other, labels={"f": ["wide"]}, store=tmp_path).computed == 0
     for labels, message in (
         ({"g": ["a"]}, "`labels` must name axes, but there is no 'g'"),
-        ({"f": ["a"]}, r"`labels` must have a text for each value of `f`, all"),
+        ({"f": ["a"]}, r"`labels` must be a text for each value of `f`, all"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             quiet(train, axes, labels=labels)

@@ -96,7 +96,7 @@ def test_a_search_grows(tmp_path):
         (
             {"space": {}},
             TypeError,
-            "`space` must map the name of at least one axis to a range or to values, "
+            "`space` must be a mapping of at least one axis to a range or to values, "
             "got {}",
         ),
         (

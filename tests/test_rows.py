@@ -60,14 +60,16 @@ def block(member, begin, until, stepped):
     # Of a plain training it is an index of the output's own.
     first = np.where(bad.any(1), begin + bad.argmax(1) if stepped else 3, -1)
     y = np.stack([member[:, None] * at + i for i in range(5)], -1).astype("int32")
+    steps = end(member, until) if stepped else np.ones(len(member))
+    run = at < steps[:, None]
+    losses = np.where(run, losses, np.float32("nan")) if stepped else losses[:, 0]
     rows = {
-        "y": y,
+        "y": np.where(run[..., None], y, 0) if stepped else y[:, 0],
         "loss": losses,
         "diverged_at": np.stack([np.full(len(first), -1), first], -1).astype("int32"),
     }
-    steps = end(member, until) if stepped else np.ones(len(member))
     kept = carry(member, until) if stepped else None
-    return Block(member, begin, steps.astype("int32"), rows, kept)
+    return Block(member, begin, until, steps.astype("int32"), rows, kept)
 
 
 def expected(member, have, shapes):

@@ -232,12 +232,14 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     quiet(train, grid, store=store, batch_size=2)
     refused(
         store,
-        "its axes are x, y, this one's y, z",
+        "its axis x is float32, this one's missing",
         lambda y, z: {"loss": y * z * data},
         {"y": [1.0], "z": [1.0, 2.0]},
         batch_size=2,
     )
-    refused(store, "its x is float32, this one's int32", train, grid | {"x": [1, 2]})
+    refused(
+        store, "its axis x is float32, this one's int32", train, grid | {"x": [1, 2]}
+    )
     refused(
         store,
         "its output loss is float32[3], this one's float32[]",
@@ -246,7 +248,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     )
     refused(
         store,
-        "this one has no output loss",
+        "its output loss is float32[3], this one's missing",
         lambda x, y: {"error": x * y * data},
         grid,
     )
@@ -265,8 +267,8 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     refused(
         store,
-        f"it was computed with jax {now}, this one is with 0.0.1, so the bits may "
-        "differ; `load_sweep` reads it",
+        f"its jax is {now}, this one's 0.0.1, so the bits may differ; `load_sweep` "
+        "reads it",
         train,
         grid,
         batch_size=2,
@@ -506,7 +508,7 @@ def test_two_make_the_same_store(tmp_path, monkeypatch):
         first.append(_store.read_header(at)["id"])
         create(at, *rest)
 
-    monkeypatch.setattr(_sweep, "create", after_another)
+    monkeypatch.setattr(_store, "create", after_another)
     curves = quiet(square, {"x": [1.0, 2.0]}, store=store)
     np.testing.assert_array_equal(curves.loss, [1, 4])
     assert _store.read_header(_location.locate(store))["id"] == first[0]

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_rmsprop import _versions
-from jax_rmsprop._validate import short_repr
+from jax_rmsprop._validate import expected
 from jax_rmsprop.sweeps._location import in_one_line
 from jax_rmsprop.sweeps._training import Traced, inner_jaxprs
 
@@ -193,13 +193,9 @@ def make_mesh(devices: Any) -> Mesh:
     if not isinstance(devices, Sequence) or not all(
         isinstance(d, jax.Device) for d in devices
     ):
-        raise TypeError(
-            f"`devices` must be a sequence of jax devices, got {short_repr(devices)}"
-        )
+        raise TypeError(expected("devices", "a sequence of jax devices", devices))
     if not devices or len(set(devices)) < len(devices):
-        raise ValueError(
-            f"`devices` must be at least one device, each once, got {list(devices)}"
-        )
+        raise ValueError(expected("devices", "at least one device, each once", devices))
     if all(d.process_index != jax.process_index() for d in devices):
         raise ValueError(
             "`devices` must include a device of this process, got "
@@ -327,47 +323,42 @@ class Needs(NamedTuple):
     has_own_kernels: bool
 
 
+# A prime, so that it divides the sizes of members' own arrays alone.
+_MEMBERS = 10_007
+
+
 def member_needs(traced: Traced) -> Needs:
-    """Measure a member's needs: a batch of three minus a batch of two.
+    """Measure a member's needs.
 
     Arrays that members share, such as data in one order, do not count.
     """
-    step = jax.extend.core.jaxpr_as_fun(traced.step)
-    two, three = (
-        jax.make_jaxpr(jax.vmap(step, axis_size=n))(*of_all(traced.step.in_avals, n))
-        for n in (2, 3)
+    step = jax.vmap(jax.extend.core.jaxpr_as_fun(traced.step), axis_size=_MEMBERS)
+    program = jax.make_jaxpr(step)(*of_all(traced.step.in_avals, _MEMBERS))
+
+    def bytes_each(jaxprs: Any) -> list[int]:
+        arrays = (x.aval for equation in _equations(jaxprs) for x in equation.outvars)
+        return [
+            x.size * x.dtype.itemsize // _MEMBERS
+            for x in arrays
+            if isinstance(x, jax.core.ShapedArray) and x.size % _MEMBERS == 0
+        ]
+
+    groups = (
+        equation.params["feature_group_count"] * equation.params["batch_group_count"]
+        for equation in _equations(program)
+        if equation.primitive.name == "conv_general_dilated"
     )
-
-    def growth(measure: Callable[[Any], Iterable[int]], *jaxprs: Any) -> list[int]:
-        return [b - a for a, b in zip(*map(measure, jaxprs), strict=False)]
-
-    loops = list(_innermost(two)), list(_innermost(three))
-    own = growth(_array_bytes, two, three)
-    stepped = growth(_array_bytes, *loops) if loops[0] else own
-    groups = growth(_convolution_groups, two, three)
-    return Needs(max(stepped, default=0), sum(own), any(groups))
+    loops, every = list(_innermost(program)), bytes_each(program)
+    return Needs(
+        max(bytes_each(loops) if loops else every, default=0),
+        sum(every),
+        any(count % _MEMBERS == 0 for count in groups),
+    )
 
 
 def _equations(jaxprs: Any) -> Generator[Any]:
     for inner in inner_jaxprs(jaxprs):
         yield from inner.eqns
-
-
-def _array_bytes(jaxprs: Any) -> Generator[int]:
-    """The bytes of each array created, in order."""
-    for equation in _equations(jaxprs):
-        for variable in equation.outvars:
-            array = variable.aval  # untyped: in JAX 0.8 some have no itemsize
-            if isinstance(variable.aval, jax.core.ShapedArray):
-                yield array.size * array.dtype.itemsize
-
-
-def _convolution_groups(jaxprs: Any) -> Generator[int]:
-    """The number of groups of each convolution, in order."""
-    for equation in _equations(jaxprs):
-        if equation.primitive.name == "conv_general_dilated":
-            groups = equation.params
-            yield groups["feature_group_count"] * groups["batch_group_count"]
 
 
 def _innermost(jaxprs: Any) -> Generator[Any]:

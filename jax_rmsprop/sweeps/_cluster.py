@@ -6,6 +6,7 @@ stores them. If its worker dies, dask runs it again; nothing here monitors worke
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import time
@@ -19,15 +20,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop.sweeps._batch import (
-    Rows,
-    as_rows,
-    batched,
-    of_all,
-    pack,
-    unpack,
-    versions_of,
-)
+from jax_rmsprop.sweeps import _batch
+from jax_rmsprop.sweeps._batch import Rows
 from jax_rmsprop.sweeps._location import in_one_line
 from jax_rmsprop.sweeps._run import SECONDS_BETWEEN_APPENDS, Runner, Task, finite
 from jax_rmsprop.sweeps._training import Traced
@@ -73,12 +67,11 @@ class Job(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A task for a worker.
+    """A task for a worker, a whole batch with its padding.
 
     Attributes:
       group: the number of the program.
-      numbers: the hyperparameters of a whole batch.
-      members: the number of members in the batch, without padding.
+      numbers: the hyperparameters.
       steps: the number of steps to run.
       carry: the packed carries to resume from; None at step 0.
       seconds: the time after which to return the steps done so far.
@@ -86,7 +79,6 @@ class Order(NamedTuple):
 
     group: int
     numbers: list[np.ndarray]
-    members: int
     steps: int
     carry: np.ndarray | None
     seconds: float
@@ -121,26 +113,29 @@ def check_client(client: Any, devices: Any) -> None:
         raise ValueError("`client` must be None if jax.distributed is in use")
 
 
+@dataclasses.dataclass
 class ClusterRunner(Runner):
     """Runs tasks on a cluster's workers.
 
     Attributes:
+      client: the cluster.
+      wait: the seconds without a worker before an error; None for never.
+      traced: the trainings of all groups.
+      versions: what a worker must have.
       devices: the devices that have run a task.
     """
 
-    def __init__(
-        self,
-        client: distributed.Client,
-        wait: float | None,
-        traced: Sequence[Traced],
-        versions: Mapping[str, Any],
-        *arguments: Any,
-    ):
-        """Store the cluster and the programs, and what any runner stores."""
-        super().__init__(*arguments)
-        self._client, self.devices = client, set[str]()
-        self._alone = _Alone(client, wait, self._progress)
-        self._job = _job(traced, self._size, versions, self._shapes.judged)
+    client: distributed.Client
+    wait: float | None
+    traced: Sequence[Traced]
+    versions: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Export the programs."""
+        super().__post_init__()
+        self.devices = set[str]()
+        self._alone = Alone(self.client, self.wait, self.progress.bar)
+        self._job = _job(self.traced, self.size, self.versions, self.shapes.judged)
 
     def _run_all(self) -> None:
         """Run the tasks.
@@ -150,9 +145,10 @@ class ClusterRunner(Runner):
           ValueError: naming a worker with other versions.
           OSError: the store cannot be written.
         """
+        import dask.config
         import distributed
 
-        client, attempts = self._client, 0
+        client, attempts = self.client, 0
         # The job is a task, too: a worker that lacks it fetches it from another, and
         # dask recomputes it if all workers that had it are gone.
         shared: Any = None
@@ -164,30 +160,25 @@ class ClusterRunner(Runner):
         def submit(task: Task, carry: np.ndarray | None) -> None:
             nonlocal shared
             if shared is None or shared.status in ("error", "cancelled", "lost"):
-                shared = self._share()
-            lanes = task.lanes(self._size)
-            order = Order(
-                task.group,
-                [x[lanes] for x in task.numbers],
-                len(task.members),
-                task.end - task.step,
-                None if carry is None else carry[lanes],
-                self._save_every,
-            )
+                with dask.config.set({_LARGE_GRAPH: 1e15}):
+                    shared = client.submit(_receive, self._job, pure=False)
+            lanes, steps = task.lanes(self.size), task.end - task.step
+            numbers = [column[lanes] for column in self.numbers.values()]
+            order = Order(task.group, numbers, steps, carry, self.save_every)
             future = client.submit(run_order, shared, order, pure=False)
             waiting[future] = task, carry
             completed.add(future)
 
         try:
-            while (self._tasks or waiting) and not self._progress.stopped:
+            while (self._tasks or waiting) and not self.progress.stopped:
                 while self._tasks:
                     task, carry = self._tasks.pop(0), None
                     if task.begin:
-                        carry = self._results.carry(task.members, task.begin)
-                        if carry is None:  # others have continued them
-                            self._tasks += self._planned(task)
-                            continue
-                    submit(task, carry)
+                        carry = self.results.carry(task.lanes(self.size), task.begin)
+                    if task.begin and carry is None:  # others have continued them
+                        self._tasks += self._planned(task)
+                    else:
+                        submit(task, carry)
                 found = completed.next_batch(block=False)
                 if not found:
                     self._alone.look()
@@ -205,39 +196,32 @@ class ClusterRunner(Runner):
                         self._split([task], done.error)
                     elif self._came_back(task, done):
                         submit(task, done.carry)
-                    if self._progress.stopped:
+                    if self.progress.stopped:
                         break
         finally:
             client.cancel(list(waiting))
 
-    def _share(self) -> Any:
-        """Submit the job; arrays that the training closes over may be large."""
-        import dask.config
-
-        with dask.config.set({_LARGE_GRAPH: 1e15}):
-            return self._client.submit(_receive, self._job, pure=False)
-
     def _came_back(self, task: Task, done: Done) -> bool:
         """Store a worker's results; return whether the task continues."""
+        own = slice(len(task.members))
         for rows in done.rows:
-            self._hear(task, rows)
-        more = task.step < task.end and not task.ended.all()
-        if not self._shapes.stepped:
-            self._collect(task.block(False))
-            if self._due(SECONDS_BETWEEN_APPENDS):
-                self._flush()
-        elif self._saves or not more:
-            self._keep_task(task, done.carry)
+            self._hear(task, {name: x[own] for name, x in rows.items()})
+        more = not task.done
+        if self._saves or not more:
+            carry = done.carry if self._saves else None
+            self._collect(task, None if carry is None else carry[own])
+        if self._due(SECONDS_BETWEEN_APPENDS):
+            self._flush()
         return more
 
 
-class _Alone:
+class Alone:
     """Warns or raises if a cluster has no workers."""
 
-    def __init__(self, client: Any, wait: float | None, progress: Any):
-        self._client, self._wait, self._progress = client, wait, progress
+    def __init__(self, client: Any, wait: float | None, bar: Any):
+        """Begin to count the seconds."""
+        self._client, self._wait, self._bar, self._said = client, wait, bar, False
         self._seen = self._looked = time.monotonic()
-        self._said = False
 
     def look(self) -> None:
         """Count the workers, once a second.
@@ -256,7 +240,7 @@ class _Alone:
         if self._wait is not None and alone >= self._wait:
             raise RuntimeError(f"{none}; {_KEPT}")
         if alone >= SECONDS_ALONE:
-            self._progress.say(f"no worker for {alone:.0f} s")
+            self._bar.set_description(f"no worker for {alone:.0f} s")
             if not self._said:
                 warnings.warn(f"{none}; the sweep waits for one", stacklevel=2)
             self._said = True
@@ -296,12 +280,11 @@ def run_order(job: Job, order: Order) -> Done:
     device = worker.devices.get()
     name = f"{_address()} {device}"
     try:
-        rows, carry = worker.run(order, device)
+        return Done(name, *worker.run(order, device), "")
     except jax.errors.JaxRuntimeError as error:
         return Done(name, [], None, in_one_line(error))
     finally:
         worker.devices.put(device)
-    return Done(name, rows, carry, "")
 
 
 class _Worker:
@@ -337,20 +320,17 @@ class _Worker:
         if order.carry is None:
             carry = begin(consts, *numbers)
         else:
-            specs = [
-                jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-                for shape, dtype in job.programs[order.group].carry
-            ]
-            carry = jax.device_put(unpack(order.carry, specs), device)
-        found, ended = list[Rows](), np.zeros(order.members, bool)
+            kinds = job.programs[order.group].carry
+            specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in kinds]
+            carry = jax.device_put(_batch.unpack(order.carry, specs), device)
+        found, ended = list[Rows](), False
         for _ in range(order.steps):
             carry, outputs = advance(consts, carry, *numbers)
-            rows = as_rows(job.outputs, outputs)
-            found.append({name: x[: order.members] for name, x in rows.items()})
+            found.append(_batch.as_rows(job.outputs, outputs))
             ended |= ~finite(found[-1][job.judged])
-            if ended.all() or time.monotonic() - began >= order.seconds:
+            if np.all(ended) or time.monotonic() - began >= order.seconds:
                 break
-        return found, pack(carry)[: order.members] if carry else None
+        return found, _batch.pack(carry) if carry else None
 
 
 # Those of the last few sweeps, which may alternate.
@@ -375,7 +355,7 @@ def check_worker(versions: Mapping[str, Any]) -> None:
     Raises:
       WrongWorker: naming this worker, and the version that differs.
     """
-    ours = versions_of(jax.devices()[0]) | _x64()
+    ours = _batch.versions_of(jax.devices()[0]) | _x64()
     for name, wanted in versions.items():
         if ours.get(name) != wanted:
             raise WrongWorker(
@@ -402,40 +382,35 @@ def _job(
     Raises:
       TypeError: a program cannot be exported, such as one that calls back.
     """
-    arrays: dict[int, Any] = {}
-    programs: list[Program] = []
-    for each in traced:
-        arrays |= {id(x): x for x in each.consts}
-        where = [list(arrays).index(id(x)) for x in each.consts]
-        programs.append(_exported(each, size, where))
-    return Job(
-        uuid.uuid4().hex,
-        {**versions, **_x64()},
-        programs,
-        [np.asarray(jnp.asarray(x)) for x in arrays.values()],
-        list(traced[0].outputs),
-        judged,
-    )
+    arrays = {id(x): x for each in traced for x in each.consts}
+    place = {key: i for i, key in enumerate(arrays)}
+    programs = [
+        _exported(each, size, [place[id(x)] for x in each.consts]) for each in traced
+    ]
+    outputs, versions = list(traced[0].outputs), {**versions, **_x64()}
+    consts = [np.asarray(jnp.asarray(x)) for x in arrays.values()]
+    return Job(uuid.uuid4().hex, versions, programs, consts, outputs, judged)
 
 
 def _exported(traced: Traced, size: int, where: list[int]) -> Program:
     """Export a batch's programs, for any process with the same versions."""
-    begin, advance = batched(traced, size)
+    begin, advance = _batch.batched(traced, size)
     consts = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in traced.consts]
-    carry = of_all(traced.carry_specs, size)
-    numbers = of_all(traced.init.in_avals, size)
-    platforms = [jax.devices()[0].platform]
+    carry, numbers = (
+        _batch.of_all(x, size) for x in (traced.carry_specs, traced.init.in_avals)
+    )
+
+    def export(function: Any, *arguments: Any) -> bytes:
+        program = jax.export.export(
+            jax.jit(function), platforms=[jax.devices()[0].platform]
+        )
+        return bytes(program(*arguments).serialize())
+
+    kinds = [(x.shape, str(x.dtype)) for x in traced.carry_specs]
     try:
-        programs = [
-            jax.export.export(jax.jit(f), platforms=platforms)(*arguments).serialize()
-            for f, arguments in (
-                (begin, (consts, *numbers)),
-                (advance, (consts, carry, *numbers)),
-            )
-        ]
+        first = export(begin, consts, *numbers)
+        return Program(first, export(advance, consts, carry, *numbers), where, kinds)
     except (NotImplementedError, ValueError) as error:
         raise TypeError(
             f"`train` cannot be sent to workers: {in_one_line(error)}"
         ) from error
-    kinds = [(x.shape, str(x.dtype)) for x in traced.carry_specs]
-    return Program(bytes(programs[0]), bytes(programs[1]), where, kinds)

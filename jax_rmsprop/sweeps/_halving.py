@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_rmsprop._validate import check_int, short_repr
+from jax_rmsprop._validate import check_int, expected
 from jax_rmsprop.sweeps._report import check_direction
 from jax_rmsprop.sweeps._sweep import Call
 from jax_rmsprop.sweeps._training import Training
@@ -76,27 +76,23 @@ def successive_halving(
       Hyperparameter Optimization](https://arxiv.org/abs/1502.07943), 2016
     """
     if not isinstance(training, Training):
-        raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
-    ascending = (
-        "`steps` must be an ascending sequence of integers, such as [2, 7, 20], got "
-        f"{short_repr(steps)}"
-    )
+        raise TypeError(expected("training", "a Training", training))
+    allowed = "an ascending sequence of integers, such as [2, 7, 20]"
+    ascending = expected("steps", allowed, steps)
     if isinstance(steps, str) or not isinstance(steps, Sequence | np.ndarray):
         raise TypeError(ascending)
     ends = [check_int("steps", step, low=1) for step in steps]
     if not ends or sorted(set(ends)) != ends:
         raise ValueError(ascending)
     if not isinstance(keep, int | float | np.number) or not 0 < keep < 1:
-        raise ValueError(f"`keep` must be above 0 and below 1, got {short_repr(keep)}")
+        raise ValueError(expected("keep", "above 0 and below 1", keep))
     if not isinstance(over, str):
-        raise TypeError(f"`over` must be the name of an axis, got {short_repr(over)}")
+        raise TypeError(expected("over", "the name of an axis", over))
     sign = -1 if check_direction(by, maximize) else 1
     call = Call(training, axes, steps=ends[-1], keeps_carries=True, **options)
     with call.running():
         if by not in call.outputs:
-            raise ValueError(
-                f"`by` must be one of {', '.join(call.outputs)}, got {by!r}"
-            )
+            raise ValueError(expected("by", f"one of {', '.join(call.outputs)}", by))
         point = call.points_of_members(over)
         alive = call.every
         rung = np.zeros(len(alive), int)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from jax_rmsprop._validate import short_repr
+from jax_rmsprop._validate import expected
 
 if TYPE_CHECKING:
     import zarr.storage
@@ -56,16 +56,14 @@ def locate(store: Any) -> Location:
         return _remote(store)
     if isinstance(store, zarr.abc.store.Store):
         if not store.supports_deletes:  # such as a zip file
-            raise ValueError(f"`store` must be able to delete files, got {store}")
+            raise ValueError(expected("store", "able to delete files", store))
         return Location(str(store), store)
-    raise TypeError(
-        f"`store` must be a path, a URL or a zarr store, got {short_repr(store)}"
-    )
+    raise TypeError(expected("store", "a path, a URL or a zarr store", store))
 
 
 def _local(path: str) -> Location:
     if path.endswith(".zip"):
-        raise ValueError(f"`store` must be a folder, got {path!r}")
+        raise ValueError(expected("store", "a folder", path))
     absolute = str(Path(path).expanduser().resolve())
     for parent in Path(absolute).parents:
         if parent.is_file():
@@ -78,7 +76,7 @@ def _opened(url: str) -> zarr.storage.FsspecStore:
     import zarr.storage
 
     if "::" in url:
-        raise ValueError(f"`store` must be a plain URL, got {url!r}")
+        raise ValueError(expected("store", "a plain URL", url))
     try:
         return zarr.storage.FsspecStore.from_url(url)
     except ImportError as error:

@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._validate import short_repr
+from jax_rmsprop._validate import expected, short_repr
 from jax_rmsprop.sweeps._identity import identify
 from jax_rmsprop.sweeps._points import Range, ShortOfOne
 
@@ -33,24 +33,15 @@ class Axis:
 
     Attributes:
       labels: the coordinate of each value in the results.
-      numbers: the values as the program gets them; None for Python values.
-      values: the Python values; empty for numbers.
+      kind: the dtype of numbers in a program, or one of `PYTHON_KINDS`.
+      values: the Python values by label; empty for numbers.
       named: whether the caller has named the values by `labels`.
     """
 
     labels: np.ndarray
-    numbers: np.ndarray | None = None
-    values: Sequence[Any] = ()
+    kind: str
+    values: Mapping[Any, Any] = dataclasses.field(default_factory=dict[Any, Any])
     named: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The dtype of numbers, or the kind of Python values."""
-        if self.numbers is not None:
-            return str(self.numbers.dtype)
-        return {"b": "bool", "i": "int", "f": "float"}.get(
-            self.labels.dtype.kind, "str"
-        )
 
     def named_by(self, known: Mapping[str, str]) -> tuple[Axis, dict[str, str]]:
         """The axis with the labels that its values have in a store, and all labels.
@@ -64,20 +55,16 @@ class Axis:
         known = dict(known)
         if self.kind != "str":
             return self, known
-        label_of, names = {what: label for label, what in known.items()}, list[str]()
-        seen = dict[int, str]()
-        for label, value in zip(self.labels.tolist(), self.values, strict=True):
-            if self.named or isinstance(value, str):
-                what = label
-            elif id(value) in seen:
-                what = seen[id(value)]
-            else:
-                what = seen[id(value)] = _identified(value)
+        label_of, new = {what: label for label, what in known.items()}, dict[str, str]()
+        for label, value in self.values.items():
+            what = label if self.named or isinstance(value, str) else _identified(value)
             if what not in label_of:
-                new = f"{label} {what[:6]}" if label in known else label
-                label_of[what], known[new] = new, what
-            names.append(label_of[what])
-        return dataclasses.replace(self, labels=np.array(names)), known
+                label_of[what] = f"{label} {what[:6]}" if label in known else label
+                known[label_of[what]] = what
+            new[label] = label_of[what]
+        labels = np.array([new[label] for label in self.labels.tolist()])
+        values = {new[label]: value for label, value in self.values.items()}
+        return dataclasses.replace(self, labels=labels, values=values), known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +75,11 @@ class Combination:
       name: the shared values in words; empty if all axes are numbers.
       python: the shared Python values, by axis.
       members: their numbers, ascending.
-      numbers: their numeric values, by axis in sorted order.
     """
 
     name: str
     python: dict[str, Any]
     members: np.ndarray
-    numbers: Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +96,11 @@ class Members:
     kinds: dict[str, str]
     index: pd.MultiIndex
 
-    @property
-    def size(self) -> int:
-        """The number of members."""
-        return len(self.index)
+    @functools.cached_property
+    def numbers(self) -> Columns:
+        """The numbers as programs get them, by axis in sorted order."""
+        kinds = {n: k for n, k in sorted(self.kinds.items()) if k not in PYTHON_KINDS}
+        return {name: self.columns[name].astype(kind) for name, kind in kinds.items()}
 
     def locate(self, columns: Columns) -> np.ndarray:
         """The number of the member in each row of a table; -1 if there is none."""
@@ -140,11 +126,6 @@ class Grid:
         return lengths[:1] if self.zipped else lengths
 
     @property
-    def size(self) -> int:
-        """The number of points."""
-        return int(np.prod(self.shape))
-
-    @property
     def kinds(self) -> dict[str, str]:
         """The kind of each axis."""
         return {name: axis.kind for name, axis in self.axes.items()}
@@ -159,57 +140,32 @@ class Grid:
 
     def members(self) -> tuple[Members, np.ndarray]:
         """The distinct members, and for each point the number of its member."""
-        columns = {
-            name: self.axes[name].labels[entry].astype(column_dtype(self.kinds[name]))
-            for name, entry in self._entries()
-        }
-        index = _index(columns, self.kinds)
+        every = [x.labels.astype(column_dtype(x.kind)) for x in self.axes.values()]
+        if not self.zipped:
+            every = [x.ravel() for x in np.meshgrid(*every, indexing="ij")]
+        index = _index(dict(zip(self.axes, every, strict=True)), self.kinds)
         first = np.flatnonzero(~index.duplicated())
-        columns = {name: labels[first] for name, labels in columns.items()}
+        columns = {n: x[first] for n, x in zip(self.axes, every, strict=True)}
         members = Members(columns, self.kinds, index.take(first))
         return members, members.index.get_indexer(index)
 
-    def combinations(self, member: np.ndarray) -> list[Combination]:
-        """Group the members by program.
-
-        Args:
-          member: for each point the number of its member.
-        """
+    def combinations(self, members: Members) -> list[Combination]:
+        """Group the members by program."""
         import pandas as pd
 
-        entries = dict(self._entries())
-        python = {n: a for n, a in self.axes.items() if a.numbers is None}
-        which = np.zeros(self.size, int)
-        if python:
-            labels = pd.DataFrame({n: a.labels[entries[n]] for n, a in python.items()})
-            which = labels.groupby(list(python), sort=False).ngroup().to_numpy()
+        labels = {n: members.columns[n] for n, a in self.axes.items() if a.values}
+        which = np.zeros(len(members.index), int)
+        if labels:
+            groups = pd.DataFrame(labels).groupby(list(labels), sort=False)
+            which = groups.ngroup().to_numpy()
         found: list[Combination] = []
         for i in range(which.max() + 1):
-            points = np.flatnonzero(which == i)
-            members, first = np.unique(member[points], return_index=True)
-            at = {name: entry[points[first]] for name, entry in entries.items()}
-            words = [f"{n} {a.labels[at[n][0]]}" for n, a in python.items()]
-            values = {name: a.values[at[name][0]] for name, a in python.items()}
-            numbers = {
-                name: axis.numbers[at[name]]
-                for name, axis in sorted(self.axes.items())
-                if axis.numbers is not None
-            }
-            found.append(Combination(", ".join(words), values, members, numbers))
+            own = np.flatnonzero(which == i)
+            shared = {name: column[own[0]] for name, column in labels.items()}
+            python = {name: self.axes[name].values[x] for name, x in shared.items()}
+            words = ", ".join(f"{name} {x}" for name, x in shared.items())
+            found.append(Combination(words, python, own))
         return found
-
-    def _entries(self) -> Iterable[tuple[str, np.ndarray]]:
-        """For each axis, the entry that each point has."""
-        every = np.arange(self.size)
-        if self.zipped:  # all axes share one dimension
-            return zip(self.axes, (every,) * len(self.axes), strict=True)
-        return zip(self.axes, np.unravel_index(every, self.shape), strict=True)
-
-
-def labelled(labels: np.ndarray, kind: str) -> Axis:
-    """An axis rebuilt from its labels and kind, without Python values."""
-    numbers = None if kind in PYTHON_KINDS else labels.astype(kind)
-    return Axis(labels, numbers)
 
 
 def column_dtype(kind: str) -> np.dtype:
@@ -241,15 +197,11 @@ def parse_grid(grid: Any, zipped: bool, labels: Any = None) -> Grid:
         zipped axes of unequal lengths; a reserved name.
     """
     if not isinstance(grid, Mapping) or not grid:
-        raise TypeError(
-            "`axes` must map the name of at least one axis to its values, got "
-            f"{short_repr(grid)}"
-        )
+        allowed = "a mapping of the name of at least one axis to its values"
+        raise TypeError(expected("axes", allowed, grid))
     if not isinstance(labels, Mapping | None):
-        raise TypeError(
-            "`labels` must map the names of axes to texts for their values, got "
-            f"{short_repr(labels)}"
-        )
+        allowed = "a mapping of the names of axes to texts for their values"
+        raise TypeError(expected("labels", allowed, labels))
     axes: dict[str, Axis] = {}
     labels = {as_argument(name): texts for name, texts in (labels or {}).items()}
     for name, values in grid.items():
@@ -321,9 +273,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
             "seeds, and make a key of each with jax.random.key"
         )
     if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
-        raise TypeError(
-            f"`{name}` must be a sequence of values, got {short_repr(values)}"
-        )
+        raise TypeError(expected(name, "a sequence of values", values))
     if is_array and values.ndim != 1:
         raise ValueError(
             f"`{name}` must have one dimension, got an array of shape {values.shape}"
@@ -336,16 +286,16 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
         if labels.dtype.itemsize < 4:  # NumPy's and pandas' tools need wider ones
             labels = labels.astype("float64" if floating else "int64")
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
-        numbers = _numbers(name, labels, short_of_1)
+        kind = _check_numbers(name, labels, short_of_1)
         unique = np.unique(labels)
-        same = np.flatnonzero(np.diff(unique.astype(numbers.dtype)) == 0)
+        same = np.flatnonzero(np.diff(unique.astype(kind)) == 0)
         if len(same) and not zipped:  # other axes may distinguish zipped points
             a, b = unique[same[0] :][:2].tolist()
             raise ValueError(
-                f"`{name}` must have values that differ in {numbers.dtype}, but {a} "
-                f"and {b} round to the same number"
+                f"`{name}` must have values that differ in {kind}, but {a} and {b} "
+                "round to the same number"
             )
-        return Axis(labels, numbers)
+        return Axis(labels, kind)
     every = np.asarray(values).tolist() if is_array else list(values)
     return _python_axis(name, every, names)
 
@@ -362,28 +312,22 @@ def _all_numbers(values: Iterable[Any]) -> bool:
     )
 
 
-def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
-    """Cast to JAX's default width, 32 bits unless x64 is on."""
-    if np.isnan(labels).any():
-        where = int(np.isnan(labels).argmax())
-        raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")
-    dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
-    bounds = jnp.iinfo(dtype) if labels.dtype.kind in "iu" else jnp.finfo(dtype)
-    wrong = (labels < bounds.min) | (labels > bounds.max)
-    if (wrong & np.isfinite(labels)).any():
+def _check_numbers(name: str, labels: np.ndarray, short_of_1: bool) -> str:
+    """The dtype of numbers in a program: JAX's default width."""
+    _check_no_nan(name, labels)
+    dtype, floating = (
+        jax.dtypes.canonicalize_dtype(labels.dtype),
+        labels.dtype.kind == "f",
+    )
+    info: Any = jnp.finfo(dtype) if floating else jnp.iinfo(dtype)
+    wrong = np.isfinite(labels) & ((labels < info.min) | (labels > info.max))
+    if floating:
+        wrong |= (labels != 0) & (abs(labels) < info.smallest_normal)
+    if wrong.any():
         raise ValueError(f"`{name}` must fit {dtype}, got {labels[wrong][0]}")
-    numbers = labels.astype(dtype)
-    if labels.dtype.kind != "f":
-        return numbers
-    gone = (labels != 0) & (abs(labels) < jnp.finfo(dtype).smallest_normal)
-    if gone.any():
-        raise ValueError(
-            f"`{name}` must fit {dtype}, but {labels[gone][0]} underflows to 0"
-        )
-    short = 1 - labels.astype("float64")
+    numbers, short = labels.astype(dtype), 1 - labels.astype("float64")
     with np.errstate(invalid="ignore"):  # of infinity
-        off = abs(1 - numbers.astype("float64") - short)
-    lost = (short > 0) & (off > 1e-3 * short)
+        lost = abs(1 - numbers.astype("float64") - short) > 1e-3 * abs(short)
     if short_of_1 and lost.any():
         raise ValueError(
             f"`{name}` must be as far from 1 in {dtype} as it says, but 1 - "
@@ -392,10 +336,15 @@ def _numbers(name: str, labels: np.ndarray, short_of_1: bool) -> np.ndarray:
         )
     one = (labels < 1) & (numbers == 1)
     if one.any():
-        warnings.warn(
-            f"`{name}` {labels[one][0]} rounds to exactly 1 in {dtype}", stacklevel=5
-        )
-    return numbers
+        text = f"`{name}` {labels[one][0]} rounds to exactly 1 in {dtype}"
+        warnings.warn(text, stacklevel=5)
+    return str(dtype)
+
+
+def _check_no_nan(name: str, labels: np.ndarray) -> None:
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        where = int(np.isnan(labels).argmax())
+        raise ValueError(f"`{name}` must have no NaN, got one at [{where}]")
 
 
 def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
@@ -405,15 +354,11 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     if names is not None:
         texts = list(names) if isinstance(names, Sequence) else [names]
         valid = all(isinstance(text, str) for text in texts)
-        if not valid or len({*texts}) < len(texts) or len(texts) != len(unique):
-            raise ValueError(
-                f"`labels` must have a text for each value of `{name}`, all different, "
-                f"got {short_repr(names)}"
-            )
-    elif all(isinstance(value, bool) for value in values):
-        texts = list(unique.values())
-    elif _all_numbers(values):  # Python numbers, which decide shapes
-        texts = [x.item() if hasattr(x, "item") else x for x in unique.values()]
+        if not (valid and len({*texts}) == len(texts) == len(unique)):
+            allowed = f"a text for each value of `{name}`, all different"
+            raise ValueError(expected("labels", allowed, names))
+    elif all(isinstance(value, bool) for value in values) or _all_numbers(values):
+        texts = np.array(list(unique.values())).tolist()
     else:
         found = [_label(value) for value in unique.values()]
         texts = [
@@ -422,7 +367,10 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
         ]
     label_of = dict(zip(unique, texts, strict=True))
     labels = np.array([label_of[key] for key in keys])
-    return Axis(labels, None, values, names is not None)
+    _check_no_nan(name, labels)
+    kind = {"b": "bool", "i": "int", "f": "float"}.get(labels.dtype.kind, "str")
+    by_label = dict(zip(texts, unique.values(), strict=True))
+    return Axis(labels, kind, by_label, names is not None)
 
 
 def _identified(value: Any) -> str:

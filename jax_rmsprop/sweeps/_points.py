@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from jax_rmsprop._validate import check_int, short_repr
+from jax_rmsprop._validate import check_int, expected
 
 
 class ShortOfOne(np.ndarray):
@@ -180,11 +180,10 @@ def linear(low: float, high: float, num: int | None = None) -> Any:
 def _range_or_grid(scale: str, low: Any, high: Any, num: int | None) -> Any:
     allowed, is_allowed = _ENDS[scale]
     for name, value in (("low", low), ("high", high)):
-        message = f"`{name}` must be {allowed}, got {short_repr(value)}"
         if not isinstance(value, float | int | np.number):
-            raise TypeError(message)
+            raise TypeError(expected(name, allowed, value))
         if np.iscomplexobj(value) or not is_allowed(value):
-            raise ValueError(message)
+            raise ValueError(expected(name, allowed, value))
     values = Range(float(low), float(high), scale)
     return values if num is None else values.grid(check_int("num", num, low=2))
 
@@ -236,9 +235,7 @@ def points(
 
     _check_space(space)
     if method not in _METHODS:
-        raise ValueError(
-            f"`method` must be one of {', '.join(_METHODS)}, got {short_repr(method)}"
-        )
+        raise ValueError(expected("method", f"one of {', '.join(_METHODS)}", method))
     count = check_int("n", n, low=1)
     random = np.random.default_rng(check_int("seed", seed, low=0))
     if method == "random":
@@ -255,19 +252,15 @@ def points(
 
 def _check_space(space: Any) -> None:
     if not isinstance(space, Mapping) or not space:
-        raise TypeError(
-            "`space` must map the name of at least one axis to a range or to values, "
-            f"got {short_repr(space)}"
-        )
+        allowed = "a mapping of at least one axis to a range or to values"
+        raise TypeError(expected("space", allowed, space))
     for name, values in space.items():
         if isinstance(values, Range):
             continue
         is_array = hasattr(values, "__array__") and np.ndim(values) == 1
         if isinstance(values, str) or not (is_array or isinstance(values, Sequence)):
-            raise TypeError(
-                f"`{name}` must be a range, such as log(1e-4, 1), or a sequence of "
-                f"values, got {short_repr(values)}"
-            )
+            allowed = "a range, such as log(1e-4, 1), or a sequence of values"
+            raise TypeError(expected(name, allowed, values))
         if len(values) == 0:
             raise ValueError(f"`{name}` must have at least one value, got none")
 

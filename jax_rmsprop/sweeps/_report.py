@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jax_rmsprop import _markdown
-from jax_rmsprop._validate import check_bool, require_extra, short_repr
+from jax_rmsprop._validate import check_bool, expected, require_extra, short_repr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -366,7 +366,7 @@ def resolve_output(curves: xr.Dataset, output: str | None) -> str:
     if output is None and "loss" in names:
         return "loss"
     if output not in names and (output is not None or len(names) > 1):
-        raise ValueError(f"`output` must be one of {', '.join(names)}, got {output!r}")
+        raise ValueError(expected("output", f"one of {', '.join(names)}", output))
     return output or names[0]
 
 
@@ -456,7 +456,7 @@ def check_direction(output: Any, maximize: bool | None) -> bool:
     if maximize is not None:
         return check_bool("maximize", maximize)
     if not isinstance(output, str):
-        raise TypeError(f"`by` must be an output's name, got {short_repr(output)}")
+        raise TypeError(expected("by", "an output's name", output))
     words = "loss", "error", "cost", "regret", "nll", "mse", "rmse", "mae", "perplexity"
     if not any(word in output.lower() for word in words):
         raise ValueError(

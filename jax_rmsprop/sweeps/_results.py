@@ -21,29 +21,27 @@ class Block:
     Attributes:
       members: their numbers.
       begin: the number of the first step here.
-      steps: the number of steps of each member; fewer than the others if its judged
-        output has become infinite or NaN.
-      rows: each output, [members, steps here, ...], and `diverged_at`.
+      end: the number of steps of the members that have not ended.
+      steps: the number of steps of each member; fewer than `end` if its judged output
+        has become infinite or NaN.
+      rows: `diverged_at` and each output, [members, steps here, ...], missing after a
+        member's end; a plain training's have no dimension of steps.
       carry: their packed carries, [members, bytes]; None if they cannot resume.
     """
 
     members: np.ndarray
     begin: int
+    end: int
     steps: np.ndarray
     rows: Rows
     carry: np.ndarray | None = None
-
-    @property
-    def end(self) -> int:
-        """The number of steps of the members that have not ended."""
-        outputs = (x for name, x in self.rows.items() if name != "diverged_at")
-        return self.begin + next(outputs).shape[1]
 
     def take(self, some: np.ndarray) -> Block:
         """Select some of the members."""
         carry = None if self.carry is None else self.carry[some]
         rows = {name: x[some] for name, x in self.rows.items()}
-        return Block(self.members[some], self.begin, self.steps[some], rows, carry)
+        members, steps = self.members[some], self.steps[some]
+        return Block(members, self.begin, self.end, steps, rows, carry)
 
 
 class Shapes(NamedTuple):
@@ -73,11 +71,13 @@ class Shapes(NamedTuple):
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """The shape per member and dtype of each array, including `diverged_at`."""
         step = (self.steps,) if self.stepped else ()
-        own = {
-            name: ((*step, *x.shape), file_dtype(x.dtype))
-            for name, x in self.outputs.items()
-        }
+        outputs = self.outputs.items()
+        own = {n: ((*step, *x.shape), file_dtype(x.dtype)) for n, x in outputs}
         return own | {"diverged_at": ((len(own),), np.dtype("int32"))}
+
+    def part(self, block: Block) -> tuple[slice, ...]:
+        """The index of a block's steps in an output of one member."""
+        return (slice(block.begin, block.end),) if self.stepped else ()
 
     def dimensions(self) -> dict[str, tuple[str, ...]]:
         """The dimensions of each array: member, step, the output's own by number."""
@@ -146,15 +146,12 @@ class InMemory:
             return
         self.steps[block.members] = block.steps
         for name in self._shapes.names:
-            at: Any = block.members
-            if self._shapes.stepped:
-                at = at, slice(block.begin, block.end)
-            self._rows[name][at] = outputs_of(block, name, self._shapes.stepped)
-        into = self._rows["diverged_at"]
-        into[block.members] = earlier(into[block.members], block)
+            at = block.members, *self._shapes.part(block)
+            self._rows[name][at] = block.rows[name]
+        first = self._rows["diverged_at"]
+        first[block.members] = earlier(first[block.members], block)
         if self.keeps_carries and block.carry is not None:
-            pairs = zip(block.members.tolist(), block.carry, strict=True)
-            self._carry.update(pairs)
+            self._carry |= zip(block.members.tolist(), block.carry, strict=True)
 
     def ended(self, members: np.ndarray) -> np.ndarray:
         """Which of these members have ended."""
@@ -176,22 +173,11 @@ class InMemory:
 
 def missing(name: str, dtype: np.dtype) -> Any:
     """The value of steps that did not run."""
-    if name == "diverged_at":
-        return -1
-    return np.nan if dtype.kind in "fc" else dtype.type(0)
+    number = -1 if name == "diverged_at" else np.nan if dtype.kind in "fc" else 0
+    return dtype.type(number)
 
 
 def earlier(old: np.ndarray, block: Block) -> np.ndarray:
     """The first divergence of each output, before a block or in it."""
     new = block.rows["diverged_at"]
     return np.where(old >= 0, old, new) if block.begin else new
-
-
-def outputs_of(block: Block, name: str, stepped: bool) -> np.ndarray:
-    """An output in which steps after a member's end are missing."""
-    rows = block.rows[name]
-    if not stepped:
-        return rows[:, 0]
-    run = block.begin + np.arange(rows.shape[1]) < block.steps[:, None]
-    run = run.reshape(*run.shape, *(1,) * (rows.ndim - 2))
-    return rows if run.all() else np.where(run, rows, missing(name, rows.dtype))

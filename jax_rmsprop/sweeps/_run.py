@@ -24,11 +24,11 @@ from jax_rmsprop.sweeps._batch import (
     pack,
 )
 from jax_rmsprop.sweeps._location import in_one_line
-from jax_rmsprop.sweeps._members import Combination
+from jax_rmsprop.sweeps._members import Columns
 from jax_rmsprop.sweeps._results import Block, Results, Shapes, missing
 from jax_rmsprop.sweeps._training import Traced
 
-# Small blocks are collected and stored together, after this time or size.
+# Finished blocks are collected and stored together, after this time or size.
 SECONDS_BETWEEN_APPENDS = 1.0
 _BYTES_BETWEEN_APPENDS = 10_000_000
 
@@ -42,7 +42,6 @@ class Task:
       members: their numbers.
       begin: the number of steps at their last save.
       end: the step up to which they run.
-      numbers: their hyperparameters, in the program's order.
       steps: the number of steps of each member so far.
       ended: which members have a judged output that is not finite.
       rows: the outputs of each step since the last save.
@@ -53,23 +52,26 @@ class Task:
     members: np.ndarray
     begin: int
     end: int
-    numbers: list[np.ndarray]
-    rows: list[Rows] = dataclasses.field(init=False, default_factory=list)
-    history: list[Rows] = dataclasses.field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Start all members at `begin`."""
         self.steps = np.full(len(self.members), self.begin, "int32")
         self.ended = np.zeros(len(self.members), bool)
+        self.rows, self.history = list[Rows](), list[Rows]()
 
     @property
     def step(self) -> int:
         """The number of steps of the members that have not ended."""
         return self.begin + len(self.rows)
 
+    @property
+    def done(self) -> bool:
+        """Whether no member has a step left to run."""
+        return self.step == self.end or bool(self.ended.all())
+
     def lanes(self, size: int) -> np.ndarray:
         """The member in each lane of a batch; the last one fills the rest."""
-        return np.minimum(np.arange(size), len(self.members) - 1)
+        return self.members[np.minimum(np.arange(size), len(self.members) - 1)]
 
     def add(self, rows: Rows, judged: str) -> None:
         """Add the outputs of a step, and note which members it ends."""
@@ -77,29 +79,27 @@ class Task:
         self.steps[~self.ended] = self.step
         self.ended |= ~finite(rows[judged])
 
-    def block(self, stepped: bool, carry: np.ndarray | None = None) -> Block:
+    def block(self, stepped: bool, carry: np.ndarray | None) -> Block:
         """The outputs since the last save."""
-        rows = {n: np.stack([r[n] for r in self.rows], 1) for n in self.rows[0]}
-        first = []
-        for values in rows.values():
+        run = self.begin + np.arange(len(self.rows)) < self.steps[:, None]
+        rows, first = dict[str, np.ndarray](), list[np.ndarray]()
+        for name in self.rows[0]:
+            values = np.stack([each[name] for each in self.rows], 1)
             if stepped:
-                run = self.begin + np.arange(values.shape[1]) < self.steps[:, None]
-                bad = ~finite(values, 2) & run
+                bad = run & ~finite(values, 2)
+                values[~run] = missing(name, values.dtype)
             else:  # along the output's leading axis; a scalar has the index 0
-                bad = ~finite(values[:, 0], min(2, values.ndim - 1))
-                bad = bad.reshape(len(bad), -1)
+                values = values[:, 0]
+                bad = ~finite(values, min(2, values.ndim)).reshape(len(values), -1)
+            rows[name] = values
             first.append(np.where(bad.any(1), self.begin + bad.argmax(1), -1))
         rows["diverged_at"] = np.stack(first, -1).astype("int32")
-        return Block(self.members, self.begin, self.steps.copy(), rows, carry)
+        steps = self.steps.copy()
+        return Block(self.members, self.begin, self.step, steps, rows, carry)
 
 
 def plan(
-    results: Results,
-    number: int,
-    group: Combination,
-    some: np.ndarray,
-    end: int,
-    size: int,
+    results: Results, group: int, some: np.ndarray, end: int, size: int
 ) -> list[Task]:
     """Batch the members of a group that have steps left to run."""
     some = some[results.steps[some] < end]
@@ -109,10 +109,8 @@ def plan(
     tasks: list[Task] = []
     for begin in np.unique(results.steps[some]).tolist():
         alike = some[results.steps[some] == begin]
-        for members in np.split(alike, range(size, len(alike), size)):
-            at = np.searchsorted(group.members, members)
-            numbers = [x[at] for x in group.numbers.values()]
-            tasks.append(Task(number, members, begin, end, numbers))
+        parts = np.split(alike, range(size, len(alike), size))
+        tasks += [Task(group, members, begin, end) for members in parts]
     return tasks
 
 
@@ -120,6 +118,7 @@ class Progress:
     """Progress bar, counters and the stop flag.
 
     Attributes:
+      bar: a tqdm.
       stopped: whether to end after the current step.
       ran: the numbers of the members that this call has run.
       judged: the name of the output to show.
@@ -128,33 +127,20 @@ class Progress:
     """
 
     def __init__(self, bar: Any):
-        """Store the bar (a tqdm)."""
-        self.stopped, self.judged, self.ran = False, "", set[int]()
+        """Store the bar."""
+        self.bar, self.stopped, self.judged, self.ran = bar, False, "", set[int]()
         self.compile_seconds, self.run_seconds = 0.0, 0.0
-        self._bar, self._diverged, self._median = bar, 0, dict[str, str]()
-
-    @property
-    def computed(self) -> int:
-        """The number of members that this call has run."""
-        return len(self.ran)
-
-    def say(self, what: str) -> None:
-        """Set the bar's description."""
-        self._bar.set_description(what)
+        self._diverged, self._median = 0, dict[str, str]()
 
     def compiled(self, size: int, seconds: float) -> None:
         """Add the seconds of a compilation, and show the batch size."""
         self.compile_seconds += seconds
-        self.say(f"{size} at once")
-        self._bar.unpause()  # so that its rate leaves out compiling
-
-    def there(self, steps: int) -> None:
-        """Count steps that are already stored."""
-        self._bar.update(steps)
+        self.bar.set_description(f"{size} at once")
+        self.bar.unpause()  # so that its rate leaves out compiling
 
     def stepped(self, judged: np.ndarray) -> None:
         """Count a step of some members, and show the median of their judged output."""
-        self._bar.update(len(judged))
+        self.bar.update(len(judged))
         values = np.asarray(judged, float) if judged.dtype.kind != "c" else abs(judged)
         values = values.reshape(len(values), -1)[:, -1]
         if np.isfinite(values).any():
@@ -170,7 +156,7 @@ class Progress:
 
     def _show(self) -> None:
         lost = {"diverged": self._diverged}
-        self._bar.set_postfix(self._median | lost, refresh=False)
+        self.bar.set_postfix(self._median | lost, refresh=False)
 
 
 class Programs:
@@ -201,34 +187,42 @@ class Programs:
             mesh = Mesh(mesh.local_mesh.devices.flat[:1], mesh.axis_names)
         if self._last[0] != (group, size):
             self._last = None, None  # free its arrays
-            self._progress.say(f"compiling for {size} at once")
+            self._progress.bar.set_description(f"compiling for {size} at once")
             program = CompiledBatch(traced, mesh, size)
             self._progress.compiled(size, program.seconds)
             self._last = (group, size), program
         return self._last[1]
 
 
+@dataclasses.dataclass
 class Runner:
-    """Runs tasks on the devices of a mesh, and stores their results."""
+    """Runs tasks on the devices of a mesh, and stores their results.
 
-    def __init__(
-        self,
-        results: Results,
-        groups: Sequence[Combination],
-        shapes: Shapes,
-        programs: Programs,
-        progress: Progress,
-        size: int,
-        save_every: float,
-        on_step: Callable[[Task], None] | None,
-    ):
-        """Store the programs, the results to fill, and the callback of each step."""
-        self._results, self._groups, self._shapes = results, groups, shapes
-        self._programs, self._progress, self._size = programs, progress, size
-        self._save_every, self._on_step = save_every, on_step
-        self._saves = shapes.stepped and results.keeps_carries
+    Attributes:
+      results: what to fill.
+      numbers: the numeric hyperparameters of all members, in the programs' order.
+      shapes: the shapes of a member's results.
+      programs: the programs of all groups.
+      progress: the bar and counters.
+      size: the number of members that a device runs at once.
+      save_every: the seconds between saves of members that have steps left.
+      on_step: called after each step of a task.
+    """
+
+    results: Results
+    numbers: Columns
+    shapes: Shapes
+    programs: Programs
+    progress: Progress
+    size: int
+    save_every: float
+    on_step: Callable[[Task], None] | None
+
+    def __post_init__(self) -> None:
+        """Begin without tasks."""
+        self._saves = self.shapes.stepped and self.results.keeps_carries
+        self._tasks, self._raised = list[Task](), list[tuple[int, str]]()
         self._blocks, self._bytes, self._kept = list[Block](), 0, time.perf_counter()
-        self._raised = list[tuple[Task, str]]()
         # The last dispatched step: its tasks, its program, its outputs.
         self._pending: tuple[list[Task], CompiledBatch, list[Any]] | None = None
 
@@ -239,7 +233,7 @@ class Runner:
           RuntimeError: the training raised an error, for all members.
         """
         self._tasks, began = tasks, time.perf_counter()
-        compiled = self._progress.compile_seconds
+        compiled = self.progress.compile_seconds
         try:
             self._run_all()
         except BaseException:
@@ -248,111 +242,106 @@ class Runner:
                 self._flush()
             raise
         self._flush()
-        seconds = time.perf_counter() - began
-        compiling = self._progress.compile_seconds - compiled
-        self._progress.run_seconds = seconds - compiling
+        compiling = self.progress.compile_seconds - compiled
+        self.progress.run_seconds += time.perf_counter() - began - compiling
         self._flag()
 
     def _run_all(self) -> None:
-        tasks, progress = self._tasks, self._progress
-        while tasks and not progress.stopped:
-            batch = _take(tasks, self._programs.devices(tasks[0].group))
+        tasks = self._tasks
+        while tasks and not self.progress.stopped:
+            batch = _take(tasks, self.programs.devices(tasks[0].group))
             members = max(len(task.members) for task in batch)
-            program = self._programs.get(batch[0].group, self._size, members)
-            if progress.stopped:
+            program = self.programs.get(batch[0].group, self.size, members)
+            if self.progress.stopped:
                 break
             self._run(batch, program)
-            if not self._shapes.stepped and self._due(SECONDS_BETWEEN_APPENDS):
-                if len(self._flush()):
-                    tasks[:] = _beside_others(tasks, self._results.steps)
+            if self._due(SECONDS_BETWEEN_APPENDS) and self._flush():
+                tasks[:] = _beside_others(tasks, self.results.steps)
             if not tasks:
                 self._settle()
         self._settle()
 
     def _run(self, batch: list[Task], program: CompiledBatch) -> None:
-        begin, end, stepped = batch[0].begin, batch[0].end, self._shapes.stepped
-        packed = [self._results.carry(t.members, begin) for t in batch if begin]
+        begin, end = batch[0].begin, batch[0].end
+        # Devices without a task repeat the last one.
+        every = [*batch, *batch[-1:] * (program.devices - len(batch))]
+        members = [task.lanes(program.size) for task in every]
+        packed = [self.results.carry(each, begin) for each in members if begin]
         if any(each is None for each in packed):  # others have continued them
             self._tasks[:0] = [t for task in batch for t in self._planned(task)]
             return
-
-        # Devices without a task repeat the last one.
-        def together(arrays: Sequence[Any]) -> np.ndarray:
-            each = [
-                x[t.lanes(program.size)] for x, t in zip(arrays, batch, strict=True)
-            ]
-            return np.concatenate(each + each[-1:] * (program.devices - len(each)))
-
-        each = zip(*(task.numbers for task in batch), strict=True)
-        numbers = [program.place(together(x)) for x in each]
+        lanes = np.concatenate(members)
+        numbers = [program.place(column[lanes]) for column in self.numbers.values()]
         try:
             if begin:
-                carry = program.resume(together(packed))
+                carry = program.resume(np.concatenate(packed))
             else:
                 carry = program.begin(numbers)
-            for _ in range(begin, end):
+            for step in range(begin, end):
                 carry, outputs = program.step(carry, numbers)
-                self._settle()
+                if not self._settle() and step > begin:
+                    return
                 self._pending = batch, program, outputs
-                if self._progress.stopped or all(t.ended.all() for t in batch):
+                if self.progress.stopped or all(task.done for task in batch):
                     break
-                if self._saves and self._due(self._save_every):
-                    self._settle()
-                    self._keep(batch, program, carry)
-            if stepped:
-                self._settle()
-                self._keep(batch, program, carry)
+                if self._saves and step + 1 < end and self._due(self.save_every):
+                    if not self._settle(carry, save=True):
+                        return
+                    self._flush()
+            if self.shapes.stepped:
+                self._settle(carry, save=True)
         except jax.errors.JaxRuntimeError as error:
-            if stepped:
+            if self._pending is not None and self._pending[0] is batch:
                 self._pending = None
             self._split(batch, in_one_line(error))
 
-    def _settle(self) -> None:
-        """Wait for the outputs of the last dispatched step."""
+    def _settle(self, carry: Any = None, save: bool = False) -> bool:
+        """Wait for the outputs of the last dispatched step.
+
+        Args:
+          carry: the carry after it.
+          save: whether to keep what members that have steps left have run.
+
+        Returns:
+          False if it raised an error, and its members are to run again.
+        """
         if self._pending is None:
-            return
+            return True
         (batch, program, outputs), self._pending = self._pending, None
         try:
             rows = program.rows(outputs)
         except jax.errors.JaxRuntimeError as error:
-            if self._shapes.stepped:
-                raise
-            return self._split(batch, in_one_line(error))
-        for task, part in _parts(batch, program):
+            self._split(batch, in_one_line(error))
+            return False
+        packed = pack(carry) if save and self._saves else None
+        for i, task in enumerate(batch):
+            part = slice(i * program.size, i * program.size + len(task.members))
             self._hear(task, {name: x[part] for name, x in rows.items()})
-            if not self._shapes.stepped:
-                self._collect(task.block(False))
+            if task.done or save:
+                self._collect(task, None if packed is None else packed[part])
+        return True
 
     def _hear(self, task: Task, rows: Rows) -> None:
         """Add a step to a task, and report it."""
         if task.ended.all():  # dispatched before that was known
             return
-        task.add(rows, self._shapes.judged)
-        self._progress.stepped(rows[self._shapes.judged])
-        if self._on_step is not None:
+        task.add(rows, self.shapes.judged)
+        self.progress.stepped(rows[self.shapes.judged])
+        if self.on_step is not None:
             task.history.append(rows)
-            self._on_step(task)
+            self.on_step(task)
 
-    def _collect(self, block: Block) -> None:
-        """Collect the block of a finished task, to store it with others."""
-        lost = (block.rows["diverged_at"] >= 0).any(-1)
-        self._progress.done(block.members, int(lost.sum()))
+    def _collect(self, task: Task, carry: np.ndarray | None) -> None:
+        """Collect what a task has run since the last save, to store it with others."""
+        if not task.rows:
+            return
+        if task.done:
+            self.progress.done(task.members, int(task.ended.sum()))
+        block = task.block(self.shapes.stepped, carry)
         self._blocks.append(block)
         self._bytes += sum(x.nbytes for x in block.rows.values())
-
-    def _keep(self, batch: list[Task], program: CompiledBatch, carry: Any) -> None:
-        """Store the steps of a batch together with its carries."""
-        packed = pack(carry) if self._saves else None
-        for task, part in _parts(batch, program):
-            self._keep_task(task, None if packed is None else packed[part])
-
-    def _keep_task(self, task: Task, carry: np.ndarray | None) -> None:
-        if task.rows:
-            self._blocks.append(task.block(True, carry))
-            self._flush()
-            task.begin, task.rows = task.step, []
-            if task.begin == task.end or task.ended.all():
-                self._progress.done(task.members, int(task.ended.sum()))
+        self._bytes += 0 if carry is None else carry.nbytes
+        task.begin, task.rows = task.step, []
 
     def _due(self, seconds: float) -> bool:
         """Whether it is time to store the collected blocks."""
@@ -360,96 +349,96 @@ class Runner:
         due |= self._bytes >= _BYTES_BETWEEN_APPENDS
         return bool(broadcast_from_process_0(due))
 
-    def _flush(self) -> np.ndarray:
-        """Store the collected blocks; return the members that others ran meanwhile."""
+    def _flush(self) -> bool:
+        """Store the collected blocks; return whether others ran members meanwhile."""
         blocks, self._blocks = self._blocks, []
-        before = self._results.steps.copy()
-        try:
-            self._results.append(joined(blocks))
-        except OSError:
-            if len(blocks) < 2 or jax.process_count() > 1:
-                raise
-            for block in blocks:  # a full disk may have room for some
-                self._results.append(block)
+        before = self.results.steps.copy()
+        for alike in joinable(blocks) or [[]]:
+            try:
+                self.results.append(joined(alike))
+            except OSError:
+                if len(alike) < 2 or jax.process_count() > 1:
+                    raise
+                for block in alike:  # a full disk may have room for some
+                    self.results.append(block)
         self._bytes, self._kept = 0, time.perf_counter()
-        new = np.maximum(self._results.steps - before, 0)
+        new = np.maximum(self.results.steps - before, 0)
         for block in blocks:
             new[block.members] = 0
-        self._progress.there(int(new.sum()))
-        return np.flatnonzero(new)
+        self.progress.bar.update(int(new.sum()))
+        return bool(new.any())
 
     def _split(self, batch: list[Task], message: str) -> None:
-        """Replace the tasks of a batch by their halves, to find the failing member."""
-        self._tasks[:0] = [
-            half for task in batch for half in self._halves(task, message)
-        ]
-
-    def _halves(self, task: Task, message: str) -> list[Task]:
-        """Halve a task that raised; a single member is noted as raising instead.
+        """Replace a task that raised by its halves, to find the failing member.
 
         Raises:
           RuntimeError: the cause is not a member.
         """
-        if jax.process_count() > 1 or "RESOURCE_EXHAUSTED" in message:
+        # A training that calls back, and may raise, has one device.
+        alone = len(batch) == 1 and jax.process_count() == 1
+        if not alone or "RESOURCE_EXHAUSTED" in message:
             raise RuntimeError(f"`train` raised {message[:300]}")
+        task = batch[0]
         if len(task.members) == 1:
-            self._raised.append((task, message[:200]))
-            return []
-        halves = np.array_split(task.members, 2)
-        return [t for half in halves for t in self._planned(task, half)]
+            self._raised.append((int(task.members[0]), message[:200]))
+            return
+        for half in np.array_split(task.members, 2):
+            self._tasks[:0] = self._planned(task, half)
 
-    def _planned(self, task: Task, some: np.ndarray | None = None) -> list[Task]:
-        """New tasks for a task's members, from their current steps."""
+    def _planned(self, task: Task, some: Any = None) -> list[Task]:
+        """New tasks for some members of a task, from their current steps."""
         some = task.members if some is None else some
-        group = self._groups[task.group]
-        return plan(self._results, task.group, group, some, task.end, len(some))
+        return plan(self.results, task.group, some, task.end, self.size)
 
     def _flag(self) -> None:
         """Store members that raised as diverged, so that they do not run again."""
         if not self._raised:
             return
         (first, message), others = self._raised[0], len(self._raised) - 1
-        numbers = zip(self._groups[first.group].numbers, first.numbers, strict=True)
-        point = ", ".join(f"{name} {x[0]:.6g}" for name, x in numbers)
+        point = ", ".join(f"{n} {x[first]:.6g}" for n, x in self.numbers.items())
         more = f" and {others} others" if others else ""
-        if not self._progress.computed:
+        if not self.progress.ran:
             raise RuntimeError(f"`train` raised for {point}{more}: {message}")
-        for task, _ in self._raised:
-            begin = int(self._results.steps[task.members[0]])
-            rows = {
-                n: np.full((1, task.end - begin, *x.shape), missing(n, dtype), dtype)
-                for n, x in self._shapes.outputs.items()
+        for member, _ in self._raised:
+            begin = int(self.results.steps[member])
+            task = Task(0, np.array([member]), begin, begin + 1)
+            row = {
+                n: np.full((1, *x.shape), missing(n, dtype), dtype)
+                for n, x in self.shapes.outputs.items()
                 for dtype in [file_dtype(x.dtype)]
             }
-            rows["diverged_at"] = np.full((1, len(rows)), begin, "int32")
-            block = Block(task.members, begin, np.full(1, task.end, "int32"), rows)
-            self._collect(block)
+            task.add(row, self.shapes.judged)
+            block = task.block(self.shapes.stepped, None)
+            block.rows["diverged_at"][:] = begin
+            self.progress.done(task.members, 1)
+            self._blocks.append(block)
             self._flush()
-        warnings.warn(
-            f"`train` raised for {point}{more}, flagged as diverged: {message}",
-            stacklevel=2,
-        )
+        text = f"`train` raised for {point}{more}, flagged as diverged: {message}"
+        warnings.warn(text, stacklevel=2)
+
+
+def joinable(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Group blocks of the same steps, and of carries of one size."""
+    groups = dict[Any, list[Block]]()
+    for block in blocks:
+        size = None if block.carry is None else block.carry.shape[1]
+        groups.setdefault((block.begin, block.end, size), []).append(block)
+    return list(groups.values())
 
 
 def joined(blocks: Sequence[Block]) -> Block | None:
     """Join blocks of the same steps into one."""
     if not blocks:
         return None
+    first = blocks[0]
     members, steps = (
         np.concatenate([getattr(block, name) for block in blocks])
         for name in ("members", "steps")
     )
-    names = blocks[0].rows
-    rows = {n: np.concatenate([block.rows[n] for block in blocks]) for n in names}
-    return Block(members, blocks[0].begin, steps, rows, blocks[0].carry)
-
-
-def _parts(batch: list[Task], program: CompiledBatch) -> list[tuple[Task, slice]]:
-    """Each task, with the slice of its members among those of all devices."""
-    return [
-        (task, slice(i * program.size, i * program.size + len(task.members)))
-        for i, task in enumerate(batch)
-    ]
+    rows = {n: np.concatenate([block.rows[n] for block in blocks]) for n in first.rows}
+    carries = [block.carry for block in blocks if block.carry is not None]
+    carry = np.concatenate(carries) if carries else None
+    return Block(members, first.begin, first.end, steps, rows, carry)
 
 
 def _take(tasks: list[Task], devices: int) -> list[Task]:

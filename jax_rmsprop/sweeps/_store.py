@@ -36,7 +36,7 @@ from jax_rmsprop.sweeps._location import (
     locked,
 )
 from jax_rmsprop.sweeps._members import Columns, Members, column_dtype
-from jax_rmsprop.sweeps._results import Block, Shapes, earlier, missing, outputs_of
+from jax_rmsprop.sweeps._results import Block, Shapes, earlier, missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -122,7 +122,7 @@ class ZarrStore:
                 continue
             self._member_of[rows] = self._members.locate(named)
         rows = np.flatnonzero((self._member_of >= 0) & (steps > 0))
-        self._row = np.full(self._members.size, -1)
+        self._row = np.full(len(self._members.index), -1)
         self._row[self._member_of[rows]] = rows
         self.steps = np.append(steps, np.int32(0))[self._row]
 
@@ -132,8 +132,16 @@ class ZarrStore:
         Raises:
           OSError: the store cannot be written; its contents stay.
         """
+        import zarr
+
+        # It takes a NaN of any sign for a fill value, whose chunks it does not write.
+        all_chunks = {"array.write_empty_chunks": True}
         if jax.process_index() == 0 and block is not None:
-            with locked(self.at), explain_oserror(self.at), _writing_all():
+            with (
+                locked(self.at),
+                explain_oserror(self.at),
+                zarr.config.set(all_chunks),
+            ):
                 for _ in range(2):
                     self._look(mend=True)
                     # Except rows that another call has given up as damaged.
@@ -153,11 +161,10 @@ class ZarrStore:
         row[new] = first + np.arange(new.sum())
         end = first + -(-int(new.sum()) // self._size) * self._size
         longer = _resize(group, end, self._shapes.steps)
-        rows, stepped = _span(row), self._shapes.stepped
+        rows, part = _span(row), self._shapes.part(block)
         try:
             for name in self._shapes.names:
-                part = (rows, slice(block.begin, block.end)) if stepped else (rows,)
-                group[name].oindex[part] = outputs_of(block, name, stepped)
+                group[name].oindex[(rows, *part)] = block.rows[name]
             diverged_at = group["diverged_at"]
             old = _take(diverged_at, row) if block.begin else np.empty(0)
             diverged_at.oindex[rows] = earlier(old, block)
@@ -259,10 +266,7 @@ class ZarrStore:
         self, group: Any, row: np.ndarray
     ) -> Generator[tuple[Any, Any, np.ndarray]]:
         """Yield the unreadable chunks of these rows: array, index, all rows."""
-        with quiet():
-            arrays = [array for _, array in group.arrays()]
-        for array in arrays:
-            dims: Any = getattr(array.metadata, "dimension_names", None) or ()
+        for array, dims in _with_dimensions(group):
             if "member" not in dims:
                 continue
             axis = dims.index("member")
@@ -310,48 +314,36 @@ class ZarrStore:
         import xarray as xr
 
         group: Any = open_group(self.at)
-        shapes, there = self._shapes, self._row >= 0
-        arrays, dims = shapes.arrays(), shapes.dimensions()
+        shapes, there = self._shapes, np.flatnonzero(self._row >= 0)
+        arrays, dims, own = shapes.arrays(), shapes.dimensions(), self._row[there]
         bytes_each = sum(x.itemsize * int(np.prod(s)) for s, x in arrays.values())
-        lazy = bytes_each * len(there) > memory and bool(there.any())
-        library: Any = dask.array if lazy else np
-        have = np.minimum(self.steps, shapes.steps)
-        found: dict[str, Any] = {"steps": ("member", have)}
-        for name, (shape, dtype) in arrays.items():
-            stepped = shapes.stepped and name in shapes.outputs
-            steps, fill = shape[:1] if stepped else (), missing(name, dtype)
-            stored = tuple(slice(min(n, group[name].shape[1])) for n in steps)
+        lazy = bytes_each * len(self._row) > memory and len(own) > 0
+        at_once = self._rows * max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
+        found, run, steps = dict[str, Any](), {"member": there}, shapes.steps
+        for name in arrays:
+            stepped, array = shapes.stepped and name in shapes.outputs, group[name]
+            part = (slice(steps),) if stepped else ()
             if lazy:
-                at_once = max(1, _BYTES_AT_ONCE // (bytes_each * self._rows))
-                rows = self._lazy(group[name], at_once, stored)
-                if steps:
-                    short = (0, steps[0] - rows.shape[1])
-                    wide = [(0, 0), short, *[(0, 0)] * (rows.ndim - 2)]
-                    rows = dask.array.pad(rows, wide, constant_values=fill)
+                chunks = at_once, *array.shape[1:]
+                rows = dask.array.from_array(array, chunks=chunks)[(own, *part)]
             else:
-                rows = np.full((len(there), *shape), fill, dtype)
-                if there.any():
-                    own = self._row[there]
-                    rows[(there, *stored)] = self._read(group, name, own, after=stored)
-            # A writer may have been killed before it published its steps.
-            at: Any = 0
-            if steps:
-                at = library.arange(steps[0]).reshape(-1, *(1,) * (rows.ndim - 2))
-            elif name == "diverged_at" and shapes.stepped:
-                at = rows
-            if (self.steps < shapes.steps).any() or name == "diverged_at":
-                each = library.asarray(have).reshape(-1, *(1,) * (rows.ndim - 1))
-                rows = library.where(at < each, rows, fill)
+                rows = self._read(group, name, own, after=part)
             found[name] = dims[name], rows
-        return xr.Dataset(found, coords={"output": shapes.names})
-
-    def _lazy(self, array: Any, at_once: int, stored: tuple[Any, ...]) -> Any:
-        """The requested rows of an array as a dask array; any row if one is missing."""
-        import dask.array
-
-        chunks: Any = self._rows * at_once, *array.shape[1:]
-        row = np.where(self._row >= 0, self._row, self._row.max())
-        return dask.array.from_array(array, chunks=chunks)[(row, *stored)]
+            run |= {"step": np.arange(rows.shape[1])} if stepped else {}
+        fill = {name: missing(name, dtype) for name, (_, dtype) in arrays.items()}
+        every = {"member": np.arange(len(self._row)), "step": np.arange(steps)}
+        asked = {name: every[name] for name in run}
+        dataset = xr.Dataset(found, run).reindex(asked, fill_value=fill)
+        have = xr.DataArray(np.minimum(self.steps, steps), dims="member")
+        if shapes.stepped:
+            # A writer may have been killed before it published its steps.
+            for name in shapes.names if (have < steps).any() else ():
+                ran = dataset["step"] < have
+                dataset[name] = dataset[name].where(ran, fill[name])
+            first = dataset["diverged_at"]
+            dataset["diverged_at"] = first.where(first < have, -1)
+        dataset = dataset.drop_vars(run).assign(steps=have)
+        return dataset.assign_coords(output=shapes.names)
 
     def give_up(self, rows: np.ndarray) -> None:
         """Mark the members of damaged chunks as not computed."""
@@ -559,16 +551,21 @@ def _chunk(number: int) -> slice:
     return slice(number * _COLUMN_CHUNK, (number + 1) * _COLUMN_CHUNK)
 
 
+def _with_dimensions(group: zarr.Group) -> list[tuple[Any, tuple[str, ...]]]:
+    """All arrays, and the names of their dimensions, also those that others added."""
+    with quiet():
+        arrays = [array for _, array in group.arrays()]
+    names = [getattr(array.metadata, "dimension_names", None) for array in arrays]
+    return [(x, tuple(dims or ())) for x, dims in zip(arrays, names, strict=True)]
+
+
 def _resize(group: zarr.Group, members: int, steps: int) -> bool:
     """Resize every array, also those that others have added, to these lengths.
 
     This cuts arrays that a killed writer has lengthened. Returns whether any changed.
     """
-    with quiet():
-        arrays = [array for _, array in group.arrays()]
     changed = False
-    for array in arrays:
-        dims: Any = getattr(array.metadata, "dimension_names", None) or ()
+    for array, dims in _with_dimensions(group):
         shape = tuple(
             members if dim == "member" else max(n, steps) if dim == "step" else n
             for dim, n in zip(dims, array.shape, strict=False)
@@ -589,19 +586,12 @@ def _take(
     array: Any, rows: np.ndarray, before: tuple[Any, ...] = (), after: Any = ()
 ) -> np.ndarray:
     """Read some rows of an array, in one slice if few rows lie between them."""
-    first, last = int(rows.min()), int(rows.max())
+    first, last = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
     if last - first < 4 * len(rows) + array.chunks[len(before)]:
         with contextlib.suppress(ValueError):  # a row between them may be damaged
             part = slice(first, last + 1)
             return np.asarray(array[(*before, part, *after)])[rows - first]
     return np.asarray(array.oindex[(*before, rows, *after)])
-
-
-def _writing_all() -> Any:
-    """Let zarr write chunks of fill values: it takes a NaN of any sign for one."""
-    import zarr
-
-    return zarr.config.set({"array.write_empty_chunks": True})
 
 
 def delete_carries(at: Location) -> None:

@@ -15,56 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_rmsprop._validate import check_bool, check_int, require_extra, short_repr
-from jax_rmsprop.sweeps._batch import (
-    auto_batch_size,
-    broadcast_from_process_0,
-    device_bytes,
-    file_dtype,
-    make_mesh,
-    unpack,
-    versions_of,
+from jax_rmsprop._validate import (
+    check_bool,
+    check_int,
+    expected,
+    require_extra,
+    short_repr,
 )
-from jax_rmsprop.sweeps._cluster import ClusterRunner, check_client
-from jax_rmsprop.sweeps._location import Location, locate, locked
-from jax_rmsprop.sweeps._members import (
-    PYTHON_KINDS,
-    Axis,
-    Grid,
-    as_argument,
-    check_distinct,
-    is_reserved,
-    labelled,
-    parse_grid,
+from jax_rmsprop.sweeps import (
+    _batch,
+    _cluster,
+    _location,
+    _members,
+    _points,
+    _results,
+    _run,
+    _store,
+    _training,
 )
-from jax_rmsprop.sweeps._points import Points
-from jax_rmsprop.sweeps._results import InMemory, Shapes
-from jax_rmsprop.sweeps._run import (
-    Programs,
-    Progress,
-    Runner,
-    Task,
-    finish_batch_on_sigint,
-    plan,
-)
-from jax_rmsprop.sweeps._store import (
-    FORMAT,
-    Damaged,
-    ZarrStore,
-    create,
-    delete_carries,
-    open_group,
-    open_header,
-    read_columns,
-    read_header,
-)
-from jax_rmsprop.sweeps._training import (
-    Traced,
-    Training,
-    check_signature,
-    fingerprint,
-    trace,
-)
+from jax_rmsprop.sweeps._training import Training
 
 if TYPE_CHECKING:
     import distributed
@@ -255,37 +224,35 @@ class Call:
         if self.store is not None:
             require_extra("sweep", "dask.array", "filelock", "zarr")
         check_bool("progress", self.progress)
-        pairs = isinstance(self.axes, Points) if self.zipped is None else self.zipped
-        self.points = parse_grid(self.axes, check_bool("zipped", pairs), self.labels)
-        check_distinct(self.points)
+        if self.zipped is None:
+            self.zipped = isinstance(self.axes, _points.Points)
+        check_bool("zipped", self.zipped)
+        self.points = _members.parse_grid(self.axes, self.zipped, self.labels)
+        _members.check_distinct(self.points)
         if self.batch_size != "auto":
             check_int("batch_size", self.batch_size, low=1)
         _check_seconds("save_every", self.save_every)
         if self.wait is not None:
             _check_seconds("wait", self.wait)
         if self.on_step is not None and not callable(self.on_step):
-            raise TypeError(
-                f"`on_step` must be a function, got {short_repr(self.on_step)}"
-            )
+            raise TypeError(expected("on_step", "a function", self.on_step))
         if self.client is not None:
             require_extra("cluster", "distributed", "flatbuffers")
-            check_client(self.client, self.devices)
-        self._mesh = make_mesh(self.devices)
-        check_signature(self.train, tuple(self.points.axes))
+            _cluster.check_client(self.client, self.devices)
+        self._mesh = _batch.make_mesh(self.devices)
+        _training.check_signature(self.train, tuple(self.points.axes))
         self._stepped = isinstance(self.train, Training)
         if self._stepped:
             check_int("steps", self.steps, low=1)
         elif self.steps is not None:
-            raise ValueError(
-                "`steps` must be None unless `train` is a Training, got "
-                f"{short_repr(self.steps)}"
-            )
+            allowed = "None unless `train` is a Training"
+            raise ValueError(expected("steps", allowed, self.steps))
         self.steps = int(self.steps or 1)
         with jax.transfer_guard("allow"):
             traced = isinstance(jnp.zeros([]), jax.core.Tracer)
         if traced:
             raise TypeError("`sweep` must be called outside a jit, a vmap and the like")
-        self._at = None if self.store is None else locate(self.store)
+        self._at = None if self.store is None else _location.locate(self.store)
 
     @contextlib.contextmanager
     def running(self) -> Generator[None]:
@@ -295,60 +262,67 @@ class Call:
         silent = not self.progress or jax.process_index() > 0
         bar = tqdm(unit="step" if self._stepped else "member", disable=silent)
         with _without_switches(), bar:
-            self.shown = Progress(bar)
-            with finish_batch_on_sigint(self.shown):
+            self.shown = _run.Progress(bar)
+            with _run.finish_batch_on_sigint(self.shown):
                 self._open()
                 bar.total = len(self.every) * self.steps
-                there = np.minimum(self.results.steps, self.steps)
-                self.shown.there(int(there.sum()))
+                bar.update(int(np.minimum(self.results.steps, self.steps).sum()))
                 yield
 
     def _open(self) -> None:
         """Trace the first training, and look up the members in the store."""
         at = self._at
-        header = None if at is None else read_header(at)
-        header = header if broadcast_from_process_0(header is not None) else None
+        header = None if at is None else _store.read_header(at)
+        header = header if _batch.broadcast_from_process_0(header is not None) else None
         values: dict[str, dict[str, str]] = {}
         if at is not None:
-            known, axes = (header or {}).get("values", {}), dict[str, Axis]()
+            known, axes = (header or {}).get("values", {}), dict[str, _members.Axis]()
             for name, axis in self.points.axes.items():
                 axes[name], values[name] = axis.named_by(known.get(name, {}))
             self.points = dataclasses.replace(self.points, axes=axes)
-        members, self.number = self.points.members()
-        self.every, self._columns = np.arange(members.size), members.columns
-        self._groups = self.points.combinations(self.number)
-        self._traced, self._checked = dict[int, Traced](), None
-        self._device_count = self._mesh.size
+        self._members, self.number = self.points.members()
+        self.every = np.arange(len(self._members.index))
+        self._groups = self.points.combinations(self._members)
+        self._traced, self._checked = dict[int, _training.Traced](), None
+        self._specs, self._device_count = dict[str, str](), self._mesh.size
         outputs = self.traced(0).outputs
-        self._shapes = Shapes(outputs, self._stepped, self.steps)
+        self._shapes = _results.Shapes(outputs, self._stepped, self.steps)
         self.shown.judged = self._shapes.judged
-        self._check_names()
-        self.programs = Programs(self.traced, self._mesh, self.shown)
+        free = () if self._stepped else ("rung", "step")
+        for name in outputs:
+            taken = _members.is_reserved(name) and name not in free
+            if taken or name in self.points.axes:
+                raise ValueError(
+                    f"`train` must not return an output {name!r}: the name is taken"
+                )
+        self.programs = _run.Programs(self.traced, self._mesh, self.shown)
         if at is None:
-            self.size = self._batch_size()
-            self.results: Any = InMemory(
-                len(self.every), self._shapes, self.keeps_carries
+            self.size, count = self._batch_size(), len(self.every)
+            self.results: Any = _results.InMemory(
+                count, self._shapes, self.keeps_carries
             )
             return
+        kinds = self.points.kinds
         ours = {
-            "format": FORMAT,
-            "axes": self.points.kinds,
+            "format": _store.FORMAT,
+            "axes": kinds,
             "zipped": self.points.zipped,
             "stepped": self._stepped,
-            "outputs": {n: _format_spec(x) for n, x in outputs.items()},
+            "outputs": self._specs,
             "programs": {},
             "values": values,
-            "versions": versions_of(self._mesh.devices.flat[0]),
+            "versions": _batch.versions_of(self._mesh.devices.flat[0]),
         }
         if header is None:
-            ours["batch_size"] = self._batch_size()
+            size = self._batch_size()
             if jax.process_index() == 0:
-                create(at, ours, self.points.kinds, self._shapes)
-            broadcast_from_process_0(0)
-            header = open_header(at)
-        check_same_sweep(at, ours, self.batch_size, header)
+                _store.create(at, {**ours, "batch_size": size}, kinds, self._shapes)
+            _batch.broadcast_from_process_0(0)
+            header = _store.open_header(at)
         self.size = header["batch_size"]
-        self.results = ZarrStore(at, members, self._shapes)
+        size = self.size if self.batch_size == "auto" else self.batch_size
+        check_same_sweep(at, header, {**ours, "batch_size": size})
+        self.results = _store.ZarrStore(at, self._members, self._shapes)
         self.results.agree()
         more = {n: x for n, x in values.items() if x != header["values"].get(n)}
         if more or (self.points.zipped and not header["zipped"]):
@@ -356,51 +330,44 @@ class Call:
         self._checked = dict(header["programs"])
         self._check(0)
 
-    def traced(self, number: int) -> Traced:
+    def traced(self, number: int) -> _training.Traced:
         """The training of a combination of Python values.
 
         Raises:
           ValueError: its outputs differ from the first one's, or it is not the store's.
         """
         if number not in self._traced:
-            combination = self._groups[number]
+            combination, first = self._groups[number], self._groups[0]
             if len(self._groups) > 1:
-                self.shown.say(f"tracing {combination.name}")
-            kinds = {name: x.dtype for name, x in combination.numbers.items()}
-            new = trace(self.train, combination.python, kinds)
-            first = self._shapes.outputs if self._traced else new.outputs
-            for name in first | new.outputs:
-                ours, theirs = (_format_spec(x.get(name)) for x in (first, new.outputs))
+                self.shown.bar.set_description(f"tracing {combination.name}")
+            new = trace(self.train, combination, self._members)
+            specs = {name: _format_spec(x) for name, x in new.outputs.items()}
+            self._specs = self._specs or specs
+            for name in self._specs | specs:
+                ours, theirs = (x.get(name, "missing") for x in (self._specs, specs))
                 if ours != theirs:
                     raise ValueError(
                         "`train` must return the same for all Python values, but "
-                        f"{name} is {ours} with {self._groups[0].python} and "
-                        f"{theirs} with {combination.python}"
+                        f"{name} is {ours} with {first.python} and {theirs} with "
+                        f"{combination.python}"
                     )
             self._traced[number] = new
             self._check(number)
         return self._traced[number]
 
-    def _all_traced(self) -> list[Traced]:
+    def _all_traced(self) -> list[_training.Traced]:
         return [self.traced(i) for i in range(len(self._groups))]
 
     def _check(self, number: int) -> None:
         """Check a program against the store's, or add it there."""
         if self._checked is None:
             return
-        name, now = self._groups[number].name, fingerprint(self._traced[number])
+        now = _training.fingerprint(self._traced[number])
+        name = self._groups[number].name
         if name not in self._checked:
             self._checked[name] = now
             self.results.add_to_header(programs={name: now})
         check_program(self.results.at, self._checked, name, now)
-
-    def _check_names(self) -> None:
-        free = () if self._stepped else ("rung", "step")
-        for name in self._shapes.outputs:
-            if name in self.points.axes or (name not in free and is_reserved(name)):
-                raise ValueError(
-                    f"`train` must not return an output {name!r}: the name is taken"
-                )
 
     def _batch_size(self) -> int:
         """The given batch size, or the programs' default."""
@@ -409,10 +376,10 @@ class Call:
         traced, device = self._all_traced(), self._mesh.local_mesh.devices.flat[0]
         if any(each.calls_back for each in traced):
             return 1  # only members may call back, no padding
-        return auto_batch_size(
+        return _batch.auto_batch_size(
             traced,
             device.platform,
-            int(broadcast_from_process_0(float(device_bytes(device)))),
+            int(_batch.broadcast_from_process_0(float(_batch.device_bytes(device)))),
             lambda which, size: self.programs.get(which, size, size),
         )
 
@@ -431,7 +398,7 @@ class Call:
                     raise KeyboardInterrupt
                 self._rows = self.results.to_dataset(free_memory() // 4)
                 return
-            except Damaged as error:
+            except _store.Damaged as error:
                 damaged = error
                 self.results.give_up(damaged.rows)
         raise OSError(
@@ -440,27 +407,21 @@ class Call:
 
     def _run(self, some: np.ndarray, end: int) -> bool:
         """Run what these members lack; return whether they lacked anything."""
-        results, tasks = self.results, list[Task]()
+        results, tasks = self.results, list[_run.Task]()
         for i, group in enumerate(self._groups):
             own = np.intersect1d(group.members, some)
-            tasks += plan(results, i, group, own, end, self.size)
-        needed = bool(tasks)
+            tasks += _run.plan(results, i, own, end, self.size)
+        needed, heard = bool(tasks), self._heard if self.on_step else None
         arguments = (
-            results,
-            self._groups,
-            self._shapes,
-            self.programs,
-            self.shown,
-            self.size,
-            self.save_every,
-            self._heard if self.on_step else None,
+            *(results, self._members.numbers, self._shapes, self.programs, self.shown),
+            *(self.size, self.save_every, heard),
         )
         if tasks and self.client is None:
-            Runner(*arguments).run(tasks)
+            _run.Runner(*arguments).run(tasks)
         elif tasks:
-            versions = versions_of(self._mesh.devices.flat[0])
-            runner = ClusterRunner(
-                self.client, self.wait, self._all_traced(), versions, *arguments
+            versions = _batch.versions_of(self._mesh.devices.flat[0])
+            runner = _cluster.ClusterRunner(
+                *arguments, self.client, self.wait, self._all_traced(), versions
             )
             runner.run(tasks)
             self._device_count = len(runner.devices)
@@ -477,7 +438,7 @@ class Call:
         """Number the members' points; members that differ in `over` alone share one."""
         import pandas as pd
 
-        others = [x for name, x in self._columns.items() if name != over]
+        others = [x for name, x in self._members.columns.items() if name != over]
         if not others:
             return np.zeros(len(self.every), int)
         return pd.MultiIndex.from_arrays(others).factorize()[0]
@@ -497,14 +458,14 @@ class Call:
         there = np.asarray((self._rows["steps"] >= step) & ~ended)
         return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
 
-    def _heard(self, task: Task) -> None:
+    def _heard(self, task: _run.Task) -> None:
         """Call `on_step` with the steps of a batch."""
         import xarray as xr
 
         dims, count = self._shapes.dimensions(), len(task.history)
         coords: Any = {
             name: ("member", column[task.members])
-            for name, column in self._columns.items()
+            for name, column in self._members.columns.items()
         }
         rows = {n: np.stack([x[n] for x in task.history], 1) for n in self.outputs}
         if self._stepped:
@@ -528,7 +489,7 @@ class Call:
                 stacklevel=3,
             )
         return curves.assign_attrs(
-            computed=self.shown.computed,
+            computed=len(self.shown.ran),
             batch_size=self.size,
             devices=self._device_count,
             compile_seconds=round(self.shown.compile_seconds, 3),
@@ -556,9 +517,7 @@ def _without_switches() -> Generator[None]:
 def _check_seconds(name: str, value: Any) -> None:
     is_number = isinstance(value, int | float | np.number)
     if isinstance(value, bool) or not is_number or not value >= 0:
-        raise ValueError(
-            f"`{name}` must be a number of seconds >= 0, got {short_repr(value)}"
-        )
+        raise ValueError(expected(name, "a number of seconds >= 0", value))
 
 
 def free_memory() -> int:
@@ -600,10 +559,10 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     require_extra("sweep", *_OF_STORES)
     import pandas as pd
 
-    at = locate(store)
-    header = open_header(at)
+    at = _location.locate(store)
+    header = _store.open_header(at)
     names, shapes = list(header["axes"]), _shapes_of(at, header)
-    table = pd.DataFrame(read_columns(at, names)).sort_values(names)
+    table = pd.DataFrame(_store.read_columns(at, names)).sort_values(names)
     if table.empty:
         raise ValueError(f"`store` {at.name} has no finished members")
     columns = {name: np.array(table[name].tolist()) for name in names}
@@ -612,13 +571,13 @@ def load_sweep(store: StoreLike) -> xr.Dataset:
     size = np.prod([len(x) for x in values.values()], dtype=float)
     zipped = bool(header["zipped"]) or size > 4 * len(table)
     axes = {
-        name: labelled(labels, header["axes"][name])
+        name: _members.Axis(labels, header["axes"][name])
         for name, labels in (columns if zipped else values).items()
     }
-    grid = Grid(axes, zipped)
+    grid = _members.Grid(axes, zipped)
     members, number = grid.members()
     with _explain_damage(at):
-        rows = ZarrStore(at, members, shapes).to_dataset(free_memory() // 4)
+        rows = _store.ZarrStore(at, members, shapes).to_dataset(free_memory() // 4)
     return _to_grid(rows, number, grid, shapes)
 
 
@@ -653,11 +612,11 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
     """
     require_extra("sweep", *_OF_STORES)
     if not isinstance(training, Training):
-        raise TypeError(f"`training` must be a Training, got {short_repr(training)}")
-    at = locate(store)
-    header = open_header(at)
+        raise TypeError(expected("training", "a Training", training))
+    at = _location.locate(store)
+    header = _store.open_header(at)
     if isinstance(point, Mapping):
-        point = {as_argument(name): value for name, value in point.items()}
+        point = {_members.as_argument(name): value for name, value in point.items()}
     if not isinstance(point, Mapping) or set(point) != set(header["axes"]):
         raise ValueError(
             f"`point` must have a value for each of {', '.join(header['axes'])}, got "
@@ -667,36 +626,37 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
         f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not run, "
         "or its carry was dropped"
     )
-    one = {name: np.empty(1, object) for name in header["axes"]}
+    axes = dict[str, _members.Axis]()
     for name, kind in header["axes"].items():
-        one[name][0] = point[name]
-        if kind not in PYTHON_KINDS:
-            number = np.asarray(point[name])
-            if number.shape or number.dtype.kind not in "iuf":
-                raise TypeError(
-                    f"`point` must have a number for {name}, got "
-                    f"{short_repr(point[name])}"
-                )
-            one[name] = number[None].astype(float if "float" in kind else int)
-            if one[name][0] != number:
-                raise absent
-    grid = parse_grid(one, False)
-    axes = {n: a.named_by(header["values"].get(n, {}))[0] for n, a in grid.axes.items()}
-    grid = Grid(axes, False)
-    (combination,) = grid.combinations(np.zeros(1, int))
-    kinds = {name: x.dtype for name, x in combination.numbers.items()}
+        value = np.empty(1, object)
+        value[0] = point[name]
+        if kind in _members.PYTHON_KINDS:
+            axis = _members.parse_grid({name: value}, False).axes[name]
+            axes[name], _ = axis.named_by(header["values"].get(name, {}))
+            continue
+        number = np.asarray(point[name])
+        if number.shape or number.dtype.kind not in "iuf":
+            got = short_repr(point[name])
+            raise TypeError(f"`point` must have a number for {name}, got {got}")
+        labels = number[None].astype(_members.column_dtype(kind))
+        if labels[0] != number:
+            raise absent
+        axes[name] = _members.Axis(labels, kind)
+    grid = _members.Grid(axes, False)
+    members, _ = grid.members()
+    (combination,) = grid.combinations(members)
     with _without_switches():
-        traced = trace(training, combination.python, kinds)
+        traced = trace(training, combination, members)
         # The text of the same program differs between versions and platforms.
-        if header["versions"] == versions_of(jax.devices()[0]):
-            now = fingerprint(traced)
+        if header["versions"] == _batch.versions_of(jax.devices()[0]):
+            now = _training.fingerprint(traced)
             check_program(at, header["programs"], combination.name, now)
     with _explain_damage(at):
-        found = ZarrStore(at, grid.members()[0], _shapes_of(at, header))
+        found = _store.ZarrStore(at, members, _shapes_of(at, header))
         packed = found.carry_of(np.zeros(1, int), int(found.steps[0]))
     if packed is None:
         raise absent
-    leaves = unpack(packed, traced.carry_specs)
+    leaves = _batch.unpack(packed, traced.carry_specs)
     return traced.tree([jnp.asarray(x)[0] for x in leaves])
 
 
@@ -723,37 +683,37 @@ def drop_carries(store: StoreLike) -> None:
       ...     drop_carries(store)
     """
     require_extra("sweep", *_OF_STORES)
-    at = locate(store)
-    open_header(at)
-    with locked(at):
-        delete_carries(at)
+    at = _location.locate(store)
+    _store.open_header(at)
+    with _location.locked(at):
+        _store.delete_carries(at)
 
 
 @contextlib.contextmanager
-def _explain_damage(at: Location) -> Generator[None]:
+def _explain_damage(at: _location.Location) -> Generator[None]:
     try:
         yield
-    except Damaged as damaged:
+    except _store.Damaged as damaged:
         raise OSError(
             f"`store` {at.name} is damaged: {len(damaged.rows)} members cannot be "
             "read; repeat the call of `sweep` to compute them again"
         ) from damaged
 
 
-def _shapes_of(at: Location, header: Mapping[str, Any]) -> Shapes:
+def _shapes_of(at: _location.Location, header: Mapping[str, Any]) -> _results.Shapes:
     """The shapes of a store's results."""
-    group: Any = open_group(at)
+    group: Any = _store.open_group(at)
     stepped, arrays = bool(header["stepped"]), {n: group[n] for n in header["outputs"]}
     outputs = {
         name: jax.ShapeDtypeStruct(x.shape[2 if stepped else 1 :], x.dtype)
         for name, x in arrays.items()
     }
     steps = next(iter(arrays.values())).shape[1] if stepped else 1
-    return Shapes(outputs, stepped, steps)
+    return _results.Shapes(outputs, stepped, steps)
 
 
 def check_program(
-    at: Location, programs: Mapping[str, str], name: str, now: str
+    at: _location.Location, programs: Mapping[str, str], name: str, now: str
 ) -> None:
     """Raise an error if a store's program of this name is another one.
 
@@ -769,52 +729,47 @@ def check_program(
 
 
 def check_same_sweep(
-    at: Location, ours: Mapping[str, Any], batch_size: Any, theirs: Mapping[str, Any]
+    at: _location.Location, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> None:
     """Raise an error if a store is of another training.
 
     Raises:
       ValueError: naming the first difference.
     """
-
-    def check(now: Any, then: Any, what: str) -> None:
-        if now != then:
-            raise ValueError(f"`store` {at.name} holds another sweep: {what}")
-
-    names = [", ".join(each["axes"]) for each in (theirs, ours)]
-    what = "its axes are {}, this one's {}".format(*names)
-    check(sorted(ours["axes"]), sorted(theirs["axes"]), what)
-    what = "one of the two is a `Training` of steps"
-    check(ours["stepped"], theirs["stepped"], what)
-    for name, kind in ours["axes"].items():
-        then = theirs["axes"][name]
-        check(kind, then, f"its {name} is {then}, this one's {kind}")
-    for name, now in ours["versions"].items():
-        then = theirs["versions"].get(name)
-        what = (
-            f"it was computed with {name} {then}, this one is with {now}, so the bits "
-            "may differ; `load_sweep` reads it"
-        )
-        check(now, then, what)
-    for name in theirs["outputs"] | ours["outputs"]:
-        now, then = (x["outputs"].get(name) for x in (ours, theirs))
-        what = f"its output {name} is {then}, this one's {now}"
-        if None in (now, then):
-            what = f"{'it' if then is None else 'this one'} has no output {name}"
-        check(now, then, what)
-    size = theirs["batch_size"]
-    now = size if batch_size == "auto" else batch_size
-    check(now, size, f"its `batch_size` is {size!r}, this one's {batch_size!r}")
+    facts = [
+        {"`train`": "a Training" if header["stepped"] else "a function"}
+        | {f"axis {name}": kind for name, kind in header["axes"].items()}
+        | header["versions"]
+        | {f"output {name}": spec for name, spec in header["outputs"].items()}
+        | {"`batch_size`": header["batch_size"]}
+        for header in (theirs, ours)
+    ]
+    for what in facts[0] | facts[1]:
+        then, now = (each.get(what, "missing") for each in facts)
+        bits = ", so the bits may differ; `load_sweep` reads it"
+        if then != now:
+            raise ValueError(
+                f"`store` {at.name} holds another sweep: its {what} is {then}, this "
+                f"one's {now}{bits if what in ours['versions'] else ''}"
+            )
 
 
-def _finished(rows: xr.Dataset, shapes: Shapes) -> xr.DataArray:
+def trace(
+    train: Any, combination: _members.Combination, members: _members.Members
+) -> _training.Traced:
+    """Trace a training with the Python values of a combination."""
+    kinds = {name: x.dtype for name, x in members.numbers.items()}
+    return _training.trace(train, combination.python, kinds)
+
+
+def _finished(rows: xr.Dataset, shapes: _results.Shapes) -> xr.DataArray:
     """Which members have run all steps or ended early."""
     ended = (rows["steps"] > 0) & shapes.ended(rows["diverged_at"])
     return (rows["steps"] >= shapes.steps) | ended
 
 
 def _to_grid(
-    rows: xr.Dataset, number: np.ndarray, points: Grid, shapes: Shapes
+    rows: xr.Dataset, number: np.ndarray, points: _members.Grid, shapes: _results.Shapes
 ) -> xr.Dataset:
     """Arrange the results of the members along the axes of the grid."""
     import xarray as xr
@@ -837,8 +792,6 @@ def _to_grid(
     )
 
 
-def _format_spec(spec: jax.ShapeDtypeStruct | None) -> str:
+def _format_spec(spec: jax.ShapeDtypeStruct) -> str:
     """Write a spec as "float32[50]"."""
-    if spec is None:
-        return "missing"
-    return f"{file_dtype(spec.dtype)}[{','.join(map(str, spec.shape))}]"
+    return f"{_batch.file_dtype(spec.dtype)}[{','.join(map(str, spec.shape))}]"

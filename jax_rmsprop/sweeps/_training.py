@@ -17,7 +17,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from jax_rmsprop._validate import key_name, short_repr
+from jax_rmsprop._validate import expected, key_name, short_repr
 from jax_rmsprop.sweeps._identity import (
     identify,
     key_impl,
@@ -71,9 +71,7 @@ class Training:
         """Check that both are functions."""
         for name, function in vars(self).items():
             if not callable(function):
-                raise TypeError(
-                    f"`{name}` must be a function, got {short_repr(function)}"
-                )
+                raise TypeError(expected(name, "a function", function))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,10 +281,8 @@ def check_signature(train: Any, names: tuple[str, ...]) -> None:
         _check_call("step", train.step, (None,), names)
         return
     if not callable(train):
-        raise TypeError(
-            f"`train` must be a function of the axes, or a Training, got "
-            f"{short_repr(train)}"
-        )
+        allowed = "a function of the axes, or a Training"
+        raise TypeError(expected("train", allowed, train))
     _check_call("train", train, (), names)
 
 
