@@ -11,9 +11,7 @@ from jax_rmsprop.conventions._tensorflow import keras, tensorflow1
 from jax_rmsprop.conventions._wrap import Transformation
 
 
-def nature_dqn(
-    learning_rate: NumberOrSchedule = 2.5e-4,
-) -> Transformation:
+def nature_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
     """DQN in Nature: `keras` with rho 0.95, epsilon 0.01 and centered.
 
     The paper's "gradient momentum" 0.95 is the decay of the gradient's average, and its
@@ -30,9 +28,7 @@ def nature_dqn(
     return _recipe("nature_dqn", learning_rate)
 
 
-def dopamine_dqn(
-    learning_rate: NumberOrSchedule = 2.5e-4,
-) -> Transformation:
+def dopamine_dqn(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
     """Dopamine's DQN: `tensorflow1` with decay 0.95, epsilon 1e-5 and centered.
 
     Dopamine's JAX agents use Optax, whose nu starts at 0 instead of 1.
@@ -47,9 +43,7 @@ def dopamine_dqn(
     return _recipe("dopamine_dqn", learning_rate)
 
 
-def dqn_zoo(
-    learning_rate: NumberOrSchedule = 2.5e-4,
-) -> Transformation:
+def dqn_zoo(learning_rate: NumberOrSchedule = 2.5e-4) -> Transformation:
     """DQN Zoo's DQN: `optax` with decay 0.95, eps 0.01 / 32^2 and centered.
 
     It is `nature_dqn` for another loss: there the losses of a batch of 32 are summed,
@@ -73,9 +67,7 @@ def dqn_zoo(
     return _recipe("dqn_zoo", learning_rate)
 
 
-def impala(
-    learning_rate: NumberOrSchedule = 6e-4,
-) -> Transformation:
+def impala(learning_rate: NumberOrSchedule = 6e-4) -> Transformation:
     """IMPALA on Atari, as TorchBeast runs it: `pytorch` with alpha 0.99 and eps 0.01.
 
     There the rate falls linearly to 0 and the gradient's global norm is clipped to 40:
@@ -93,9 +85,7 @@ def impala(
     return _recipe("impala", learning_rate)
 
 
-def efficientnet(
-    learning_rate: NumberOrSchedule = 0.016,
-) -> Transformation:
+def efficientnet(learning_rate: NumberOrSchedule = 0.016) -> Transformation:
     """EfficientNet: `tensorflow1` with decay 0.9, momentum 0.9 and epsilon 1e-3.
 
     The rate is for batches of 256, is proportional to the batch size, and decays by
@@ -112,9 +102,7 @@ def efficientnet(
     return _recipe("efficientnet", learning_rate)
 
 
-def mobilenet_v3(
-    learning_rate: NumberOrSchedule = 0.064,
-) -> Transformation:
+def mobilenet_v3(learning_rate: NumberOrSchedule = 0.064) -> Transformation:
     """MobileNetV3 in torchvision: `pytorch`, eps 0.0316, momentum and alpha 0.9.
 
     The weight decay is 1e-5. The rate is for batches of 1024 and decays by 0.973 every

@@ -19,6 +19,7 @@ from jax_rmsprop.migrate._state import (
     to_numpy,
 )
 
+Names = Sequence[str] | None
 _ENTRIES = {"nu": "square_avg", "mu": "grad_avg", "momentum": "momentum_buffer"}
 
 
@@ -75,7 +76,7 @@ def from_torch(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
-    names: Sequence[str] | None = None,
+    names: Names = None,
 ) -> Any:
     """Convert the state of `torch.optim.RMSprop` to that of `conventions.pytorch`.
 
@@ -123,12 +124,7 @@ def from_torch(
 
 
 def to_torch(
-    state: Any,
-    params: Any,
-    optimizer: Any,
-    *,
-    layout: Layout,
-    names: Sequence[str] | None = None,
+    state: Any, params: Any, optimizer: Any, *, layout: Layout, names: Names = None
 ) -> Any:
     """Convert our state to a state dict of `torch.optim.RMSprop`.
 
@@ -159,7 +155,7 @@ def from_timm(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
-    names: Sequence[str] | None = None,
+    names: Names = None,
 ) -> Any:
     """Convert the state of timm's `RMSpropTF` to that of `conventions.timm`.
 
@@ -173,12 +169,7 @@ def from_timm(
 
 
 def to_timm(
-    state: Any,
-    params: Any,
-    optimizer: Any,
-    *,
-    layout: Layout,
-    names: Sequence[str] | None = None,
+    state: Any, params: Any, optimizer: Any, *, layout: Layout, names: Names = None
 ) -> Any:
     """Convert our state to a state dict of timm's `RMSpropTF`; like `to_torch`."""
     return _to(_TIMM, state, params, optimizer, layout, names)
@@ -190,7 +181,7 @@ def from_bitsandbytes(
     *,
     layout: Layout,
     optimizer: optax.GradientTransformation | None = None,
-    names: Sequence[str] | None = None,
+    names: Names = None,
 ) -> Any:
     """Convert a 32-bit `bnb.optim.RMSprop`'s state to `conventions.bitsandbytes`'s.
 
@@ -203,12 +194,7 @@ def from_bitsandbytes(
 
 
 def to_bitsandbytes(
-    state: Any,
-    params: Any,
-    optimizer: Any,
-    *,
-    layout: Layout,
-    names: Sequence[str] | None = None,
+    state: Any, params: Any, optimizer: Any, *, layout: Layout, names: Names = None
 ) -> Any:
     """Convert our state to one of `bnb.optim.RMSprop`, in 32 bits; like `to_torch`."""
     return _to(_BITSANDBYTES, state, params, optimizer, layout, names)
@@ -220,7 +206,7 @@ def _from(
     params: Any,
     layout: Layout,
     optimizer: optax.GradientTransformation | None,
-    names: Sequence[str] | None,
+    names: Names,
 ) -> Any:
     _check_optimizers_alone(checkpoint)
     index = LayoutIndex(layout, params)
@@ -338,7 +324,7 @@ def _to(
     params: Any,
     optimizer: Any,
     layout: Layout,
-    order: Sequence[str] | None,
+    order: Names,
 ) -> Any:
     index = LayoutIndex(layout, params)
     theirs, count = extract_arrays(state, index)
@@ -371,9 +357,7 @@ def _to(
     return {"state": entries, "param_groups": groups}
 
 
-def _names(
-    groups: Any, index: LayoutIndex, order: Sequence[str] | None
-) -> dict[Any, str]:
+def _names(groups: Any, index: LayoutIndex, order: Names) -> dict[Any, str]:
     """The names of PyTorch's parameters.
 
     They are the checkpoint's, if it has names instead of numbers or beside them; else

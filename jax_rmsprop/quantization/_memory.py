@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -9,7 +10,6 @@ from typing import Any
 
 import jax
 import optax
-from jax.tree_util import keystr
 
 from jax_rmsprop import _markdown
 from jax_rmsprop.quantization._quantize import is_field, path_leaves
@@ -20,26 +20,17 @@ class MemoryReport:
     """The bytes that a training stores; prints as a table.
 
     Attributes:
-      rows: the bytes by column, for each leaf of the parameters and for the rest:
-        "parameters", "gradients" (in the parameters' dtypes), and the fields of the
-        optimizer's state.
+      total: the bytes of "parameters", of "gradients" (in the parameters' dtypes), and
+        of each field of the optimizer's state.
     """
 
-    rows: Mapping[str, Mapping[str, int]]
-
-    @property
-    def total(self) -> dict[str, int]:
-        """The bytes of each column."""
-        columns = dict.fromkeys(c for row in self.rows.values() for c in row)
-        return {c: sum(row.get(c, 0) for row in self.rows.values()) for c in columns}
+    total: Mapping[str, int]
 
     def __str__(self) -> str:
         """The table, in Markdown."""
-        total = self.total
-        lines = [["bytes", *total]]
-        for name, row in [*self.rows.items(), ("total", total)]:
-            lines.append([name, *(f"{row.get(c, 0):,}" for c in total)])
-        return _markdown.table(lines, numbers=True)
+        rows = [*self.total.items(), ("all", sum(self.total.values()))]
+        cells = [["", "bytes"], *([name, f"{size:,}"] for name, size in rows)]
+        return _markdown.table(cells, numbers=True)
 
     _repr_markdown_ = __str__
 
@@ -54,8 +45,7 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
       params: arrays, or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      A report with a row for each leaf of the parameters and one for the rest, such as
-      a count.
+      The bytes by field of the state.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,36 +54,24 @@ def memory_report(optimizer: optax.GradientTransformation, params: Any) -> Memor
       >>> params = {"w": jnp.ones((1000, 1000))}
       >>> optimizer = quantize_state(rmsprop(0.01), {"nu": uint8()})
       >>> print(memory_report(optimizer, params))
-      | bytes | parameters | gradients |        nu | count | bases |
-      | ----- | ---------- | --------- | --------- | ----- | ----- |
-      | ['w'] |  4,000,000 | 4,000,000 | 1,000,000 |     0 |     0 |
-      | other |          0 |         0 |         0 |     8 |     8 |
-      | total |  4,000,000 | 4,000,000 | 1,000,000 |     8 |     8 |
+      |            |     bytes |
+      | ---------- | --------- |
+      | parameters | 4,000,000 |
+      | gradients  | 4,000,000 |
+      | count      |         8 |
+      | nu         | 1,000,000 |
+      | bases      |         8 |
+      | all        | 9,000,016 |
     """
-    rows: dict[str, dict[str, int]] = {}
-
-    def add(row: str, column: str, x: Any) -> None:
-        size = math.prod(x.shape) * x.dtype.itemsize
-        cells = rows.setdefault(row, {})
-        cells[column] = cells.get(column, 0) + size
-
-    shapes: dict[Any, tuple[int, ...]] = {}
-    for path, x in path_leaves(params):
-        shapes[path] = x.shape
-        for column in ("parameters", "gradients"):
-            add(keystr(path) or "the root", column, x)
+    total, parameters = collections.Counter[str](), dict(path_leaves(params))
+    for x in parameters.values():
+        for name in ("parameters", "gradients"):
+            total[name] += math.prod(x.shape) * x.dtype.itemsize
     for path, x in path_leaves(jax.eval_shape(optimizer.init, params)):
-        row, last = None, "state"
-        for i, key in enumerate(path):
-            if not is_field(key):
-                continue
-            # The path of a parameter follows the name of a field that mirrors them.
-            rest = path[i + 1 :]
-            inside = [n for n in shapes if rest[: len(n)] == n]
-            if inside and x.shape == shapes[inside[0]]:
-                row = keystr(inside[0]) or "the root"
-            last = key.name if row is None or inside else last
-        add(row or "other", last, x)
-    if "other" in rows:
-        rows["other"] = rows.pop("other")
-    return MemoryReport(rows)
+        fields = [i for i, key in enumerate(path) if is_field(key)]
+        # Parameters may have fields, too: theirs follow the state's.
+        mirrors = [i for i in fields if path[i + 1 :] in parameters]
+        place = mirrors[:1] or fields[-1:]
+        name = path[place[0]].name if place else "state"
+        total[name] += math.prod(x.shape) * x.dtype.itemsize
+    return MemoryReport(dict(total))
