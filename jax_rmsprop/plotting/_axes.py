@@ -9,16 +9,8 @@ import numpy as np
 
 from jax_rmsprop._diagnose import Diagnosis
 from jax_rmsprop._validate import check_int, require_extra
-from jax_rmsprop.sweeps._report import (
-    Scores,
-    as_text,
-    best_index,
-    check_direction,
-    ordered,
-    own_axes,
-    reduce_seeds,
-    resolve_output,
-)
+from jax_rmsprop.sweeps import _report
+from jax_rmsprop.sweeps._report import Scores, as_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -228,7 +220,7 @@ def best_curves(
 
     found, _, _ = select_scores(curves, output, seed_dim, most)
     values = curves[output]
-    own = own_axes(curves, output)
+    own = _report.own_axes(curves, output)
     if len(own) != 1:
         raise ValueError(
             f"`output` must be a curve, with one axis of its own, but {output} has "
@@ -402,9 +394,9 @@ def prepare(
 
     if ax is None:
         ax = _open(plt.subplots(figsize=(6.4, 4.4), layout="constrained")[1])
-    curves = ordered(curves)
-    output = resolve_output(curves, output)
-    return ax, curves, output, check_direction(output, maximize)
+    curves = _report.ordered(curves)
+    output = _report.resolve_output(curves, output)
+    return ax, curves, output, _report.check_direction(output, maximize)
 
 
 def _open(ax: Axes) -> Axes:
@@ -418,14 +410,14 @@ def select_scores(
     curves: xr.Dataset, output: str, seed_dim: str, maximize: bool, **axes: str
 ) -> tuple[Scores, dict[str, int], dict[str, int]]:
     """The output's scores, the best point, and of it what is not on these axes."""
-    found = reduce_seeds(curves, output, seed_dim)
+    found = _report.reduce_seeds(curves, output, seed_dim)
     for argument, axis in axes.items():
         if axis not in found.mean.dims:
             raise ValueError(
                 f"`{argument}` must be one of the grid's axes "
                 f"{', '.join(map(str, found.mean.dims))}, got {axis!r}"
             )
-    place = best_index(found.mean, maximize)
+    place = _report.best_index(found.mean, maximize)
     return found, place, {d: i for d, i in place.items() if d not in axes.values()}
 
 

@@ -20,17 +20,8 @@ from jax_rmsprop.plotting._axes import (
     spans_decades,
     texts,
 )
-from jax_rmsprop.sweeps._report import (
-    Summary,
-    check_direction,
-    diverged,
-    ordered,
-    outputs,
-    own_axes,
-    resolve_output,
-    summary,
-    to_dataframe,
-)
+from jax_rmsprop.sweeps import _report
+from jax_rmsprop.sweeps._report import Summary, summary, to_dataframe
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,15 +80,15 @@ def report(
     from bokeh.resources import INLINE
 
     check_int("top_k", top_k, low=1)
-    curves = ordered(curves)
-    output = resolve_output(curves, output)
-    maximize = check_direction(output, maximize)
+    curves = _report.ordered(curves)
+    output = _report.resolve_output(curves, output)
+    maximize = _report.check_direction(output, maximize)
     found = summary(curves, output, maximize=maximize, seed_dim=seed_dim)
     # Its index says where each stood in the grid.
     table = to_dataframe(curves).sort_values(output, ascending=not maximize)
     axes = [str(name) for name in curves["finished"].coords]
     values, ran = table[output].to_numpy(float), table["finished"].to_numpy()
-    lost = diverged(curves, output).values.ravel()[table.index]
+    lost = _report.diverged(curves, output).values.ravel()[table.index]
     there = np.isfinite(values) & ~lost
     good = there & ran
     for axis in axes:  # an infinite value has no place, and is a category
@@ -144,7 +135,9 @@ def report(
     best = _best(curves, output, table[good], top_k)
     if best is not None:
         parts.append(_curves(best, axes, label))
-    parts.append(_table(source, [*axes, *outputs(curves), "diverged", "finished"]))
+    parts.append(
+        _table(source, [*axes, *_report.outputs(curves), "diverged", "finished"])
+    )
     layout = column(*parts, sizing_mode="stretch_width", max_width=1100)
     path = Path(path)
     path.write_text(
@@ -235,7 +228,7 @@ def _best(
     curves: xr.Dataset, output: str, members: Any, top_k: int
 ) -> dict[str, Any] | None:
     """The curves of the best members, if the output has one axis of its own."""
-    own = own_axes(curves, output)
+    own = _report.own_axes(curves, output)
     if len(own) != 1:
         return None
     best, dims = members[:top_k], curves["finished"].dims

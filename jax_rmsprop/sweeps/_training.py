@@ -276,34 +276,28 @@ def check_signature(train: Any, names: tuple[str, ...]) -> None:
     Raises:
       TypeError: naming the axis that it does not take, or the argument it lacks.
     """
+    functions: list[tuple[str, Any, tuple[Any, ...]]] = [("train", train, ())]
     if isinstance(train, Training):
-        _check_call("init", train.init, (), names)
-        _check_call("step", train.step, (None,), names)
-        return
-    if not callable(train):
+        functions = [("init", train.init, ()), ("step", train.step, (None,))]
+    elif not callable(train):
         allowed = "a function of the axes, or a Training"
         raise TypeError(expected("train", allowed, train))
-    _check_call("train", train, (), names)
-
-
-def _check_call(
-    called: str, function: Any, carry: tuple[Any, ...], names: tuple[str, ...]
-) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # a builtin or the like has none; the call itself raises
-    try:
-        signature.bind_partial(*carry, **dict.fromkeys(names))  # unknown arguments
-        signature.bind(*carry, **dict.fromkeys(names))  # missing arguments
-    except TypeError as error:
-        after = " after the carry" if carry else ""
-        why = str(error).replace("got an unexpected keyword argument", "it has no")
-        why = why.replace("missing a required argument:", "no axis is called")
-        raise TypeError(
-            f"`{called}` must take the axes by name{after}: {why}; its arguments are "
-            f"({', '.join(signature.parameters)}), the axes {', '.join(names)}"
-        ) from None
+    for called, function, carry in functions:
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            continue  # a builtin or the like has none; the call itself raises
+        try:
+            signature.bind_partial(*carry, **dict.fromkeys(names))  # unknown arguments
+            signature.bind(*carry, **dict.fromkeys(names))  # missing arguments
+        except TypeError as error:
+            after = " after the carry" if carry else ""
+            why = str(error).replace("got an unexpected keyword argument", "it has no")
+            why = why.replace("missing a required argument:", "no axis is called")
+            raise TypeError(
+                f"`{called}` must take the axes by name{after}: {why}; its arguments "
+                f"are ({', '.join(signature.parameters)}), the axes {', '.join(names)}"
+            ) from None
 
 
 def fingerprint(traced: Traced) -> str:
@@ -395,10 +389,8 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
             raise kind(f"`{called}` must return {wrong}")
         leaves[name] = leaf
     if not leaves:
-        raise TypeError(
-            f"`{called}` must return an array or a tree of arrays, got "
-            f"{short_repr(tree)}"
-        )
+        wrong = f"an array or a tree of arrays, got {short_repr(tree)}"
+        raise TypeError(f"`{called}` must return {wrong}")
     return leaves
 
 
