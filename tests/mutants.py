@@ -372,7 +372,7 @@ def main() -> None:
     ):
         importlib.import_module(name)
     began, rows, listed = time.time(), list[str](), list[str]()
-    reasons = dict(re.findall(r"(?m)^- (`.*`): ([^`]*)$", FOUND.read_text()))
+    reasons = dict(re.findall(r"(?m)^- (`.*`): ([^`\n]*)$", FOUND.read_text()))
     chosen = sys.argv[1:] or list(MODULES)
     for module in chosen:
         count, alive = survivors(module)
