@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jax_rmsprop import load_sweep, successive_halving
+from jax_rmsprop import Training, load_sweep, successive_halving
 from jax_rmsprop.sweeps import _cluster, _run
 from tests import cache
 from tests.helpers import free_port
@@ -269,6 +269,29 @@ def test_a_training_that_raises_on_a_worker(client, tmp_path):
     with pytest.raises(RuntimeError, match="^`train` raised ") as caught:
         quiet(train, {"x": [1.0]}, client=client, batch_size=1, store=tmp_path / "a")
     assert "\n" not in str(caught.value)
+
+
+def test_what_runs_again_is_stored_once(tmp_path, monkeypatch):
+    """A worker's error in a later part of a task whose first part has come back."""
+    run_order = _cluster.run_order
+
+    def fails_once(job, order):  # it is pickled, so what it counts is the module's
+        if order.carry is not None and not _cluster.failed:
+            _cluster.failed = True
+            return _cluster.Done("", [], None, "it failed")
+        return run_order(job, order)
+
+    monkeypatch.setattr(_cluster, "failed", False, raising=False)
+    monkeypatch.setattr(_cluster, "run_order", fails_once)
+    training = Training(lambda x: x, lambda c, x: (c + x, {"loss": c}))
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with distributed.Client(processes=False, **options) as client:
+        axes = {"x": [1.0, 2.0, 3.0, 4.0]}
+        options = {"steps": 4, "batch_size": 4, "save_every": 0.0, "store": tmp_path}
+        found = quiet(training, axes, client=client, **options)
+    assert _cluster.failed
+    assert found.finished.all()
+    assert (xr.open_zarr(tmp_path).steps > 0).sum() == 4
 
 
 def test_a_training_that_calls_back_cannot_be_sent(client):

@@ -377,6 +377,8 @@ def test_a_carry_is_that_of_the_training_and_the_point(tmp_path):
         ValueError, match="^`store` .* has no carry of {'rate': 0.1, 's"
     ):
         load_carry(long_training, tmp_path, point | {"seed": 1.7})
+    with pytest.raises(ValueError, match="^`seed` must fit int32, got 4294967297"):
+        load_carry(long_training, tmp_path, point | {"seed": 2**32 + 1})
     with pytest.raises(TypeError, match="^`point` must have a number for seed, got 'o"):
         load_carry(long_training, tmp_path, point | {"seed": "one"})
 
@@ -574,6 +576,17 @@ def test_one_member_that_raises_is_flagged(kind, tmp_path):
     with pytest.raises(RuntimeError, match="^`train` raised for x 3: ") as caught:
         quiet(train, {"x": [3.0]}, devices=one, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_if_all_raise_the_first_is_named():
+    equinox = pytest.importorskip("equinox")
+
+    def train(x):
+        return {"loss": equinox.error_if(x, x > 0, "it exploded")}
+
+    message = "^`train` raised for x 1 and 3 others: "
+    with pytest.raises(RuntimeError, match=message):
+        quiet(train, {"x": [1.0, 2.0, 3.0, 4.0]}, batch_size=4)
 
 
 # Callbacks and meshes.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -35,6 +36,9 @@ def test_progress_is_shown(capsys):
         assert part in shown
     quiet(square, {"x": [1, 2]})
     assert capsys.readouterr().err == ""
+    # An output that ends nobody.
+    sweep(lambda x: {"loss": x, "aux": jnp.log(x)}, {"x": [-1.0, 1.0, 2.0]})
+    assert "diverged=1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -276,6 +276,22 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     assert load_sweep(store).loss.shape == (2, 1, 3)
 
 
+def test_every_program_is_the_stores(tmp_path):
+    """Also those that were traced to choose a batch size."""
+
+    def training(factor):
+        return lambda name, x: {"loss": x * (factor if name == "b" else 1)}
+
+    axes = {"name": ["a", "b"], "x": [1.0]}
+    quiet(training(2), axes, store=tmp_path, zipped=np.False_)
+    refused(
+        tmp_path,
+        "its `train` is another function for name b, or closes over other data",
+        training(3),
+        axes | {"x": [1.0, 2.0]},
+    )
+
+
 def test_a_store_that_is_another_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     raises(

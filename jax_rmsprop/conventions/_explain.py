@@ -69,10 +69,7 @@ def _row(name: str) -> list[str]:
         values |= recipe.settings
         of = f"{recipe.title}: `{recipe.convention}`"
 
-    gamma, eps = (
-        row.argument_names.get("gamma", "gamma"),
-        row.argument_names.get("eps", "eps"),
-    )
+    gamma, eps = (row.argument_names.get(name, name) for name in ("gamma", "eps"))
     place = _words(row.eps_in_sqrt, "inside", "outside", "")
     rate = _words(row.lr_in_momentum, "before", "after", "no momentum")
     decay = _words(row.decoupled_weight_decay, "decoupled", "coupled", "none")

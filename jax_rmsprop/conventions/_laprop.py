@@ -62,10 +62,8 @@ def laprop(
     """
     pair: Any = betas
     if not isinstance(pair, Sequence) or len(betas) != 2:
-        raise TypeError(
-            "`betas` must be a pair of numbers in [0, 1], got "
-            + _validate.short_repr(betas)
-        )
+        allowed = "a pair of numbers in [0, 1]"
+        raise TypeError(_validate.expected("betas", allowed, betas))
     beta1, beta2 = (_validate.check_scalar("betas", beta, high=1) for beta in betas)
     decay = _validate.check_scalar("weight_decay", weight_decay)
     rate = _validate.check_scalar("lr", lr, schedule=True)

@@ -65,8 +65,7 @@ def pytorch(
         weight_decay=weight_decay,
         decoupled_weight_decay=False,
     )
-    climbs = _validate.check_bool("maximize", maximize)
-    if climbs:
+    if _validate.check_bool("maximize", maximize):
         optimizer = chain(optax.scale(-1.0), optimizer)
     return around(optax.contrib.split_real_and_imaginary(optimizer))
 

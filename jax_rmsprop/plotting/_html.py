@@ -233,14 +233,11 @@ def _best(
         return None
     best, dims = members[:top_k], curves["finished"].dims
     values = curves[output].transpose(*dims, own[0])
-    places = [np.unravel_index(i, curves["finished"].shape) for i in best.index]
-    lines = [
-        values.isel(dict(zip(dims, place, strict=True))).values.astype(float)
-        for place in places
-    ]
+    flat = values.data.reshape(-1, values.sizes[own[0]])
+    lines = np.asarray(flat[best.index.to_numpy()], float)
     return {
         "xs": [(values[own[0]].values + 1).tolist()] * len(best),
-        "ys": [line.tolist() for line in lines],
+        "ys": lines.tolist(),
         "_colour": [COLOURS[rank % len(COLOURS)] for rank in range(len(best))],
         **{name: best[name].astype(str).tolist() for name in best.columns},
     }

@@ -176,12 +176,14 @@ class ClusterRunner(Runner):
                     if task.begin:
                         carry = self.results.carry(task.lanes(self.size), task.begin)
                     if task.begin and carry is None:  # others have continued them
-                        self._tasks += self._planned(task)
+                        self._tasks += self._planned(task, task.members)
                     else:
                         submit(task, carry)
                 found = completed.next_batch(block=False)
                 if not found:
                     self._alone.look()
+                    if self._blocks and self._due(SECONDS_BETWEEN_APPENDS):
+                        self._flush()
                     time.sleep(0.01)
                 for future, done in found:
                     task, carry = waiting.pop(future)

@@ -111,7 +111,6 @@ def successive_halving(
 
 def _means(values: np.ndarray, point: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """For each point the mean over its members; NaN if it is not in this rung."""
-    total, count = (np.zeros(point.max() + 1) for _ in range(2))
-    np.add.at(total, point[alive], values[alive])
-    np.add.at(count, point[alive], 1)
+    size = int(point.max()) + 1
+    total, count = (np.bincount(point[alive], w, size) for w in (values[alive], None))
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

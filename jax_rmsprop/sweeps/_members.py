@@ -286,7 +286,8 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
         if labels.dtype.itemsize < 4:  # NumPy's and pandas' tools need wider ones
             labels = labels.astype("float64" if floating else "int64")
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
-        kind = _check_numbers(name, labels, short_of_1)
+        kind = jax.dtypes.canonicalize_dtype(labels.dtype)
+        check_numbers(name, labels, kind, short_of_1)
         unique = np.unique(labels)
         same = np.flatnonzero(np.diff(unique.astype(kind)) == 0)
         if len(same) and not zipped:  # other axes may distinguish zipped points
@@ -295,7 +296,7 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
                 f"`{name}` must have values that differ in {kind}, but {a} and {b} "
                 "round to the same number"
             )
-        return Axis(labels, kind)
+        return Axis(labels, str(kind))
     every = np.asarray(values).tolist() if is_array else list(values)
     return _python_axis(name, every, names)
 
@@ -312,13 +313,12 @@ def _all_numbers(values: Iterable[Any]) -> bool:
     )
 
 
-def _check_numbers(name: str, labels: np.ndarray, short_of_1: bool) -> str:
-    """The dtype of numbers in a program: JAX's default width."""
+def check_numbers(
+    name: str, labels: np.ndarray, dtype: np.dtype, short_of_1: bool = False
+) -> None:
+    """Check that a program's dtype holds numbers, and their distances to 1."""
     _check_no_nan(name, labels)
-    dtype, floating = (
-        jax.dtypes.canonicalize_dtype(labels.dtype),
-        labels.dtype.kind == "f",
-    )
+    floating = dtype.kind == "f"
     info: Any = jnp.finfo(dtype) if floating else jnp.iinfo(dtype)
     wrong = np.isfinite(labels) & ((labels < info.min) | (labels > info.max))
     if floating:
@@ -338,7 +338,6 @@ def _check_numbers(name: str, labels: np.ndarray, short_of_1: bool) -> str:
     if one.any():
         text = f"`{name}` {labels[one][0]} rounds to exactly 1 in {dtype}"
         warnings.warn(text, stacklevel=5)
-    return str(dtype)
 
 
 def _check_no_nan(name: str, labels: np.ndarray) -> None:
@@ -358,7 +357,7 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
             allowed = f"a text for each value of `{name}`, all different"
             raise ValueError(expected("labels", allowed, names))
     elif all(isinstance(value, bool) for value in values) or _all_numbers(values):
-        texts = np.array(list(unique.values())).tolist()
+        texts = [x.item() if hasattr(x, "item") else x for x in unique.values()]
     else:
         found = [_label(value) for value in unique.values()]
         texts = [
@@ -369,7 +368,8 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     labels = np.array([label_of[key] for key in keys])
     _check_no_nan(name, labels)
     kind = {"b": "bool", "i": "int", "f": "float"}.get(labels.dtype.kind, "str")
-    by_label = dict(zip(texts, unique.values(), strict=True))
+    # The first of those with equal labels.
+    by_label = dict(zip(labels.tolist()[::-1], values[::-1], strict=True))
     return Axis(labels, kind, by_label, names is not None)
 
 

@@ -266,9 +266,10 @@ class Runner:
         # Devices without a task repeat the last one.
         every = [*batch, *batch[-1:] * (program.devices - len(batch))]
         members = [task.lanes(program.size) for task in every]
-        packed = [self.results.carry(each, begin) for each in members if begin]
+        packed: list[Any] = [self.results.carry(x, begin) for x in members if begin]
         if any(each is None for each in packed):  # others have continued them
-            self._tasks[:0] = [t for task in batch for t in self._planned(task)]
+            again = (self._planned(task, task.members) for task in batch)
+            self._tasks[:0] = itertools.chain.from_iterable(again)
             return
         lanes = np.concatenate(members)
         numbers = [program.place(column[lanes]) for column in self.numbers.values()]
@@ -335,9 +336,11 @@ class Runner:
         """Collect what a task has run since the last save, to store it with others."""
         if not task.rows:
             return
+        block, lost = task.block(self.shapes.stepped, carry), task.ended
+        if not self.shapes.stepped:
+            lost = (block.rows["diverged_at"] >= 0).any(-1)
         if task.done:
-            self.progress.done(task.members, int(task.ended.sum()))
-        block = task.block(self.shapes.stepped, carry)
+            self.progress.done(task.members, int(lost.sum()))
         self._blocks.append(block)
         self._bytes += sum(x.nbytes for x in block.rows.values())
         self._bytes += 0 if carry is None else carry.nbytes
@@ -378,16 +381,16 @@ class Runner:
         alone = len(batch) == 1 and jax.process_count() == 1
         if not alone or "RESOURCE_EXHAUSTED" in message:
             raise RuntimeError(f"`train` raised {message[:300]}")
+        self._flush()  # they run from what is stored
         task = batch[0]
         if len(task.members) == 1:
             self._raised.append((int(task.members[0]), message[:200]))
             return
-        for half in np.array_split(task.members, 2):
-            self._tasks[:0] = self._planned(task, half)
+        halves = np.array_split(task.members, 2)
+        self._tasks[:0] = [t for half in halves for t in self._planned(task, half)]
 
-    def _planned(self, task: Task, some: Any = None) -> list[Task]:
+    def _planned(self, task: Task, some: np.ndarray) -> list[Task]:
         """New tasks for some members of a task, from their current steps."""
-        some = task.members if some is None else some
         return plan(self.results, task.group, some, task.end, self.size)
 
     def _flag(self) -> None:
@@ -436,8 +439,8 @@ def joined(blocks: Sequence[Block]) -> Block | None:
         for name in ("members", "steps")
     )
     rows = {n: np.concatenate([block.rows[n] for block in blocks]) for n in first.rows}
-    carries = [block.carry for block in blocks if block.carry is not None]
-    carry = np.concatenate(carries) if carries else None
+    carries: list[Any] = [block.carry for block in blocks]
+    carry = None if first.carry is None else np.concatenate(carries)
     return Block(members, first.begin, first.end, steps, rows, carry)
 
 

@@ -324,7 +324,7 @@ class ZarrStore:
             stepped, array = shapes.stepped and name in shapes.outputs, group[name]
             part = (slice(steps),) if stepped else ()
             if lazy:
-                chunks = at_once, *array.shape[1:]
+                chunks: Any = at_once, *array.shape[1:]
                 rows = dask.array.from_array(array, chunks=chunks)[(own, *part)]
             else:
                 rows = self._read(group, name, own, after=part)
@@ -337,8 +337,9 @@ class ZarrStore:
         have = xr.DataArray(np.minimum(self.steps, steps), dims="member")
         if shapes.stepped:
             # A writer may have been killed before it published its steps.
+            each = have.chunk({"member": at_once}) if lazy else have
+            ran = dataset["step"] < each
             for name in shapes.names if (have < steps).any() else ():
-                ran = dataset["step"] < have
                 dataset[name] = dataset[name].where(ran, fill[name])
             first = dataset["diverged_at"]
             dataset["diverged_at"] = first.where(first < have, -1)

@@ -226,7 +226,7 @@ class Call:
         check_bool("progress", self.progress)
         if self.zipped is None:
             self.zipped = isinstance(self.axes, _points.Points)
-        check_bool("zipped", self.zipped)
+        self.zipped = check_bool("zipped", self.zipped)
         self.points = _members.parse_grid(self.axes, self.zipped, self.labels)
         _members.check_distinct(self.points)
         if self.batch_size != "auto":
@@ -328,7 +328,8 @@ class Call:
         if more or (self.points.zipped and not header["zipped"]):
             self.results.add_to_header(values=values, zipped=self.points.zipped)
         self._checked = dict(header["programs"])
-        self._check(0)
+        for number in list(self._traced):
+            self._check(number)
 
     def traced(self, number: int) -> _training.Traced:
         """The training of a combination of Python values.
@@ -641,6 +642,7 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
         labels = number[None].astype(_members.column_dtype(kind))
         if labels[0] != number:
             raise absent
+        _members.check_numbers(name, labels, np.dtype(kind))
         axes[name] = _members.Axis(labels, kind)
     grid = _members.Grid(axes, False)
     members, _ = grid.members()
