@@ -413,10 +413,8 @@ class Call:
             own = np.intersect1d(group.members, some)
             tasks += _run.plan(results, i, own, end, self.size)
         needed, heard = bool(tasks), self._heard if self.on_step else None
-        arguments = (
-            *(results, self._members.numbers, self._shapes, self.programs, self.shown),
-            *(self.size, self.save_every, heard),
-        )
+        of_all = results, self._members.numbers, self._shapes, self.programs, self.shown
+        arguments = *of_all, self.size, self.save_every, heard
         if tasks and self.client is None:
             _run.Runner(*arguments).run(tasks)
         elif tasks:
@@ -595,8 +593,8 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
 
     Raises:
       TypeError: a value of the point is not of its axis' kind.
-      ValueError: the store holds another training; there is no such member, or its
-        carry has been dropped.
+      ValueError: the store holds another training; there is no such member, it has
+        diverged, or its carry has been dropped.
 
     Example:
       >>> import tempfile
@@ -625,7 +623,7 @@ def load_carry(training: Any, store: StoreLike, point: Any) -> Any:
         )
     absent = ValueError(
         f"`store` {at.name} has no carry of {short_repr(dict(point))}: it has not run, "
-        "or its carry was dropped"
+        "it has diverged, or its carry was dropped"
     )
     axes = dict[str, _members.Axis]()
     for name, kind in header["axes"].items():
