@@ -508,7 +508,8 @@ def spacing(values: np.ndarray) -> str:
 
 def spans_decades(values: np.ndarray) -> bool:
     finite = values[np.isfinite(values)]
-    return bool(finite.min() > 0 and finite.max() > 10 * finite.min())
+    low, high = float(finite.min()), float(finite.max())
+    return low > 0 and high > 10 * low
 
 
 def _mark_diverged(

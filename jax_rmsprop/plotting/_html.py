@@ -139,7 +139,7 @@ def report(
         _table(source, [*axes, *_report.outputs(curves), "diverged", "finished"])
     )
     layout = column(*parts, sizing_mode="stretch_width", max_width=1100)
-    path = Path(path)
+    path = Path(path).expanduser()
     path.write_text(
         file_html(layout, INLINE, title=f"{output}, a sweep"), encoding="utf-8"
     )

@@ -38,6 +38,15 @@ def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[...
             return jax.tree.map(lambda x: x[None], own)
 
         return begin, advance
+    if traced.has_rbg and traced.init.in_avals:  # one member after the other
+
+        def each(function: Any) -> Callable[..., Any]:
+            def run(consts: list[Any], *own: Any) -> Any:
+                return jax.lax.map(lambda x: function(consts, *x), own)
+
+            return run
+
+        return each(traced.begin), each(traced.advance)
     # Without numbers there is no batched input; `size` sets the lanes.
     numbers = (0,) * len(traced.init.in_avals)
     over = functools.partial(jax.vmap, axis_size=size)
@@ -249,7 +258,7 @@ def device_bytes(device: Any) -> int:
 def file_dtype(dtype: Any) -> np.dtype:
     """The narrowest native NumPy dtype that holds all values of this one."""
     dtype = np.dtype(dtype)
-    if dtype.kind != "V":
+    if dtype.isbuiltin == 1:
         return dtype
     is_float = jax.numpy.issubdtype(dtype, jax.numpy.floating)
     return np.dtype("float32" if is_float else "int16")

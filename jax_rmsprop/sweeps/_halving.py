@@ -104,7 +104,7 @@ def successive_halving(
             scores = sign * _means(call.last(by, end), point, alive)
             order = np.argsort(scores, kind="stable")  # NaN comes last
             count = len(np.unique(point[alive]))
-            best = order[: math.ceil(keep * count - 1e-9)]
+            best = order[: max(1, math.ceil(keep * count - 1e-9))]
             alive = alive[np.isin(point[alive], best)]
     return call.curves(alive, rung)
 

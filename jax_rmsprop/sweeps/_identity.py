@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
+import os
 import sys
 import types
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +83,8 @@ def _inside(value: Any) -> list[Any]:
         return [value.__self__, value.__func__]
     if isinstance(value, enum.Enum):
         return [value.name]
+    if isinstance(value, os.PathLike):
+        return [os.fspath(value)]
     if isinstance(value, Mapping):
         pairs = [(identify(key), x) for key, x in value.items()]
         return [list(pair) for pair in sorted(pairs, key=lambda pair: pair[0])]
@@ -91,12 +95,27 @@ def _inside(value: Any) -> list[Any]:
     if hasattr(value, "__wrapped__"):  # such as of jax.jit
         return [value.__wrapped__]
     slots = {n for c in type(value).__mro__ for n in getattr(c, "__slots__", ())}
-    parts = getattr(value, "__dict__", {}) | {
+    parts = {
+        n: x for n, x in getattr(value, "__dict__", {}).items() if _is_own(value, n)
+    }
+    parts |= {
         n: getattr(value, n) for n in slots if n[:2] != "__" and hasattr(value, n)
     }
-    if not parts and type(value).__repr__ is object.__repr__:
-        raise TypeError(f"a {type(value).__name__} has no content to identify it by")
-    return [parts]
+    if parts:
+        return [parts]
+    opaque = type(value).__repr__ is object.__repr__ or isinstance(value, Iterator)
+    if not opaque:
+        with contextlib.suppress(Exception):  # what cannot be pickled
+            return list(value.__reduce_ex__(2))
+    raise TypeError(f"a {type(value).__name__} has no content to identify it by")
+
+
+def _is_own(value: Any, name: str) -> bool:
+    """Whether an attribute is content, and not a cache."""
+    if isinstance(getattr(type(value), name, None), functools.cached_property):
+        return False
+    fields = getattr(value, "__dataclass_fields__", None)
+    return fields is None or name in fields or name[0] != "_"
 
 
 def _names(code: types.CodeType) -> set[str]:

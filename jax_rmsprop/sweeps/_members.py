@@ -7,7 +7,7 @@ import functools
 import re
 import unicodedata
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -281,10 +281,10 @@ def _axis(name: str, values: Any, zipped: bool, names: Any) -> Axis:
     if len(values) == 0:
         raise ValueError(f"`{name}` must have at least one value, got none")
     labels = np.asarray(values) if is_array or _all_numbers(values) else None
-    if labels is not None and jnp.issubdtype(labels.dtype, jnp.number):
-        floating = jnp.issubdtype(labels.dtype, jnp.floating)
-        if labels.dtype.itemsize < 4:  # NumPy's and pandas' tools need wider ones
-            labels = labels.astype("float64" if floating else "int64")
+    if labels is not None and not (labels.dtype.isnative and labels.itemsize in (4, 8)):
+        for kind, wide in ((jnp.floating, "float64"), (jnp.integer, "int64")):
+            if jnp.issubdtype(labels.dtype, kind):  # pandas has no others
+                labels = labels.astype(wide)
     if labels is not None and labels.dtype.kind in "iuf" and names is None:
         kind = jax.dtypes.canonicalize_dtype(labels.dtype)
         check_numbers(name, labels, kind, short_of_1)
@@ -348,7 +348,7 @@ def _check_no_nan(name: str, labels: np.ndarray) -> None:
 
 def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     # By type too: True == 1, and a training may distinguish them.
-    keys = [(type(v), v if isinstance(v, Hashable) else id(v)) for v in values]
+    keys = [(type(v), _hashable(v)) for v in values]
     unique = dict(zip(keys, values, strict=True))
     if names is not None:
         texts = list(names) if isinstance(names, Sequence) else [names]
@@ -356,7 +356,7 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
         if not (valid and len({*texts}) == len(texts) == len(unique)):
             allowed = f"a text for each value of `{name}`, all different"
             raise ValueError(expected("labels", allowed, names))
-    elif all(isinstance(value, bool) for value in values) or _all_numbers(values):
+    elif all(isinstance(v, bool | np.bool_) for v in values) or _all_numbers(values):
         texts = [x.item() if hasattr(x, "item") else x for x in unique.values()]
     else:
         found = [_label(value) for value in unique.values()]
@@ -373,6 +373,15 @@ def _python_axis(name: str, values: list[Any], names: Any) -> Axis:
     return Axis(labels, kind, by_label, names is not None)
 
 
+def _hashable(value: Any) -> Any:
+    """The value, or its address if it or a part of it has no hash."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
+
+
 def _identified(value: Any) -> str:
     try:
         return identify(value)
@@ -387,7 +396,7 @@ def _label(value: Any) -> str:
     """A name without a memory address, which differs between processes."""
     while isinstance(value, functools.partial):
         value = value.func
-    name = getattr(value, "__name__", None)
+    name = value if isinstance(value, str) else getattr(value, "__name__", None)
     if name is None:
         name = " ".join(str(value).split())
         if len(name) > 60 or " at 0x" in name:

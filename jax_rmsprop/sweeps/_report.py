@@ -342,8 +342,11 @@ def _numeric(curves: xr.Dataset) -> list[str]:
 
 
 def diverged(curves: xr.Dataset, output: str) -> xr.DataArray:
-    """Mask of the members whose `output` diverged."""
-    return curves["diverged_at"].sel(output=output, drop=True) >= 0
+    """Mask of the members whose `output` diverged, or that ended before all steps."""
+    lost = curves["diverged_at"].sel(output=output, drop=True) >= 0
+    if "steps" in curves and "step" in curves.dims:
+        lost |= curves["finished"] & (curves["steps"] < curves.sizes["step"])
+    return lost
 
 
 def outputs(curves: xr.Dataset) -> list[str]:

@@ -45,7 +45,7 @@ class Task:
       steps: the number of steps of each member so far.
       ended: which members have a judged output that is not finite.
       rows: the outputs of each step since the last save.
-      history: the outputs of each step of this call, if there is an `on_step`.
+      history: the outputs of the `heard` steps of this call, if there is an `on_step`.
     """
 
     group: int
@@ -57,7 +57,7 @@ class Task:
         """Start all members at `begin`."""
         self.steps = np.full(len(self.members), self.begin, "int32")
         self.ended = np.zeros(len(self.members), bool)
-        self.rows, self.history = list[Rows](), list[Rows]()
+        self.rows, self.history, self.heard = list[Rows](), Rows(), 0
 
     @property
     def step(self) -> int:
@@ -223,6 +223,7 @@ class Runner:
         self._saves = self.shapes.stepped and self.results.keeps_carries
         self._tasks, self._raised = list[Task](), list[tuple[int, str]]()
         self._blocks, self._bytes, self._kept = list[Block](), 0, time.perf_counter()
+        self._error: BaseException | None = None
         # The last dispatched step: its tasks, its program, its outputs.
         self._pending: tuple[list[Task], CompiledBatch, list[Any]] | None = None
 
@@ -242,6 +243,8 @@ class Runner:
                 self._flush()
             raise
         self._flush()
+        if self._error is not None:
+            raise self._error
         compiling = self.progress.compile_seconds - compiled
         self.progress.run_seconds += time.perf_counter() - began - compiling
         self._flag()
@@ -328,9 +331,16 @@ class Runner:
             return
         task.add(rows, self.shapes.judged)
         self.progress.stepped(rows[self.shapes.judged])
-        if self.on_step is not None:
-            task.history.append(rows)
+        if self.on_step is None or self._error is not None:
+            return
+        for name, x in rows.items():
+            shape = len(x), task.end - task.step + 1, *x.shape[1:]
+            task.history.setdefault(name, np.empty(shape, x.dtype))[:, task.heard] = x
+        task.heard += 1
+        try:
             self.on_step(task)
+        except BaseException as error:  # end as at Ctrl-C, then raise it
+            self._error, self.progress.stopped = error, True
 
     def _collect(self, task: Task, carry: np.ndarray | None) -> None:
         """Collect what a task has run since the last save, to store it with others."""

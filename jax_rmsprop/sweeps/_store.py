@@ -16,8 +16,6 @@ Readers find damage by the CRC-32C of each chunk.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import threading
 import uuid
 import warnings
@@ -376,21 +374,12 @@ def create(
     Raises:
       OSError: the store cannot be written.
     """
-    header = {**header, "id": uuid.uuid4().hex}
-    with explain_oserror(at):
-        folder = at.folder
-        if folder is None:
-            return _create(at, header, kinds, shapes)
-        # Created beside the folder and renamed, so that creation is atomic.
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = folder.parent / f".{folder.name}.{header['id']}.partial"
-        _create(Location(str(beside), str(beside)), header, kinds, shapes)
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            shutil.rmtree(beside)
-            if read_header(at) is None:
-                raise
+    if at.folder is not None:
+        with explain_oserror(at):
+            at.folder.mkdir(parents=True, exist_ok=True)
+    with locked(at), explain_oserror(at, ValueError):
+        if read_header(at) is None:
+            _create(at, {**header, "id": uuid.uuid4().hex}, kinds, shapes)
 
 
 def _create(
@@ -398,13 +387,10 @@ def _create(
 ) -> None:
     import zarr
 
+    attributes = {"sweep": dict(header), "coordinates": " ".join(kinds)}
     group = zarr.open_group(
-        at.target,
-        mode="a",
-        zarr_format=3,
-        attributes={"sweep": dict(header), "coordinates": " ".join(kinds)},
-        use_consolidated=False,
-    )
+        at.target, mode="a", zarr_format=3, use_consolidated=False
+    ).update_attributes(attributes)
 
     def make(name: str, own: Any, dtype: Any, chunks: Any, dims: Any = ()) -> Any:
         text = dtype.kind == "O"
@@ -433,7 +419,7 @@ def _create(
     make("steps", (), np.dtype("int32"), (_COLUMN_CHUNK,))
     if shapes.stepped:
         carried = "member", "of_carries"
-        make("carried", (3,), np.dtype("int32"), (_COLUMN_CHUNK, 3), carried)
+        make("carried", (3,), np.dtype("int64"), (_COLUMN_CHUNK, 3), carried)
     names = np.array(shapes.names, object)
     make("output", (), names.dtype, (len(names),), ("output",))[:] = names
     publish(at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,7 @@ class Call:
         """Trace, open the store and show a bar, for `run` within it."""
         from tqdm.auto import tqdm
 
-        silent = not self.progress or jax.process_index() > 0
+        silent = not self.progress or jax.process_index() > 0 or sys.stderr is None
         bar = tqdm(unit="step" if self._stepped else "member", disable=silent)
         with _without_switches(), bar:
             self.shown = _run.Progress(bar)
@@ -291,7 +292,8 @@ class Call:
         free = () if self._stepped else ("rung", "step")
         for name in outputs:
             taken = _members.is_reserved(name) and name not in free
-            if taken or name in self.points.axes:
+            dims = self._shapes.dimensions()[name]
+            if taken or any(x in self.points.axes for x in (name, *dims)):
                 raise ValueError(
                     f"`train` must not return an output {name!r}: the name is taken"
                 )
@@ -455,18 +457,19 @@ class Call:
             raise ValueError(f"`by` must be real, but {output} is {values.dtype}")
         ended = self._shapes.ended(self._rows["diverged_at"], step)
         there = np.asarray((self._rows["steps"] >= step) & ~ended)
-        return np.where(there, np.asarray(values[:, step - 1], float), np.nan)
+        found = np.asarray(values[:, step - 1], float)
+        return np.where(there & np.isfinite(found), found, np.nan)
 
     def _heard(self, task: _run.Task) -> None:
         """Call `on_step` with the steps of a batch."""
         import xarray as xr
 
-        dims, count = self._shapes.dimensions(), len(task.history)
+        dims, count = self._shapes.dimensions(), task.heard
         coords: Any = {
             name: ("member", column[task.members])
             for name, column in self._members.columns.items()
         }
-        rows = {n: np.stack([x[n] for x in task.history], 1) for n in self.outputs}
+        rows = {name: x[:, :count] for name, x in task.history.items()}
         if self._stepped:
             coords["step"] = task.step - count + np.arange(count)
         else:

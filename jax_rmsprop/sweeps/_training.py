@@ -127,6 +127,13 @@ class Traced:
         return any(True for _ in _callbacks(self, returning=False))
 
     @functools.cached_property
+    def has_rbg(self) -> bool:
+        """Whether it draws what `jax.vmap` draws from the first key of a batch."""
+        jaxprs = inner_jaxprs((self.init, self.step))
+        names = {e.primitive.name for inner in jaxprs for e in inner.eqns}
+        return "rng_bit_generator" in names
+
+    @functools.cached_property
     def has_mesh(self) -> bool:
         """Whether it places arrays on a mesh of its own."""
         names = {"sharding_constraint", "shard_map", "device_put", "reshard"}
@@ -167,6 +174,12 @@ def trace(
         if not isinstance(train, Training):
             return []
         tree = _called("init", train.init, **python, **numbers)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not _is_array(leaf):
+                raise TypeError(
+                    f"`init` must return a tree of arrays, but {key_name(path)} is "
+                    f"{short_repr(leaf)}"
+                )
         leaves, structure = jax.tree.flatten(tree)
         impls[:] = map(key_impl, leaves)
         leaves = map(without_key, leaves)
@@ -262,11 +275,13 @@ def _same_carry(before: Any, after: Any) -> list[Any]:
     return new
 
 
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int)
+
+
 def _described(x: Any) -> str:
     """An array as "float32[2, 3]", other values by their repr."""
-    is_array = isinstance(
-        x, jax.Array | np.ndarray | np.generic | complex | float | int
-    )
+    is_array = _is_array(x)
     return f"{jnp.result_type(x)}{list(jnp.shape(x))}" if is_array else short_repr(x)
 
 
@@ -371,7 +386,8 @@ def name_outputs(tree: Any, called: str) -> dict[str, Any]:
     for path, leaf in found:
         name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
         kind, wrong = TypeError, ""
-        if name in leaves or "/" in name or not name.isprintable():
+        a_file = "/" in name or name in (".", "..", "zarr.json")
+        if name in leaves or a_file or not name.isprintable():
             kind = ValueError
             wrong = f"names that differ, printable and without a /; got {name!r}"
         elif not isinstance(leaf, jax.Array | np.ndarray | np.generic):
