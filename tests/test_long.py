@@ -4,6 +4,9 @@ import itertools
 import re
 import signal
 import warnings
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,7 @@ from tests.sweeps import (
     result,
     run_images,
     run_long,
+    square,
 )
 
 AXES = {"rate": [0.03, 0.1, 1e30], "seed": range(5)}
@@ -847,3 +851,105 @@ def test_rmsprop_in_a_training(tmp_path):
     np.testing.assert_array_equal(found.loss, whole.loss)
     x, state = load_carry(training, tmp_path, {"gamma": 0.99})
     assert state.count == 10
+
+
+# Kinds of faults from the trackers of other packages.
+
+
+def test_values_without_attributes_are_told_apart(tmp_path):
+    values = [datetime(2020, 1, 1), datetime(2021, 1, 1), Decimal("0.5"), Path("/a")]
+    whole = {value: float(i) for i, value in enumerate(values)}
+    # Each is of a type whose content is no attribute, and has one that Python caches.
+    hash(values[-1])
+    for again in (False, True):
+        axes = {"value": np.array(values + [Path("/a")] * again, object)[:4]}
+        found = quiet(
+            lambda value: {"loss": jnp.float32(whole[value])}, axes, store=tmp_path
+        )
+        np.testing.assert_array_equal(found.loss, [0, 1, 2, 3])
+        assert found.computed == (0 if again else 4)
+    long = "a long text " * 10
+    texts = np.array([long + "1", long + "2"], object)
+    found = quiet(lambda text: {"loss": jnp.float32(len(text))}, {"text": texts})
+    assert found.text.values.tolist() == texts.tolist()
+
+
+def test_values_with_parts_that_have_no_hash():
+    values = np.empty(2, object)
+    values[:] = [("relu", [16, 32]), ("relu", [64])]
+    found = quiet(lambda net: {"loss": jnp.float32(len(net[1]))}, {"net": values})
+    np.testing.assert_array_equal(found.loss, [2, 1])
+    flags = {"flag": [np.bool_(True), np.bool_(False)]}
+    assert quiet(lambda flag: {"loss": jnp.float32(flag)}, flags).flag.dtype == bool
+    big = {"x": np.array([1.0, 2.0], ">f8")}
+    np.testing.assert_array_equal(quiet(square, big).loss, [1, 4])
+
+
+def test_random_bits_do_not_depend_on_the_batch(tmp_path):
+    """`jax.vmap` draws those of "rbg" from the first key of a batch."""
+
+    def train(seed):
+        return {"loss": jax.random.uniform(jax.random.key(seed, impl="rbg"))}
+
+    whole = quiet(train, {"seed": range(6)}, batch_size=4)
+    turned = quiet(train, {"seed": range(5, -1, -1)}, batch_size=4)
+    np.testing.assert_array_equal(whole.loss, turned.loss[::-1])
+    assert len(np.unique(whole.loss)) == 6
+
+
+def test_a_score_that_is_infinite_does_not_continue():
+    training = Training(
+        lambda x: x,
+        lambda c, x: (c, {"loss": c, "score": jnp.where(x == 0, jnp.inf, x)}),
+    )
+    options = {"steps": [1, 2], "by": "score", "maximize": True, "progress": False}
+    found = successive_halving(training, {"x": [0.0, 1.0, 2.0]}, **options)
+    np.testing.assert_array_equal(found.rung, [0, 0, 1])
+    found = successive_halving(training, {"x": [1.0, 2.0]}, keep=1e-12, **options)
+    np.testing.assert_array_equal(found.rung, [0, 1])
+
+
+def test_who_ended_early_is_not_best_by_another_output():
+    training = Training(
+        lambda x: x,
+        lambda c, x: (c, {"loss": jnp.where(x == 9, jnp.nan, c), "accuracy": x}),
+    )
+    found = quiet(training, {"x": [1.0, 9.0]}, steps=3)
+    best = summary(found, "accuracy", maximize=True)
+    assert best.best == {"x": 1.0}
+    assert best.diverged == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
+def test_an_on_step_that_raises_loses_nothing(error, tmp_path):
+    def on_step(curves):
+        if curves.sizes["step"] == 2:
+            raise error("mine")
+
+    with pytest.raises(error, match="^mine$"):
+        quiet(
+            long_training, AXES, steps=3, batch_size=4, store=tmp_path, on_step=on_step
+        )
+    assert load_sweep(tmp_path).steps.max() >= 2
+
+
+def test_a_store_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for computed in (2, 0):
+        assert quiet(square, {"x": [1.0, 2.0]}, store=".").computed == computed
+    assert Path.cwd() == tmp_path
+
+
+def test_more_of_what_a_training_returns(tmp_path):
+    def init(x):
+        return {"x": x, "act": jax.nn.relu}
+
+    message = "^`init` must return a tree of arrays, but .*act.* is "
+    with pytest.raises(TypeError, match=message):
+        quiet(Training(init, lambda c, x: (c, x)), {"x": [1.0]}, steps=1)
+    with pytest.raises(ValueError, match="must not return an output 'loss'"):
+        quiet(lambda loss_dim_0: {"loss": jnp.ones(2)}, {"loss_dim_0": [1.0]})
+    found = quiet(
+        lambda x: {"loss": x.astype("float8_e5m2")}, {"x": [1.0]}, store=tmp_path
+    )
+    assert found.loss.dtype == np.float32

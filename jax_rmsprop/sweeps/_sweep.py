@@ -94,7 +94,8 @@ def sweep(
         combinations; None pairs `points` and nothing else.
       labels: for an axis of Python values, a text for each value, which identifies it
         in results and stores; by default its contents do.
-      batch_size: members that a device runs at once, at least 1. "auto" depends on the
+      batch_size: members that a device runs at once, at least 1; if they draw from
+        keys of "rbg", which `jax.vmap` mixes up, one after the other. "auto" depends on the
         program and the device: 128 on a CPU, fewer if the arrays of a step would not
         fit its cache (4 with convolutions); elsewhere as many, up to 65,536, as need
         1 GiB of temporary arrays; in either case fewer if the compiler says that they
@@ -116,7 +117,8 @@ def sweep(
       save_every: seconds between saves of a `Training` with a store; each includes the
         carries to resume from. It is also saved at the end and at Ctrl-C.
       on_step: called in this process after each step of each batch with a Dataset of
-        its members and of the steps that this call has run for them.
+        its members and of the steps that this call has run for them. An error that it
+        raises ends the sweep as Ctrl-C does, with everything saved.
       client: a `dask.distributed.Client`: its workers run the batches, and this process
         writes their results. Workers may join, leave and be killed; each needs the
         caller's versions and kind of device.

@@ -130,8 +130,12 @@ class Traced:
     def has_rbg(self) -> bool:
         """Whether it draws what `jax.vmap` draws from the first key of a batch."""
         jaxprs = inner_jaxprs((self.init, self.step))
-        names = {e.primitive.name for inner in jaxprs for e in inner.eqns}
-        return "rng_bit_generator" in names
+        return any(
+            equation.primitive.name == "rng_bit_generator"
+            or any("rbg" in str(x.aval) for x in equation.outvars)  # such as key<rbg>
+            for inner in jaxprs
+            for equation in inner.eqns
+        )
 
     @functools.cached_property
     def has_mesh(self) -> bool:
