@@ -97,10 +97,10 @@ def sweep(
       batch_size: members that a device runs at once, at least 1; if they draw from
         keys of "rbg", which `jax.vmap` mixes up, one after the other. "auto" depends on
         the program and the device: 128 on a CPU, fewer if the arrays of a step would
-        not fit its cache (4 with convolutions); elsewhere as many, up to 65,536, as need
-        1 GiB of temporary arrays; in either case fewer if the compiler says that they
-        need more memory than there is. It suits hundreds of members; with fewer, pass
-        a number, or the padding is wasted work. A training that calls back to this
+        not fit its cache (4 with convolutions); elsewhere as many, up to 65,536, as
+        need 1 GiB of temporary arrays; in either case fewer if the compiler says that
+        they need more memory than there is. It suits hundreds of members; with fewer,
+        pass a number, or the padding is wasted work. A training that calls back to this
         process, by `jax.debug.callback` or the like, is never padded: "auto" is then 1.
       devices: where to run; None for all devices of all processes.
       store: where to save finished members as zarr: a folder (shared, if there are
