@@ -16,6 +16,8 @@ Readers find damage by the CRC-32C of each chunk.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import threading
 import uuid
 import warnings
@@ -374,12 +376,24 @@ def create(
     Raises:
       OSError: the store cannot be written.
     """
-    if at.folder is not None:
-        with explain_oserror(at):
-            at.folder.mkdir(parents=True, exist_ok=True)
-    with locked(at), explain_oserror(at, ValueError):
-        if read_header(at) is None:
-            _create(at, {**header, "id": uuid.uuid4().hex}, kinds, shapes)
+    header = {**header, "id": uuid.uuid4().hex}
+    with explain_oserror(at):
+        folder = at.folder
+        fixed = (
+            folder and folder.is_dir() and (folder.samefile(".") or folder.is_mount())
+        )
+        if folder is None or fixed:  # it cannot be replaced
+            return _create(at, header, kinds, shapes)
+        # Created beside the folder and renamed, so that creation is atomic.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.parent / f".{folder.name}.{header['id']}.partial"
+        try:
+            _create(Location(str(beside), str(beside)), header, kinds, shapes)
+            os.rename(beside, folder)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            if read_header(at) is None:
+                raise
 
 
 def _create(
