@@ -734,7 +734,7 @@ def test_seeds_of_points_are_averaged():
     # A point with a missing seed is not the best, but is reported.
     part = summary(found.isel(member=[0, 1, 2, 4, 5]))
     assert part.best == {"rate": pytest.approx(0.3)}
-    assert "1 points lack seeds; by those that ran, 0.1 at rate 0.1" in str(part)
+    assert "1 point lacks seeds; by those that ran, 0.1 at rate 0.1" in str(part)
 
 
 def test_selections_are_read_like_the_whole(at_once):

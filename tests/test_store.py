@@ -232,23 +232,23 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
     quiet(train, grid, store=store, batch_size=2)
     refused(
         store,
-        "its axis x is float32, this one's missing",
+        "its axis x is float32, this one's is missing",
         lambda y, z: {"loss": y * z * data},
         {"y": [1.0], "z": [1.0, 2.0]},
         batch_size=2,
     )
     refused(
-        store, "its axis x is float32, this one's int32", train, grid | {"x": [1, 2]}
+        store, "its axis x is float32, this one's is int32", train, grid | {"x": [1, 2]}
     )
     refused(
         store,
-        "its output loss is float32[3], this one's float32[]",
+        "its output loss is float32[3], this one's is float32[]",
         lambda x, y: {"loss": x * y},
         grid,
     )
     refused(
         store,
-        "its output loss is float32[3], this one's missing",
+        "its output loss is float32[3], this one's is missing",
         lambda x, y: {"error": x * y * data},
         grid,
     )
@@ -262,12 +262,12 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, monkeypatch):
         jax.jit(lambda x, y: {"loss": x.astype(float) * y * other}),
         grid,
     )
-    refused(store, "its `batch_size` is 2, this one's 4", train, grid, batch_size=4)
+    refused(store, "its `batch_size` is 2, this one's is 4", train, grid, batch_size=4)
     now = jax.__version__
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     refused(
         store,
-        f"its jax is {now}, this one's 0.0.1, so the bits may differ; `load_sweep` "
+        f"its jax is {now}, this one's is 0.0.1, so the bits may differ; `load_sweep` "
         "reads it",
         train,
         grid,

@@ -124,7 +124,8 @@ class Summary:
     def _lacking(self) -> list[str]:
         if not self.lacking:
             return []
-        line = f"{self.lacking:,} points lack seeds"
+        some = self.lacking > 1
+        line = f"{self.lacking:,} {'points lack' if some else 'point lacks'} seeds"
         if self.promising is not None:
             value, point = self.promising
             line += f"; by those that ran, {value:.4g} at {_point(point)}"
@@ -477,7 +478,7 @@ def best_index(mean: xr.DataArray, most: bool) -> dict[str, int]:
     """
     values = -mean if most else mean
     if not bool(np.isfinite(values).any()):
-        raise ValueError("no point has finished without a seed that diverged")
+        raise ValueError("every point has a seed that diverged or did not finish")
     place = np.unravel_index(int(np.nanargmin(values.values)), values.shape)
     return {str(d): int(i) for d, i in zip(values.dims, place, strict=True)}
 

@@ -107,7 +107,7 @@ def plan(
     if len(begun):
         some = np.setdiff1d(some, begun[results.ended(begun)])
     tasks: list[Task] = []
-    for begin in np.unique(results.steps[some]).tolist():
+    for begin in np.unique(results.steps[some])[::-1].tolist():  # first who has begun
         alike = some[results.steps[some] == begin]
         parts = np.split(alike, range(size, len(alike), size))
         tasks += [Task(group, members, begin, end) for members in parts]

@@ -755,7 +755,7 @@ def check_same_sweep(
         if then != now:
             raise ValueError(
                 f"`store` {at.name} holds another sweep: its {what} is {then}, this "
-                f"one's {now}{bits if what in ours['versions'] else ''}"
+                f"one's is {now}{bits if what in ours['versions'] else ''}"
             )
 
 
