@@ -247,6 +247,18 @@ def test_who_looks_while_another_writes(tmp_path, monkeypatch):
     views.check(have)
 
 
+def test_steps_that_were_never_published_are_not_read(tmp_path):
+    """A writer was killed between an output and `steps`."""
+    at, have = locate(tmp_path / "a.zarr"), np.zeros(MEMBERS, int)
+    views = Views(at, 4, True)
+    for own, until in ((np.arange(20), 2), (np.arange(10), 4)):
+        member = views.append(0, own, until - 2, until)
+        have[member] = end(member, until)
+    group = _store.open_group(at, "r+")
+    group["loss"][10:20, 2:4] = 7.0
+    views.check(have)
+
+
 @pytest.mark.parametrize("column", ["steps", "x"])
 def test_reading_writes_nothing(tmp_path, column):
     """Also where there is damage, which a writer mends."""

@@ -385,7 +385,6 @@ def create(
         if folder is None or fixed:  # it cannot be replaced
             return _create(at, header, kinds, shapes)
         # Created beside the folder and renamed, so that creation is atomic.
-        folder.parent.mkdir(parents=True, exist_ok=True)
         beside = folder.parent / f".{folder.name}.{header['id']}.partial"
         try:
             _create(Location(str(beside), str(beside)), header, kinds, shapes)
