@@ -253,8 +253,9 @@ def test_a_gamma_whose_distance_to_1_is_lost_is_refused():
     quiet(lambda discount: {"loss": discount}, {"discount": [0.5, 0.9999999]})
     with pytest.warns(
         UserWarning, match="^`p` 0.99999999999 rounds to exactly 1 in float32"
-    ):
+    ) as said:
         quiet(lambda p: {"loss": p}, {"p": [0.5, 0.99999999999]})
+    assert said[0].filename == __file__
 
 
 def test_a_gamma_near_1_as_a_python_value():

@@ -718,6 +718,9 @@ def test_memory_report(capsys):
         "momentum": 64 * 128 + 128 * 4,
         "bases": 4 * arrays,
     }
+    state = jax.eval_shape(make().init, x)
+    bytes_of_state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+    assert sum(list(report.total.values())[2:]) == bytes_of_state
     lines = str(report).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("| all ")

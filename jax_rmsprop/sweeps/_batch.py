@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_rmsprop import _versions
 from jax_rmsprop._validate import expected
 from jax_rmsprop.sweeps._location import in_one_line
-from jax_rmsprop.sweeps._training import Traced, inner_jaxprs
+from jax_rmsprop.sweeps._training import Traced, equations
 
 Rows = dict[str, np.ndarray]
 
@@ -40,13 +40,10 @@ def batched(traced: Traced, size: int) -> tuple[Callable[..., Any], Callable[...
         return begin, advance
     if traced.has_rbg and traced.init.in_avals:  # one member after the other
 
-        def each(function: Any) -> Callable[..., Any]:
-            def run(consts: list[Any], *own: Any) -> Any:
-                return jax.lax.map(lambda x: function(consts, *x), own)
+        def mapped(function: Any) -> Callable[..., Any]:
+            return lambda consts, *own: jax.lax.map(lambda x: function(consts, *x), own)
 
-            return run
-
-        return each(traced.begin), each(traced.advance)
+        return mapped(traced.begin), mapped(traced.advance)
     # Without numbers there is no batched input; `size` sets the lanes.
     numbers = (0,) * len(traced.init.in_avals)
     over = functools.partial(jax.vmap, axis_size=size)
@@ -345,7 +342,7 @@ def member_needs(traced: Traced) -> Needs:
     program = jax.make_jaxpr(step)(*of_all(traced.step.in_avals, _MEMBERS))
 
     def bytes_each(jaxprs: Any) -> list[int]:
-        arrays = (x.aval for equation in _equations(jaxprs) for x in equation.outvars)
+        arrays = (x.aval for equation in equations(jaxprs) for x in equation.outvars)
         return [
             x.size * x.dtype.itemsize // _MEMBERS
             for x in arrays
@@ -354,7 +351,7 @@ def member_needs(traced: Traced) -> Needs:
 
     groups = (
         equation.params["feature_group_count"] * equation.params["batch_group_count"]
-        for equation in _equations(program)
+        for equation in equations(program)
         if equation.primitive.name == "conv_general_dilated"
     )
     loops, every = list(_innermost(program)), bytes_each(program)
@@ -365,14 +362,9 @@ def member_needs(traced: Traced) -> Needs:
     )
 
 
-def _equations(jaxprs: Any) -> Generator[Any]:
-    for inner in inner_jaxprs(jaxprs):
-        yield from inner.eqns
-
-
 def _innermost(jaxprs: Any) -> Generator[Any]:
     """The jaxprs of the innermost loops."""
-    for equation in _equations(jaxprs):
+    for equation in equations(jaxprs):
         if equation.primitive.name in ("scan", "while"):
             body = tuple(equation.params.values())
             if not any(True for _ in _innermost(body)):

@@ -337,7 +337,7 @@ def check_numbers(
     one = (labels < 1) & (numbers == 1)
     if one.any():
         text = f"`{name}` {labels[one][0]} rounds to exactly 1 in {dtype}"
-        warnings.warn(text, stacklevel=5)
+        warnings.warn(text, stacklevel=7)  # the line that calls `sweep`
 
 
 def _check_no_nan(name: str, labels: np.ndarray) -> None:

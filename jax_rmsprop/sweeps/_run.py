@@ -334,8 +334,10 @@ class Runner:
         if self.on_step is None or self._error is not None:
             return
         for name, x in rows.items():
-            shape = len(x), task.end - task.step + 1, *x.shape[1:]
-            task.history.setdefault(name, np.empty(shape, x.dtype))[:, task.heard] = x
+            if name not in task.history:
+                shape = len(x), task.end - task.step + 1, *x.shape[1:]
+                task.history[name] = np.empty(shape, x.dtype)
+            task.history[name][:, task.heard] = x
         task.heard += 1
         try:
             self.on_step(task)

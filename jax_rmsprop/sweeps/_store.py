@@ -331,16 +331,17 @@ class ZarrStore:
             found[name] = dims[name], rows
             run |= {"step": np.arange(rows.shape[1])} if stepped else {}
         fill = {name: missing(name, dtype) for name, (_, dtype) in arrays.items()}
-        every = {"member": np.arange(len(self._row)), "step": np.arange(steps)}
-        asked = {name: every[name] for name in run}
+        sizes = {"member": len(self._row), "step": steps}
+        asked = {name: np.arange(sizes[name]) for name in run}
         dataset = xr.Dataset(found, run).reindex(asked, fill_value=fill)
         have = xr.DataArray(np.minimum(self.steps, steps), dims="member")
         if shapes.stepped:
             # A writer may have been killed before it published its steps.
-            each = have.chunk({"member": at_once}) if lazy else have
-            ran = dataset["step"] < each
-            for name in shapes.names if (have < steps).any() else ():
-                dataset[name] = dataset[name].where(ran, fill[name])
+            if (have < steps).any():
+                each = have.chunk({"member": at_once}) if lazy else have
+                for name in shapes.names:
+                    ran = dataset["step"] < each
+                    dataset[name] = dataset[name].where(ran, fill[name])
             first = dataset["diverged_at"]
             dataset["diverged_at"] = first.where(first < have, -1)
         dataset = dataset.drop_vars(run).assign(steps=have)
@@ -376,14 +377,14 @@ def create(
     Raises:
       OSError: the store cannot be written.
     """
-    header = {**header, "id": uuid.uuid4().hex}
+    header, folder = {**header, "id": uuid.uuid4().hex}, at.folder
+    fixed = folder and folder.is_dir() and (folder.samefile(".") or folder.is_mount())
+    if folder is None or fixed:  # it cannot be replaced by one made beside it
+        with locked(at), explain_oserror(at, ValueError):
+            if read_header(at) is None:
+                _create(at, header, kinds, shapes)
+        return
     with explain_oserror(at):
-        folder = at.folder
-        fixed = (
-            folder and folder.is_dir() and (folder.samefile(".") or folder.is_mount())
-        )
-        if folder is None or fixed:  # it cannot be replaced
-            return _create(at, header, kinds, shapes)
         # Created beside the folder and renamed, so that creation is atomic.
         beside = folder.parent / f".{folder.name}.{header['id']}.partial"
         try:
@@ -400,10 +401,13 @@ def _create(
 ) -> None:
     import zarr
 
-    attributes = {"sweep": dict(header), "coordinates": " ".join(kinds)}
     group = zarr.open_group(
-        at.target, mode="a", zarr_format=3, use_consolidated=False
-    ).update_attributes(attributes)
+        at.target,
+        mode="a",
+        zarr_format=3,
+        attributes={"sweep": dict(header), "coordinates": " ".join(kinds)},
+        use_consolidated=False,
+    )
 
     def make(name: str, own: Any, dtype: Any, chunks: Any, dims: Any = ()) -> Any:
         text = dtype.kind == "O"

@@ -292,10 +292,10 @@ class Call:
         self._shapes = _results.Shapes(outputs, self._stepped, self.steps)
         self.shown.judged = self._shapes.judged
         free = () if self._stepped else ("rung", "step")
+        dims = self._shapes.dimensions()
         for name in outputs:
             taken = _members.is_reserved(name) and name not in free
-            dims = self._shapes.dimensions()[name]
-            if taken or any(x in self.points.axes for x in (name, *dims)):
+            if taken or any(x in self.points.axes for x in (name, *dims[name])):
                 raise ValueError(
                     f"`train` must not return an output {name!r}: the name is taken"
                 )

@@ -129,12 +129,10 @@ class Traced:
     @functools.cached_property
     def has_rbg(self) -> bool:
         """Whether it draws what `jax.vmap` draws from the first key of a batch."""
-        jaxprs = inner_jaxprs((self.init, self.step))
         return any(
             equation.primitive.name == "rng_bit_generator"
             or any("rbg" in str(x.aval) for x in equation.outvars)  # such as key<rbg>
-            for inner in jaxprs
-            for equation in inner.eqns
+            for equation in equations((self.init, self.step))
         )
 
     @functools.cached_property
@@ -143,8 +141,7 @@ class Traced:
         names = {"sharding_constraint", "shard_map", "device_put", "reshard"}
         return any(
             equation.primitive.name in names and "mesh" in str(equation.params).lower()
-            for inner in inner_jaxprs((self.init, self.step))
-            for equation in inner.eqns
+            for equation in equations((self.init, self.step))
         )
 
 
@@ -285,8 +282,9 @@ def _is_array(x: Any) -> bool:
 
 def _described(x: Any) -> str:
     """An array as "float32[2, 3]", other values by their repr."""
-    is_array = _is_array(x)
-    return f"{jnp.result_type(x)}{list(jnp.shape(x))}" if is_array else short_repr(x)
+    if _is_array(x):
+        return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
+    return short_repr(x)
 
 
 def check_signature(train: Any, names: tuple[str, ...]) -> None:
@@ -355,11 +353,10 @@ def fingerprint(traced: Traced) -> str:
 
 def _callbacks(traced: Traced, returning: bool = True) -> Generator[Any]:
     """The functions of this process that a training calls back."""
-    for inner in inner_jaxprs((traced.init, traced.step)):
-        for equation in inner.eqns:
-            function = equation.params.get("callback")
-            if function is not None and (equation.outvars or not returning):
-                yield getattr(function, "callback_func", function)
+    for equation in equations((traced.init, traced.step)):
+        function = equation.params.get("callback")
+        if function is not None and (equation.outvars or not returning):
+            yield getattr(function, "callback_func", function)
 
 
 def inner_jaxprs(value: Any) -> Generator[Any]:
@@ -371,6 +368,12 @@ def inner_jaxprs(value: Any) -> Generator[Any]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from inner_jaxprs(part)
+
+
+def equations(jaxprs: Any) -> Generator[Any]:
+    """The equations of jaxprs and of all nested in them."""
+    for inner in inner_jaxprs(jaxprs):
+        yield from inner.eqns
 
 
 def _arrays(jaxpr: Any) -> Generator[Any]:
